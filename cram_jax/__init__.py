@@ -1,0 +1,1 @@
+"""Sequence models whose demand for attention falls as they learn."""

@@ -1,0 +1,38 @@
+"""The one table of dimension letters. A name such as `q_BxTxHxK` is read with it.
+
+| letter | meaning |
+|---|---|
+| B | batch: independent sequences |
+| T | positions in a sequence (events, tokens) |
+| D | model width |
+| H | query heads |
+| G | key-value heads; G divides H |
+| K | key dimension of a head |
+| V | value dimension of a head |
+| L | layers |
+| M | entries an episodic buffer holds |
+| R | rank (hidden units) of the semantic memory |
+| F | hidden units of a feed-forward layer |
+| W | state width of the working memory |
+| U | codes of the read-out behind prediction uncertainty |
+| C | rows of a plan: capacity for routed queries |
+| S | slots of a plan: capacity for kept keys |
+| P | recurring patterns of a task |
+| A | answers a task can ask for |
+| N | tokens, batch and time flattened |
+
+A trailing number is a size (`route_BxTx3`). Aliases below are for public signatures.
+"""
+
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+Key = PRNGKeyArray
+Tokens = Float[Array, "B T D"]
+Token = Float[Array, "B D"]
+Gaps = Float[Array, "B T"]
+Gap = Float[Array, "B"]  # noqa: UP037
+Segments = Int[Array, "B T"]
+Marks = Bool[Array, "B T"]
+Scalar = Float[Array, ""]
+
+__all__ = ["Array", "Bool", "Float", "Gap", "Gaps", "Int", "Key", "Marks", "Scalar", "Segments", "Token", "Tokens"]

@@ -1,0 +1,1 @@
+"""Pure functions on explicit pytrees; see `dims.py` for the letters."""

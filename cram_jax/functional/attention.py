@@ -1,0 +1,127 @@
+"""The transformer layer to compare with: causal multi-head attention for every token, then a feed-forward network."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cram_jax.dims import Array, Float, Gap, Gaps, Int, Key, Segments, Token, Tokens
+from cram_jax.functional.common import (
+    FeedForward,
+    check_inputs,
+    feed_forward,
+    init_feed_forward,
+    normal,
+    rms_norm,
+    rotate,
+)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+    """D: width. F: hidden units of the feed-forward network. heads, head_dim: H and K.
+    rotary: positions in queries and keys; content alone tells where it is False.
+    context: tokens the streaming cache has room for; a longer stream raises nothing and forgets the oldest.
+    """
+
+    D: int = 64
+    F: int = 128
+    heads: int = 2
+    head_dim: int = 32
+    rotary: bool = False
+    context: int = 2048
+
+
+class AttentionParams(NamedTuple):
+    """Attributes: projections per head, and a norm before each half."""
+
+    norm_D: Float[Array, "D"]  # noqa: UP037
+    qkv_Dx3xHxK: Float[Array, "D 3 H K"]
+    o_HxKxD: Float[Array, "H K D"]
+    norm_ff_D: Float[Array, "D"]  # noqa: UP037
+    feed_forward: FeedForward
+
+
+class AttentionCache(NamedTuple):
+    """Attributes: tokens seen, and a ring of keys and values."""
+
+    position: Int[Array, ""]
+    k_BxTxHxK: Float[Array, "B T H K"]
+    v_BxTxHxK: Float[Array, "B T H K"]
+
+
+def init(key: Key, cfg: AttentionConfig) -> AttentionParams:
+    """Unit-variance projections."""
+    qkv, o, ff = jax.random.split(key, 3)
+    D, H, K = cfg.D, cfg.heads, cfg.head_dim
+    return AttentionParams(
+        jnp.ones(D), normal(qkv, (D, 3, H, K), D), normal(o, (H, K, D), H * K), jnp.ones(D), init_feed_forward(ff, D, cfg.F)
+    )
+
+
+def init_state(cfg: AttentionConfig) -> tuple[()]:
+    """A transformer layer learns nothing outside its parameters."""
+    return ()
+
+
+def init_cache(cfg: AttentionConfig, batch: int) -> AttentionCache:
+    """Nothing seen yet."""
+    shape = (batch, cfg.context, cfg.heads, cfg.head_dim)
+    return AttentionCache(jnp.zeros((), jnp.int32), jnp.zeros(shape), jnp.zeros(shape))
+
+
+def _qkv(params: AttentionParams, x_BxTxD, position_BxT, cfg: AttentionConfig):
+    z_BxTxD = rms_norm(params.norm_D, x_BxTxD)
+    q, k, v = jnp.moveaxis(jnp.einsum("btd,dxhk->btxhk", z_BxTxD, params.qkv_Dx3xHxK), 2, 0)
+    return (rotate(q, position_BxT), rotate(k, position_BxT), v) if cfg.rotary else (q, k, v)
+
+
+def _finish(params: AttentionParams, x_BxTxD, o_BxTxHxK):
+    x_BxTxD = x_BxTxD + jnp.einsum("bthk,hkd->btd", o_BxTxHxK, params.o_HxKxD)
+    return x_BxTxD + feed_forward(params.feed_forward, rms_norm(params.norm_ff_D, x_BxTxD))
+
+
+def apply(
+    params: AttentionParams,
+    state: tuple[()],
+    x_BxTxD: Tokens,
+    *,
+    cfg: AttentionConfig,
+    gap_BxT: Gaps | None = None,
+    key: Key | None = None,
+    train: bool = False,
+    segment_BxT: Segments | None = None,
+) -> tuple[Tokens, tuple[()]]:
+    """A whole sequence. `state`, `gap_BxT`, `key` and `train` are of the shared contract and change nothing here."""
+    del state, key, train
+    check_inputs(x_BxTxD, cfg.D, gap_BxT, segment_BxT)
+    B, T, _ = x_BxTxD.shape
+    q, k, v = _qkv(params, x_BxTxD, jnp.broadcast_to(jnp.arange(T), (B, T)), cfg)
+    same_Bx1xTxT = None if segment_BxT is None else segment_BxT[:, None, :, None] == segment_BxT[:, None, None, :]
+    o_BxTxHxK = jax.nn.dot_product_attention(q, k, v, mask=same_Bx1xTxT, is_causal=True)
+    return _finish(params, x_BxTxD, o_BxTxHxK), ()
+
+
+def step(
+    params: AttentionParams,
+    state: tuple[()],
+    cache: AttentionCache,
+    x_BxD: Token,
+    *,
+    cfg: AttentionConfig,
+    gap_B: Gap | None = None,
+    key: Key | None = None,
+) -> tuple[Token, AttentionCache, tuple[()]]:
+    """One token, streaming; equals `apply` for the first `context` tokens, and sees the last `context` after."""
+    del state, key
+    x_Bx1xD = x_BxD[:, None]
+    check_inputs(x_Bx1xD, cfg.D, None if gap_B is None else gap_B[:, None], None)
+    q, k, v = _qkv(params, x_Bx1xD, jnp.full((x_BxD.shape[0], 1), cache.position), cfg)
+    place = cache.position % cfg.context
+    k_BxTxHxK = jax.lax.dynamic_update_slice_in_dim(cache.k_BxTxHxK, k.astype(cache.k_BxTxHxK.dtype), place, axis=1)
+    v_BxTxHxK = jax.lax.dynamic_update_slice_in_dim(cache.v_BxTxHxK, v.astype(cache.v_BxTxHxK.dtype), place, axis=1)
+    filled_1x1x1xT = (jnp.arange(cfg.context) <= cache.position)[None, None, None]
+    o = jax.nn.dot_product_attention(q, k_BxTxHxK, v_BxTxHxK, mask=filled_1x1x1xT)
+    return _finish(params, x_Bx1xD, o)[:, 0], AttentionCache(cache.position + 1, k_BxTxHxK, v_BxTxHxK), ()

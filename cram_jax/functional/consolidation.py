@@ -1,0 +1,131 @@
+"""How well a layer's semantic memory replaces its retrievals: the running state, quality (Eq 6), familiarity.
+
+Eq 6 compares a recall with the retrieval it is to save, so it is known only where a token did retrieve. The
+familiarity head estimates it from the token alone; it learns from tokens that retrieved, and decides for all.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cram_jax.dims import Array, Bool, Float, Key, Marks, Scalar, Tokens
+from cram_jax.functional.common import FeedForward, feed_forward, init_feed_forward
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class ConsolidationConfig:
+    """decay: of the running mean and variance of retrievals, per training step; 0.99 remembers about 100 steps.
+    width: hidden units of the familiarity head.
+    """
+
+    decay: float = 0.99
+    width: int = 32
+
+
+class ConsolidationState(NamedTuple):
+    """What a layer remembers of its retrievals between steps. A leading L axis when layers are stacked.
+
+    Attributes:
+      mean_D: running mean of r^E, not yet divided by `weight`.
+      square: running mean of |r^E|^2, likewise.
+      weight: how much of an average the two hold, from 0 (nothing seen) to 1.
+      decay: as configured; data, so that `update` needs no config.
+      released: False while every token attends; the router decides once True.
+    """
+
+    mean_D: Float[Array, "*layers D"]
+    square: Float[Array, "*layers"]  # noqa: UP037
+    weight: Float[Array, "*layers"]  # noqa: UP037
+    decay: Float[Array, "*layers"]  # noqa: UP037
+    released: Bool[Array, "*layers"]  # noqa: UP037
+
+
+class ConsolidationStats(NamedTuple):
+    """Sums over the tokens of a batch that retrieved, audits included; they add across devices and micro-batches.
+
+    Attributes:
+      total_D: sum of r^E.
+      square: sum of |r^E|^2.
+      count: how many retrieved.
+    """
+
+    total_D: Float[Array, "*layers D"]
+    square: Float[Array, "*layers"]  # noqa: UP037
+    count: Float[Array, "*layers"]  # noqa: UP037
+
+
+def init_state(D: int, cfg: ConsolidationConfig, released: bool = False) -> ConsolidationState:
+    """Nothing seen yet; every token attends until `release`."""
+    return ConsolidationState(
+        jnp.zeros(D), jnp.zeros(()), jnp.zeros(()), jnp.asarray(cfg.decay, jnp.float32), jnp.asarray(released)
+    )
+
+
+def release(state: ConsolidationState, when: Bool[Array, ""] | bool = True) -> ConsolidationState:
+    """From now on the router decides who attends. Never taken back."""
+    return state._replace(released=state.released | when)
+
+
+def variance(state: ConsolidationState) -> Array:
+    """sigma^2 of Eq 6: the mean squared distance of retrievals from their mean; 1 before any was seen.
+
+    It is centred: with an uncentred one, retrievals with a large constant part would all look familiar.
+    """
+    seen = state.weight > 0
+    weight = jnp.where(seen, state.weight, 1)
+    centred = state.square / weight - jnp.sum((state.mean_D / weight[..., None]) ** 2, axis=-1)
+    return jnp.where(seen, jnp.maximum(centred, 1e-6), 1)
+
+
+def statistics(retrieved_BxTxD: Tokens, retrieved_BxT: Marks) -> ConsolidationStats:
+    """Sums over tokens that retrieved. Other rows are not looked at. No gradient."""
+    r_BxTxD = jax.lax.stop_gradient(jnp.where(retrieved_BxT[..., None], retrieved_BxTxD, 0))
+    return ConsolidationStats(
+        jnp.sum(r_BxTxD, axis=(0, 1)), jnp.sum(r_BxTxD**2), jnp.sum(retrieved_BxT, dtype=r_BxTxD.dtype)
+    )
+
+
+def update(state: ConsolidationState, stats: ConsolidationStats, axis_name: str | None = None) -> ConsolidationState:
+    """Once a training step, after all sums: moves the running mean and variance. No retrieval, no change.
+
+    Args:
+      axis_name: sums the statistics over that mapped axis first.
+    """
+    if axis_name is not None:
+        stats = jax.tree.map(lambda s: jax.lax.psum(s, axis_name), stats)
+    some = stats.count > 0
+    count = jnp.where(some, stats.count, 1)
+    rate = jnp.where(some, 1 - state.decay, 0)
+    move = lambda old, new, rate: (old + rate * (new - old)).astype(old.dtype)
+    return state._replace(
+        mean_D=move(state.mean_D, stats.total_D / count[..., None], rate[..., None]),
+        square=move(state.square, stats.square / count, rate),
+        weight=move(state.weight, 1.0, rate),
+    )
+
+
+def quality(recalled_BxTxD: Tokens, retrieved_BxTxD: Tokens, retrieved_BxT: Marks, sigma2: Scalar) -> Array:
+    """exp(-|recall - retrieval|^2 / sigma^2) where a token retrieved, 0 elsewhere (Eq 6). No gradient."""
+    r_BxTxD = jnp.where(retrieved_BxT[..., None], retrieved_BxTxD, 0)
+    error_BxT = jnp.sum((recalled_BxTxD - r_BxTxD) ** 2, axis=-1)
+    return jax.lax.stop_gradient(jnp.where(retrieved_BxT, jnp.exp(-error_BxT / sigma2), 0))
+
+
+def init_familiarity(key: Key, D: int, cfg: ConsolidationConfig) -> FeedForward:
+    """A small network from a token to the logit of its estimated quality; starts at 1/2."""
+    head = init_feed_forward(key, D, cfg.width, 1)
+    return head._replace(out_FxD=jnp.zeros_like(head.out_FxD))
+
+
+def familiarity_logit(params: FeedForward, x: Float[Array, "... D"]) -> Float[Array, "..."]:
+    """Logit of q-hat, the quality a retrieval would show, without retrieving. The token gets no gradient."""
+    return feed_forward(params, jax.lax.stop_gradient(x))[..., 0]
+
+
+def familiarity_loss(logit_BxT: Float[Array, "B T"], quality_BxT: Float[Array, "B T"], retrieved_BxT: Marks) -> Scalar:
+    """Summed cross-entropy of q-hat against q over tokens that retrieved: its minimum is a calibrated estimate."""
+    nats_BxT = jax.nn.softplus(logit_BxT) - quality_BxT * logit_BxT
+    return jnp.sum(nats_BxT, where=retrieved_BxT)

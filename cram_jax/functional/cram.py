@@ -1,0 +1,288 @@
+"""The CRAM layer: a router and three memories, then a feed-forward network; both with a residual and a norm.
+
+Read it from `_decide`: what a token's route depends on is available without any retrieval.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cram_jax.dims import Array, Bool, Float, Gap, Gaps, Int, Key, Marks, Scalar, Segments, Token, Tokens
+from cram_jax.functional import consolidation, episodic, routing, semantic, uncertainty, working_memory
+from cram_jax.functional.common import (
+    FeedForward,
+    check_inputs,
+    feed_forward,
+    init_feed_forward,
+    rms_norm,
+    uniforms,
+)
+from cram_jax.functional.consolidation import ConsolidationConfig
+from cram_jax.functional.episodic import EpisodicConfig
+from cram_jax.functional.routing import RoutingConfig
+from cram_jax.functional.semantic import SemanticConfig
+from cram_jax.functional.working_memory import WorkingConfig
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class CRAMConfig:
+    """D: width. F: hidden units of the feed-forward network. The others: see their files."""
+
+    D: int = 64
+    F: int = 128
+    working: WorkingConfig = WorkingConfig()
+    episodic: EpisodicConfig = EpisodicConfig()
+    semantic: SemanticConfig = SemanticConfig()
+    consolidation: ConsolidationConfig = ConsolidationConfig()
+    routing: RoutingConfig = RoutingConfig()
+
+
+class CRAMParams(NamedTuple):
+    """Attributes: the layer's parts, each described in its file; `norm_D` before the memories, `norm_ff_D` after."""
+
+    norm_D: Float[Array, "D"]  # noqa: UP037
+    working: working_memory.ODEParams | working_memory.ScanParams
+    episodic: episodic.EpisodicParams
+    semantic: semantic.SemanticParams
+    familiarity: FeedForward
+    uncertainty_DxU: Float[Array, "D U"]
+    router: FeedForward
+    norm_ff_D: Float[Array, "D"]  # noqa: UP037
+    feed_forward: FeedForward
+
+
+class CRAMCache(NamedTuple):
+    """What streaming carries from token to token.
+
+    Attributes:
+      position: tokens seen so far.
+      working_BxW: state of the working memory.
+      episodic: the ring of kept events.
+    """
+
+    position: Int[Array, ""]
+    working_BxW: Float[Array, "B W"]
+    episodic: episodic.EpisodicCache
+
+
+class CRAMSums(NamedTuple):
+    """Sums over a layer's tokens, from which `objective.py` forms Eq 8; they add across devices and micro-batches.
+
+    Attributes:
+      tokens: how many there were.
+      retrieved: how many retrieved, audits included.
+      episodic: expected use of episodic memory, sum of pi^(2).
+      familiar: sum of pi^(3) q-hat, semantic use where it is good.
+      write: expected number of kept events.
+      distillation: sum of |f_sem - r^E|^2 / sigma^2 over those that retrieved (Eq 5, in units of sigma^2).
+      familiarity: summed cross-entropy of q-hat against q over the same.
+      prediction, predicted: summed cross-entropy of the uncertainty read-out, and over how many tokens.
+    """
+
+    tokens: Scalar
+    retrieved: Scalar
+    episodic: Scalar
+    familiar: Scalar
+    write: Scalar
+    distillation: Scalar
+    familiarity: Scalar
+    prediction: Scalar
+    predicted: Scalar
+
+
+class CRAMRoutes(NamedTuple):
+    """What each token did, for counting and looking at. No gradient.
+
+    Attributes:
+      choice_BxT: routing.WORKING, EPISODIC or SEMANTIC.
+      attended_BxT: retrieved, because routed or audited.
+      kept_BxT: entered the buffer.
+      margin_BxT: distance of the closest decision (route or write) from being another; logits.
+      familiarity_BxT: q-hat.
+      quality_BxT: q where it attended, else 0.
+    """
+
+    choice_BxT: Int[Array, "*shape"]
+    attended_BxT: Bool[Array, "*shape"]
+    kept_BxT: Bool[Array, "*shape"]
+    margin_BxT: Float[Array, "*shape"]
+    familiarity_BxT: Float[Array, "*shape"]
+    quality_BxT: Float[Array, "*shape"]
+
+
+class CRAMAux(NamedTuple):
+    """Attributes: `stats` for `consolidation.update`, `sums` for the objective, `routes` to look at."""
+
+    stats: consolidation.ConsolidationStats
+    sums: CRAMSums
+    routes: CRAMRoutes
+
+
+def init(key: Key, cfg: CRAMConfig) -> CRAMParams:
+    """Fresh parameters: an indifferent router, a semantic memory that recalls 0, a gate that keeps almost all."""
+    w, e, s, f, r, ff = jax.random.split(key, 6)
+    D = cfg.D
+    return CRAMParams(
+        jnp.ones(D),
+        working_memory.init(w, D, cfg.working),
+        episodic.init(e, D, cfg.episodic),
+        semantic.init(s, D, cfg.semantic),
+        consolidation.init_familiarity(f, D, cfg.consolidation),
+        uncertainty.init(D),
+        routing.init(r, D, cfg.routing),
+        jnp.ones(D),
+        init_feed_forward(ff, D, cfg.F),
+    )
+
+
+def init_state(cfg: CRAMConfig) -> consolidation.ConsolidationState:
+    """Every token attends until `consolidation.release`."""
+    return consolidation.init_state(cfg.D, cfg.consolidation)
+
+
+def init_cache(cfg: CRAMConfig, batch: int) -> CRAMCache:
+    """Nothing seen yet."""
+    return CRAMCache(
+        jnp.zeros((), jnp.int32),
+        working_memory.init_cache(cfg.working, batch),
+        episodic.init_cache(cfg.episodic, batch),
+    )
+
+
+class _Decisions(NamedTuple):
+    routes: routing.Routes
+    familiarity_logit: Array
+    novelty: Array
+    write_logit: Array
+    kept: Array
+
+
+def _decide(params: CRAMParams, state, x, gap, magnitude, uniform, *, cfg: CRAMConfig, train: bool) -> _Decisions:
+    """Route, audit and write gate of each token, from the token, its gap and the memories' states alone."""
+    logit = consolidation.familiarity_logit(params.familiarity, x)
+    novelty = jax.lax.stop_gradient(1 - jax.nn.sigmoid(logit))
+    features = {
+        "content": x,
+        "gap": jnp.log1p(gap),
+        "dynamics": magnitude,
+        "familiarity": 1 - novelty,
+        "uncertainty": uncertainty.uncertainty(params.uncertainty_DxU, x),
+    }
+    routes = routing.route(
+        params.router, features, None if uniform is None else uniform[..., :4], state.released, cfg=cfg.routing, train=train
+    )
+    write_logit = episodic.write_logit(params.episodic, x, novelty)
+    kept = episodic.keep(write_logit, uniform[..., 4] if train and uniform is not None else None)
+    return _Decisions(routes, logit, novelty, write_logit, kept)
+
+
+def _margin(decided: _Decisions, released) -> Array:
+    """How far the closest of a token's decisions is from falling otherwise, in logits (meant without noise)."""
+    first, second = jnp.moveaxis(jax.lax.top_k(jnp.log(decided.routes.mean_BxTx3), 2)[0], -1, 0)
+    route = jnp.where(released, first - second, jnp.inf)
+    return jax.lax.stop_gradient(jnp.minimum(route, jnp.abs(decided.write_logit)))
+
+
+def apply(
+    params: CRAMParams,
+    state: consolidation.ConsolidationState,
+    x_BxTxD: Tokens,
+    *,
+    cfg: CRAMConfig,
+    gap_BxT: Gaps | None = None,
+    key: Key | None = None,
+    train: bool = False,
+    segment_BxT: Segments | None = None,
+) -> tuple[Tokens, CRAMAux]:
+    """A whole sequence through the layer; causal, differentiable (Eq 2 to 7).
+
+    Args:
+      state: read, never changed here; `consolidation.update(state, aux.stats)` once a training step.
+      gap_BxT: time since the previous event; 1 everywhere by default.
+      key: for audits, and in training for Gumbel noise and sampled writes. Without one there are none.
+      train: hard decisions either way; in training they are sampled.
+      segment_BxT: packed sequences, which do not see each other.
+
+    Returns:
+      The tokens after the layer, and sums, counts and routes of this batch.
+
+    Raises:
+      ValueError, TypeError: for shapes or dtypes that do not fit the layer.
+    """
+    check_inputs(x_BxTxD, cfg.D, gap_BxT, segment_BxT)
+    B, T, _ = x_BxTxD.shape
+    gap_BxT = jnp.ones((B, T), x_BxTxD.dtype) if gap_BxT is None else gap_BxT
+    z_BxTxD = rms_norm(params.norm_D, x_BxTxD)
+    uniform_BxTx5 = None if key is None else uniforms(key, jnp.arange(T), B, 5)
+
+    worked_BxTxD, magnitude_BxT = working_memory.apply(params.working, z_BxTxD, gap_BxT, segment_BxT, cfg.working)
+    decided = _decide(params, state, z_BxTxD, gap_BxT, magnitude_BxT, uniform_BxTx5, cfg=cfg, train=train)
+    routes = decided.routes
+    attended_BxT = routes.routed_BxT | routes.audited_BxT
+    retrieved_BxTxD = episodic.read(
+        params.episodic, z_BxTxD, decided.write_logit, decided.kept, attended_BxT, segment_BxT, cfg=cfg.episodic
+    )
+    recalled_BxTxD = semantic.recall(params.semantic, z_BxTxD)
+    x_BxTxD = x_BxTxD + routing.mix(
+        routes, worked_BxTxD, retrieved_BxTxD, recalled_BxTxD, audit_rate=cfg.routing.audit_rate
+    )
+    y_BxTxD = x_BxTxD + feed_forward(params.feed_forward, rms_norm(params.norm_ff_D, x_BxTxD))
+
+    sigma2 = consolidation.variance(state)
+    quality_BxT = consolidation.quality(recalled_BxTxD, retrieved_BxTxD, attended_BxT, sigma2)
+    stats = consolidation.statistics(retrieved_BxTxD, attended_BxT)
+    # Distillation teaches the semantic memory, not the features it reads.
+    taught_BxTxD = semantic.recall(params.semantic, jax.lax.stop_gradient(z_BxTxD))
+    prediction, predicted = uncertainty.loss(params.uncertainty_DxU, z_BxTxD, segment_BxT)
+    sums = CRAMSums(
+        tokens=jnp.asarray(B * T, stats.count.dtype),
+        retrieved=stats.count,
+        episodic=jnp.sum(routes.mean_BxTx3[..., routing.EPISODIC]),
+        familiar=jnp.sum(routes.mean_BxTx3[..., routing.SEMANTIC] * (1 - decided.novelty)),
+        write=jnp.sum(jax.nn.sigmoid(decided.write_logit)),
+        distillation=semantic.distillation(taught_BxTxD, retrieved_BxTxD, attended_BxT) / sigma2,
+        familiarity=consolidation.familiarity_loss(decided.familiarity_logit, quality_BxT, attended_BxT),
+        prediction=prediction,
+        predicted=predicted,
+    )
+    margin_BxT = _margin(decided, state.released)
+    seen = CRAMRoutes(routes.choice_BxT, attended_BxT, decided.kept, margin_BxT, 1 - decided.novelty, quality_BxT)
+    return y_BxTxD, CRAMAux(stats, sums, seen)
+
+
+def step(
+    params: CRAMParams,
+    state: consolidation.ConsolidationState,
+    cache: CRAMCache,
+    x_BxD: Token,
+    *,
+    cfg: CRAMConfig,
+    gap_B: Gap | None = None,
+    key: Key | None = None,
+) -> tuple[Token, CRAMCache, CRAMRoutes]:
+    """One token, streaming; equals `apply` with `train=False` at that position. aux is the token's routes, shape (B,)."""
+    gap_B = jnp.ones(x_BxD.shape[0], x_BxD.dtype) if gap_B is None else gap_B
+    check_inputs(x_BxD[:, None], cfg.D, gap_B[:, None], None)
+    z_BxD = rms_norm(params.norm_D, x_BxD)
+    uniform_Bx5 = None if key is None else uniforms(key, cache.position[None], x_BxD.shape[0], 5)[:, 0]
+
+    worked_BxD, working_BxW, magnitude_B = working_memory.step(params.working, cache.working_BxW, z_BxD, gap_B, cfg.working)
+    decided = _decide(params, state, z_BxD, gap_B, magnitude_B, uniform_Bx5, cfg=cfg, train=False)
+    routes = decided.routes
+    attended_B = routes.routed_BxT | routes.audited_BxT
+    ring = episodic.write(
+        params.episodic, cache.episodic, z_BxD, decided.write_logit, decided.kept, cache.position, decided.novelty,
+        cfg=cfg.episodic,
+    )  # fmt: skip
+    retrieved_BxD = episodic.read_cache(params.episodic, ring, z_BxD, attended_B, cache.position, cfg=cfg.episodic)
+    recalled_BxD = semantic.recall(params.semantic, z_BxD)
+    x_BxD = x_BxD + routing.mix(routes, worked_BxD, retrieved_BxD, recalled_BxD, audit_rate=cfg.routing.audit_rate)
+    y_BxD = x_BxD + feed_forward(params.feed_forward, rms_norm(params.norm_ff_D, x_BxD))
+    quality_B = consolidation.quality(recalled_BxD, retrieved_BxD, attended_B, consolidation.variance(state))
+    seen = CRAMRoutes(
+        routes.choice_BxT, attended_B, decided.kept, _margin(decided, state.released), 1 - decided.novelty, quality_B
+    )
+    return y_BxD, CRAMCache(cache.position + 1, working_BxW, ring), seen

@@ -1,0 +1,126 @@
+"""The three-way router: working memory only, episodic retrieval, or semantic recall (CRAM, Eq 7)."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cram_jax.dims import Array, Bool, Float, Int, Key, Marks
+from cram_jax.functional.common import FeedForward, feed_forward, init_feed_forward
+
+WORKING, EPISODIC, SEMANTIC = 0, 1, 2
+FEATURES = ("content", "gap", "dynamics", "familiarity", "uncertainty")
+PAPER_FEATURES = ("gap", "dynamics", "familiarity", "uncertainty")
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class RoutingConfig:
+    """features: what the router sees. The paper's list has no content, so it cannot tell a query from another event.
+    width: hidden units of the router.
+    temperature: of the Gumbel-softmax; lower is closer to hard and noisier in gradient.
+    audit_rate: share of tokens that retrieve in training although routed away, so that the router and the
+        familiarity head keep learning what retrieval would give; they count as attention.
+    evaluation_audit_rate: the same outside training, where a key is given.
+    """
+
+    features: tuple[str, ...] = FEATURES
+    width: int = 32
+    temperature: float = 1.0
+    audit_rate: float = 0.02
+    evaluation_audit_rate: float = 0.0005
+
+    def __post_init__(self):
+        unknown = set(self.features) - set(FEATURES)
+        if unknown or not self.features:
+            raise ValueError(f"features must be some of {FEATURES}, got {self.features}")
+        if not 0 < self.audit_rate <= 1:
+            raise ValueError(f"audit_rate must be in (0, 1] (audits carry the router's gradient), got {self.audit_rate}")
+
+
+class Routes(NamedTuple):
+    """Attributes:
+    soft_BxTx3: Gumbel-softmax probabilities (plain softmax without noise); the gradient's path.
+    mean_BxTx3: softmax without noise: the expected use that is priced.
+    choice_BxT: the memory each token takes.
+    routed_BxT: chose episodic.
+    audited_BxT: did not, but retrieves all the same.
+    """
+
+    soft_BxTx3: Float[Array, "B T 3"]
+    mean_BxTx3: Float[Array, "B T 3"]
+    choice_BxT: Int[Array, "B T"]
+    routed_BxT: Bool[Array, "B T"]
+    audited_BxT: Bool[Array, "B T"]
+
+
+def feature_width(D: int, cfg: RoutingConfig) -> int:
+    """How many numbers the router reads of a token."""
+    return sum(D if name == "content" else 1 for name in cfg.features)
+
+
+def init(key: Key, D: int, cfg: RoutingConfig) -> FeedForward:
+    """An indifferent router: its output weights are zero."""
+    net = init_feed_forward(key, feature_width(D, cfg), cfg.width, 3)
+    return net._replace(out_FxD=jnp.zeros_like(net.out_FxD))
+
+
+def route(
+    params: FeedForward,
+    features: dict[str, Array],
+    uniform_BxTx4: Float[Array, "B T 4"] | None,
+    released: Bool[Array, ""],
+    *,
+    cfg: RoutingConfig,
+    train: bool,
+) -> Routes:
+    """Chooses a memory for each token, hard in training and evaluation alike (Eq 7).
+
+    Args:
+      features: by name; "content" (B T D), the others (B T).
+      uniform_BxTx4: three numbers for Gumbel noise (used in training only), one for the audit; None for neither.
+      released: while False every token is routed to episodic memory.
+    """
+    z_BxTxZ = jnp.concatenate([features[n] if n == "content" else features[n][..., None] for n in cfg.features], -1)
+    logits_BxTx3 = feed_forward(params, z_BxTxZ)
+    noisy_BxTx3 = logits_BxTx3
+    if train and uniform_BxTx4 is not None:
+        noisy_BxTx3 = logits_BxTx3 - jnp.log(-jnp.log(uniform_BxTx4[..., :3]))
+    choice_BxT = jnp.where(released, jnp.argmax(noisy_BxTx3, axis=-1), EPISODIC)
+    routed_BxT = choice_BxT == EPISODIC
+    audited_BxT = jnp.zeros_like(routed_BxT)
+    if uniform_BxTx4 is not None:
+        rate = cfg.audit_rate if train else cfg.evaluation_audit_rate
+        audited_BxT = ~routed_BxT & (uniform_BxTx4[..., 3] < rate)
+    return Routes(
+        jax.nn.softmax(noisy_BxTx3 / cfg.temperature), jax.nn.softmax(logits_BxTx3), choice_BxT, routed_BxT, audited_BxT
+    )
+
+
+def mix(
+    routes: Routes,
+    working_BxTxD: Array,
+    retrieved_BxTxD: Array,
+    recalled_BxTxD: Array,
+    *,
+    audit_rate: float,
+) -> Array:
+    """Sum of the three memories, each times its gate; the gates are hard, with a straight-through gradient (Eq 7).
+
+    A token that did not retrieve has no r^E, so its episodic gate gets neither value nor gradient, whatever stands in
+    its row. An audited token adds zero value; the gradient of its gate is weighted by 1 / audit_rate, which makes
+    the router's expected gradient that of a dense computation.
+    """
+    hard_BxTx3 = jax.nn.one_hot(routes.choice_BxT, 3, dtype=routes.soft_BxTx3.dtype)
+    through_BxTx3 = routes.soft_BxTx3 - jax.lax.stop_gradient(routes.soft_BxTx3)  # 0, with soft's gradient
+    gate_BxTx3 = hard_BxTx3 + through_BxTx3
+    attended_BxT: Marks = routes.routed_BxT | routes.audited_BxT
+    weight_BxT = jnp.where(routes.audited_BxT, 1 / audit_rate, 1)
+    episodic_BxT = hard_BxTx3[..., EPISODIC] + weight_BxT * through_BxTx3[..., EPISODIC]
+    episodic_BxTxD = jnp.where(attended_BxT[..., None], retrieved_BxTxD, 0) * episodic_BxT[..., None]
+    return (
+        gate_BxTx3[..., WORKING, None] * working_BxTxD
+        + episodic_BxTxD
+        + gate_BxTx3[..., SEMANTIC, None] * recalled_BxTxD
+    )

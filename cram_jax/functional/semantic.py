@@ -1,0 +1,54 @@
+"""Semantic memory: a small parametric stand-in for episodic retrieval (CRAM, Eq 4 and 5)."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cram_jax.dims import Array, Float, Key, Marks, Scalar, Tokens
+from cram_jax.functional.common import normal
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class SemanticConfig:
+    """rank: hidden units. The paper's D/16 cannot hold 100 random values at width 64; twice the width can."""
+
+    rank: int = 128
+
+
+class SemanticParams(NamedTuple):
+    """Attributes:
+    down_DxR, bias_R: reads the token.
+    up_RxD: writes what a retrieval would have returned.
+    mean_D: what it writes with nothing read.
+    """
+
+    down_DxR: Float[Array, "D R"]
+    bias_R: Float[Array, "R"]  # noqa: UP037
+    up_RxD: Float[Array, "R D"]
+    mean_D: Float[Array, "D"]  # noqa: UP037
+
+
+def init(key: Key, D: int, cfg: SemanticConfig) -> SemanticParams:
+    """Reads at unit variance, writes nothing: before training the memory recalls zero."""
+    return SemanticParams(
+        normal(key, (D, cfg.rank), D), jnp.zeros(cfg.rank), jnp.zeros((cfg.rank, D)), jnp.zeros(D)
+    )
+
+
+def recall(params: SemanticParams, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """W_up ReLU(W_down x), biases included: what the memory believes attention would return (Eq 4)."""
+    return jax.nn.relu(x @ params.down_DxR + params.bias_R) @ params.up_RxD + params.mean_D
+
+
+def distillation(recalled_BxTxD: Tokens, retrieved_BxTxD: Tokens, retrieved_BxT: Marks) -> Scalar:
+    """Summed squared distance of recall from retrieval, gradient into the memory only (Eq 5).
+
+    Tokens that did not retrieve carry no information; whatever stands in their row of `retrieved_BxTxD`, NaN
+    included, is not looked at.
+    """
+    target_BxTxD = jax.lax.stop_gradient(jnp.where(retrieved_BxT[..., None], retrieved_BxTxD, 0))
+    error_BxT = jnp.sum((recalled_BxTxD - target_BxTxD) ** 2, axis=-1)
+    return jnp.sum(error_BxT, where=retrieved_BxT)

@@ -1,0 +1,133 @@
+"""Working memory: cheap local dynamics (CRAM, Eq 2), and a recurrent body behind the same signature.
+
+| body | what it carries along the sequence |
+|---|---|
+| ct_ode | nothing; K Euler steps of the paper's gap-gated dynamics from h = 0, for each event by itself |
+| gated_scan | W numbers: a gated linear recurrence whose decay follows the time gap |
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cram_jax.dims import Array, Float, Gap, Gaps, Key, Segments, Token, Tokens
+from cram_jax.functional.common import normal, segment_starts
+
+BODIES = ("ct_ode", "gated_scan")
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class WorkingConfig:
+    """body: one of BODIES.
+    width: W, numbers in the state.
+    steps: Euler steps K of ct_ode over one unit of time; gated_scan takes none.
+    """
+
+    body: str = "ct_ode"
+    width: int = 64
+    steps: int = 2
+
+    def __post_init__(self):
+        if self.body not in BODIES:
+            raise ValueError(f"working memory body must be one of {BODIES}, got {self.body!r}")
+        if self.steps < 1:
+            raise ValueError(f"working memory steps must be at least 1, got {self.steps}")
+
+
+class ODEParams(NamedTuple):
+    """Attributes:
+    rate_W, rate_bias_W: W_tau, from log(1 + gap) to the gate on the dynamics.
+    state_WxW: W1. input_DxW: W2. out_WxD: W_o. bias_W: inside the tanh.
+    """
+
+    rate_W: Float[Array, "W"]  # noqa: UP037
+    rate_bias_W: Float[Array, "W"]  # noqa: UP037
+    state_WxW: Float[Array, "W W"]
+    input_DxW: Float[Array, "D W"]
+    bias_W: Float[Array, "W"]  # noqa: UP037
+    out_WxD: Float[Array, "W D"]
+
+
+class ScanParams(NamedTuple):
+    """Attributes:
+    decay_DxW, decay_bias_W: the token's rate of forgetting per unit of log time.
+    input_DxW: what is stored. gate_DxW: what of it is shown. out_WxD: writes.
+    """
+
+    decay_DxW: Float[Array, "D W"]
+    decay_bias_W: Float[Array, "W"]  # noqa: UP037
+    input_DxW: Float[Array, "D W"]
+    gate_DxW: Float[Array, "D W"]
+    out_WxD: Float[Array, "W D"]
+
+
+def init(key: Key, D: int, cfg: WorkingConfig) -> ODEParams | ScanParams:
+    """Unit-variance reads; gated_scan forgets over about 1 to 1000 events, spread over its W numbers."""
+    W = cfg.width
+    a, b, c, d = jax.random.split(key, 4)
+    if cfg.body == "ct_ode":
+        rate_W = jax.random.normal(d, (W,))
+        return ODEParams(rate_W, jnp.zeros(W), normal(a, (W, W), W), normal(b, (D, W), D), jnp.zeros(W), normal(c, (W, D), W))
+    rate_W = jnp.logspace(0, -3, W)
+    bias_W = jnp.log(jnp.expm1(rate_W))  # softplus^-1
+    return ScanParams(0.1 * normal(a, (D, W), D), bias_W, normal(b, (D, W), D), normal(c, (D, W), D), normal(d, (W, D), W))
+
+
+def init_cache(cfg: WorkingConfig, batch: int) -> Float[Array, "B W"]:
+    """What the body carries from token to token; W = 0 for a body that carries nothing."""
+    return jnp.zeros((batch, cfg.width if cfg.body == "gated_scan" else 0))
+
+
+def _ode(params: ODEParams, x: Float[Array, "... D"], gap: Float[Array, "..."], steps: int):
+    """h <- h + dt sigmoid(W_tau log(1 + gap)) tanh(W1 h + W2 x), `steps` times from 0 (Eq 2)."""
+    rate = jax.nn.sigmoid(jnp.log1p(gap)[..., None] * params.rate_W + params.rate_bias_W) / steps
+    drive = x @ params.input_DxW + params.bias_W
+    h = rate * jnp.tanh(drive)  # the first step, from h = 0
+    for _ in range(steps - 1):
+        h = h + rate * jnp.tanh(h @ params.state_WxW + drive)
+    return h
+
+
+def _scan_inputs(params: ScanParams, x: Float[Array, "... D"], gap: Float[Array, "..."]):
+    """Decay a and stored input b of h <- a h + b; a is exp(-rate log(1 + gap)), b what the decay leaves room for."""
+    rate = jax.nn.softplus(x @ params.decay_DxW + params.decay_bias_W)
+    decay = jnp.exp(-rate * jnp.log1p(gap)[..., None])
+    return decay, jnp.sqrt(1 - decay**2 + 1e-6) * (x @ params.input_DxW)
+
+
+def _show(params: ScanParams, h, x):
+    return (h * jax.nn.silu(x @ params.gate_DxW)) @ params.out_WxD + x
+
+
+def _magnitude(h: Float[Array, "... W"]) -> Float[Array, "..."]:
+    return jnp.sqrt(jnp.mean(h**2, axis=-1) + 1e-12)
+
+
+def apply(
+    params: ODEParams | ScanParams, x_BxTxD: Tokens, gap_BxT: Gaps, segment_BxT: Segments | None, cfg: WorkingConfig
+) -> tuple[Tokens, Float[Array, "B T"]]:
+    """The whole sequence: (f_CT = W_o h + x, root mean square of the dynamics h), causal."""
+    if isinstance(params, ODEParams):
+        h_BxTxW = _ode(params, x_BxTxD, gap_BxT, cfg.steps)
+        return h_BxTxW @ params.out_WxD + x_BxTxD, _magnitude(h_BxTxW)
+    decay_BxTxW, input_BxTxW = _scan_inputs(params, x_BxTxD, gap_BxT)
+    if segment_BxT is not None:  # a new segment starts from nothing
+        decay_BxTxW = jnp.where(segment_starts(segment_BxT)[..., None], 0, decay_BxTxW)
+    join = lambda early, late: (early[0] * late[0], early[1] * late[0] + late[1])
+    _, h_BxTxW = jax.lax.associative_scan(join, (decay_BxTxW, input_BxTxW), axis=1)
+    return _show(params, h_BxTxW, x_BxTxD), _magnitude(h_BxTxW)
+
+
+def step(
+    params: ODEParams | ScanParams, cache_BxW: Float[Array, "B W"], x_BxD: Token, gap_B: Gap, cfg: WorkingConfig
+) -> tuple[Token, Float[Array, "B W"], Float[Array, "B"]]:  # noqa: UP037
+    """One event: (output, cache, magnitude); equals `apply` at that position."""
+    if isinstance(params, ODEParams):
+        h_BxW = _ode(params, x_BxD, gap_B, cfg.steps)
+        return h_BxW @ params.out_WxD + x_BxD, cache_BxW, _magnitude(h_BxW)
+    decay_BxW, input_BxW = _scan_inputs(params, x_BxD, gap_B)
+    h_BxW = decay_BxW * cache_BxW + input_BxW
+    return _show(params, h_BxW, x_BxD), h_BxW, _magnitude(h_BxW)

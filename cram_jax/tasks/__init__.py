@@ -1,0 +1,1 @@
+"""Data: pure samplers and readers, each a function of (seed, step)."""

@@ -1,0 +1,178 @@
+"""SRCD, sparse retrieval in continuous dynamics: the paper's task (CRAM, section 6) as a pure function of a key.
+
+A sequence is a stream of T events. Every event carries the time gap to the one before and the previous value of a
+noisy linear process, whose new value is to be predicted. Some events also bind a key to an answer; some ask for the
+answer of a key bound earlier in the same sequence. Most bindings recur in every sequence, the rest are new in each.
+
+The paper gives the process, the gaps, the shares and the number of patterns; fields marked (ours) it leaves open.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cram_jax.dims import Array, Bool, Float, Int, Key, Scalar
+
+OBSERVATION, BINDING, QUERY = 0, 1, 2
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class SRCDConfig:
+    """
+    length: T, events in a sequence (the paper: 2048). batch: sequences.
+    query_share: events that ask (the paper: 5%).
+    binding_share: events that bind (ours): three for each query, so that the history holds more than is asked.
+    new_share: bindings that are new in each sequence (the paper: 30%).
+    patterns: recurring bindings (the paper: 100). They are the same in every sequence drawn with one table_seed.
+    answers: values a key can be bound to (ours): guessing is right once in 64.
+    new_keys: "disjoint": new bindings use ids of their own, so a key's name tells that it is new; "shared": they
+        rebind ids of the patterns, another subset in each sequence, so that only the context tells (ours).
+    new_key_ids: ids for disjoint new keys (ours): more than a sequence of 2048 needs (92 +- 9).
+    decay: 0.95 (the paper). drive: beta (ours): the gap's share of a step is 5 times the noise.
+    frequency: omega (ours), in radians per unit of time: the median gap of 1.6 is well inside a half wave, the
+        gaps beyond 30 that cannot be resolved are 0.6%.
+    noise: standard deviation of the process (ours): its square is the least mean squared error there is.
+    gap_tail: Pareto index of the gaps, which are at least 1 (the paper: 1.5).
+    table_seed: which answers the recurring patterns have (ours).
+    """
+
+    length: int = 256
+    batch: int = 16
+    query_share: float = 0.05
+    binding_share: float = 0.15
+    new_share: float = 0.30
+    patterns: int = 100
+    answers: int = 64
+    new_keys: str = "disjoint"
+    new_key_ids: int = 400
+    decay: float = 0.95
+    drive: float = 0.5
+    frequency: float = 0.5
+    noise: float = 0.1
+    gap_tail: float = 1.5
+    table_seed: int = 0
+
+    def __post_init__(self):
+        if self.new_keys not in ("disjoint", "shared"):
+            raise ValueError(f"new_keys must be 'disjoint' or 'shared', got {self.new_keys!r}")
+        if self.length < 2 or self.batch < 1:
+            raise ValueError(f"length must be at least 2 and batch at least 1, got {self.length} and {self.batch}")
+        for name in ("query_share", "binding_share", "new_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be a share between 0 and 1, got {getattr(self, name)}")
+        if self.query_share * self.length / (self.length - 1) + self.binding_share > 1:
+            raise ValueError(f"query_share and binding_share leave no room: {self.query_share} + {self.binding_share}")
+        if self.new_share < 1 and self.patterns < 1:
+            raise ValueError("patterns must be at least 1 unless new_share is 1")
+        if self.new_keys == "shared" and self.patterns < 2:
+            raise ValueError("new_keys='shared' rebinds the patterns' ids: patterns must be at least 2")
+
+    @property
+    def key_ids(self) -> int:
+        """How many different keys there are."""
+        return self.patterns + (self.new_key_ids if self.new_keys == "disjoint" else 0)
+
+
+class SRCDBatch(NamedTuple):
+    """A batch. The model may look at the first five; the others are answers, or for counting only.
+
+    Attributes:
+      kind_BxT: OBSERVATION, BINDING or QUERY.
+      key_BxT: the key bound or asked for; -1 for an observation.
+      value_BxT: the answer a binding gives to its key; -1 elsewhere.
+      previous_BxT: the process's value at the previous event (0 before the first).
+      gap_BxT: time since the previous event, at least 1.
+      answer_BxT: what a query must answer; -1 elsewhere.
+      target_BxT: the process's value at this event, to be predicted.
+      is_new_BxT: a query of a binding that is new in its sequence.
+      pattern_BxT: the recurring pattern a query or binding is about; -1 for none.
+    """
+
+    kind_BxT: Int[Array, "B T"]
+    key_BxT: Int[Array, "B T"]
+    value_BxT: Int[Array, "B T"]
+    previous_BxT: Float[Array, "B T"]
+    gap_BxT: Float[Array, "B T"]
+    answer_BxT: Int[Array, "B T"]
+    target_BxT: Float[Array, "B T"]
+    is_new_BxT: Bool[Array, "B T"]
+    pattern_BxT: Int[Array, "B T"]
+
+
+def answer_table(cfg: SRCDConfig) -> Int[Array, "P"]:  # noqa: UP037
+    """The answers of the recurring patterns; the same for every sequence."""
+    return jax.random.randint(jax.random.key(cfg.table_seed), (cfg.patterns,), 0, cfg.answers)
+
+
+def _bindings(key: Key, cfg: SRCDConfig, binding_T):
+    """(key, value, is new) of every event, meaningful where it binds."""
+    pick, renew, order, answer = jax.random.split(key, 4)
+    T, P = cfg.length, cfg.patterns
+    table_P = answer_table(cfg)
+    pattern_T = jax.random.randint(pick, (T,), 0, max(P, 1))
+    if cfg.new_keys == "shared":  # a subset of the ids gets another answer in this sequence
+        rebound_P = jax.random.permutation(order, P) < round(cfg.new_share * P)
+        shift_P = jax.random.randint(answer, (P,), 1, max(cfg.answers, 2))
+        value_P = jnp.where(rebound_P, (table_P + shift_P) % cfg.answers, table_P)
+        return pattern_T, value_P[pattern_T], rebound_P[pattern_T]
+    new_T = jax.random.bernoulli(renew, cfg.new_share, (T,)) & binding_T
+    rank_T = jnp.cumsum(new_T) - 1
+    if cfg.patterns:
+        new_T = new_T & (rank_T < cfg.new_key_ids)  # out of fresh ids: a recurring one
+    fresh_key_T = P + jax.random.permutation(order, cfg.new_key_ids)[rank_T % cfg.new_key_ids]
+    fresh_value_T = jax.random.randint(answer, (cfg.new_key_ids,), 0, cfg.answers)[fresh_key_T - P]
+    recurring_T = table_P[pattern_T] if P else fresh_value_T
+    return jnp.where(new_T, fresh_key_T, pattern_T), jnp.where(new_T, fresh_value_T, recurring_T), new_T
+
+
+def _process(key: Key, cfg: SRCDConfig):
+    """(gap, value before, value) of the continuous process at every event."""
+    gaps, noise = jax.random.split(key)
+    gap_T = jax.random.pareto(gaps, cfg.gap_tail, (cfg.length,))
+    kick_T = cfg.drive * jnp.sin(cfg.frequency * gap_T) + cfg.noise * jax.random.normal(noise, (cfg.length,))
+
+    def event(v: Scalar, kick: Scalar):
+        after = cfg.decay * v + kick
+        return after, (v, after)
+
+    _, (previous_T, target_T) = jax.lax.scan(event, jnp.zeros(()), kick_T)
+    return gap_T, previous_T, target_T
+
+
+def _sequence(key: Key, cfg: SRCDConfig) -> SRCDBatch:
+    kinds, bindings, asked, process = jax.random.split(key, 4)
+    T = cfg.length
+    # The first event binds, so that every later query can be answered; queries make up for that one place.
+    uniform_T = jax.random.uniform(kinds, (T,)).at[0].set(1.0)
+    query_T = uniform_T < cfg.query_share * T / (T - 1)
+    binding_T = ((uniform_T >= 1 - cfg.binding_share) & ~query_T).at[0].set(True)
+    key_T, value_T, new_T = _bindings(bindings, cfg, binding_T)
+
+    # A query asks for one of the bindings before it, each alike.
+    place_T = jnp.sort(jnp.where(binding_T, jnp.arange(T), T))
+    earlier_T = jnp.cumsum(binding_T)  # bindings so far; a query is none itself
+    nth_T = jnp.minimum((jax.random.uniform(asked, (T,)) * earlier_T).astype(jnp.int32), earlier_T - 1)
+    source_T = jnp.where(query_T, place_T[nth_T], jnp.arange(T))
+
+    is_new_T = new_T[source_T]
+    has_key_T = query_T | binding_T
+    gap_T, previous_T, target_T = _process(process, cfg)
+    return SRCDBatch(
+        kind_BxT=jnp.where(query_T, QUERY, jnp.where(binding_T, BINDING, OBSERVATION)),
+        key_BxT=jnp.where(has_key_T, key_T[source_T], -1),
+        value_BxT=jnp.where(binding_T, value_T, -1),
+        previous_BxT=previous_T,
+        gap_BxT=gap_T,
+        answer_BxT=jnp.where(query_T, value_T[source_T], -1),
+        target_BxT=target_T,
+        is_new_BxT=query_T & is_new_T,
+        pattern_BxT=jnp.where(has_key_T & ~is_new_T, key_T[source_T], -1),
+    )
+
+
+def sample(key: Key, cfg: SRCDConfig) -> SRCDBatch:
+    """A batch of sequences, a pure function of the key. jit with `cfg` static."""
+    return jax.vmap(lambda k: _sequence(k, cfg))(jax.random.split(key, cfg.batch))

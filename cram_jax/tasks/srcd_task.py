@@ -1,0 +1,96 @@
+"""SRCD as a task: embeds events, reads answers and the process's value out of a network, and scores both."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cram_jax.dims import Array, Float, Gaps, Int, Key, Scalar, Tokens
+from cram_jax.functional.common import normal, rms_norm
+from cram_jax.tasks import srcd
+from cram_jax.tasks.srcd import SRCDBatch, SRCDConfig
+
+
+class SRCDParams(NamedTuple):
+    """Attributes: embeddings of an event's parts, the last norm, and the two read-outs."""
+
+    kind_3xD: Float[Array, "3 D"]
+    key_KxD: Float[Array, "K D"]
+    value_AxD: Float[Array, "A D"]
+    number_2xD: Float[Array, "2 D"]
+    norm_D: Float[Array, "D"]  # noqa: UP037
+    answer_DxA: Float[Array, "D A"]
+    dynamics_D: Float[Array, "D"]  # noqa: UP037
+    dynamics_bias: Float[Array, ""]
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class SRCDTask:
+    """data: what is sampled. dynamics_weight: of the squared error beside the cross-entropy of answers."""
+
+    data: SRCDConfig = SRCDConfig()
+    dynamics_weight: float = 0.1
+
+    def sample(self, key: Key, length: int, batch: int) -> SRCDBatch:
+        """A batch of `batch` sequences of `length` events."""
+        return srcd.sample(key, dataclasses.replace(self.data, length=length, batch=batch))
+
+    def init(self, key: Key, D: int) -> SRCDParams:
+        """Embeddings whose sum has about unit variance; read-outs that start small."""
+        kind, keys, value, number, answer, dynamics = jax.random.split(key, 6)
+        return SRCDParams(
+            jax.random.normal(kind, (3, D)),
+            jax.random.normal(keys, (self.data.key_ids, D)),
+            jax.random.normal(value, (self.data.answers, D)),
+            normal(number, (2, D), 2),
+            jnp.ones(D),
+            normal(answer, (D, self.data.answers), D),
+            normal(dynamics, (D,), D),
+            jnp.zeros(()),
+        )
+
+    def embed(self, params: SRCDParams, batch: SRCDBatch) -> tuple[Tokens, Gaps]:
+        """(events as vectors, time gaps). An event without a key or value adds nothing for it."""
+        either = lambda table, index: jnp.where(index[..., None] >= 0, table[jnp.maximum(index, 0)], 0)
+        numbers_BxTx2 = jnp.stack([batch.previous_BxT, jnp.log1p(batch.gap_BxT)], axis=-1)
+        x_BxTxD = (
+            params.kind_3xD[batch.kind_BxT]
+            + either(params.key_KxD, batch.key_BxT)
+            + either(params.value_AxD, batch.value_BxT)
+            + numbers_BxTx2 @ params.number_2xD
+        )
+        return x_BxTxD, batch.gap_BxT
+
+    def read(self, params: SRCDParams, y_BxTxD: Tokens) -> tuple[Float[Array, "B T A"], Float[Array, "B T"]]:
+        """(logits of the answer, predicted value of the process)."""
+        y_BxTxD = rms_norm(params.norm_D, y_BxTxD)
+        return y_BxTxD @ params.answer_DxA, y_BxTxD @ params.dynamics_D + params.dynamics_bias
+
+    def score(self, params: SRCDParams, y_BxTxD: Tokens, batch: SRCDBatch) -> tuple[Scalar, dict[str, tuple[Scalar, Scalar]]]:
+        """(loss, metrics as (sum, count)): retrieval of all, recurring and new bindings, and squared errors."""
+        logits_BxTxA, value_BxT = self.read(params, y_BxTxD)
+        asked_BxT = batch.answer_BxT >= 0
+        answer_BxTx1 = jnp.maximum(batch.answer_BxT, 0)[..., None]
+        nats_BxT = -jnp.take_along_axis(jax.nn.log_softmax(logits_BxTxA), answer_BxTx1, axis=-1)[..., 0]
+        right_BxT = jnp.argmax(logits_BxTxA, axis=-1) == batch.answer_BxT
+        over = lambda what, where: (jnp.sum(what, where=where, dtype=jnp.float32), jnp.sum(where, dtype=jnp.float32))
+        every_BxT = jnp.ones_like(asked_BxT)
+        metrics = {
+            "answer_nats": over(nats_BxT, asked_BxT),
+            "retrieval_accuracy": over(right_BxT, asked_BxT),
+            "retrieval_accuracy_recurring": over(right_BxT, asked_BxT & ~batch.is_new_BxT),
+            "retrieval_accuracy_new": over(right_BxT, batch.is_new_BxT),
+            "dynamics_mse": over((value_BxT - batch.target_BxT) ** 2, every_BxT),
+            "dynamics_mse_persistence": over((batch.previous_BxT - batch.target_BxT) ** 2, every_BxT),
+            "realised_new_share": over(batch.is_new_BxT, every_BxT),
+        }
+        mean = lambda pair: pair[0] / jnp.maximum(pair[1], 1)
+        return mean(metrics["answer_nats"]) + self.dynamics_weight * mean(metrics["dynamics_mse"]), metrics
+
+    def exposures(self, batch: SRCDBatch) -> Int[Array, "P"]:  # noqa: UP037
+        """How often the batch asked for each recurring pattern."""
+        asked_BxT = (batch.answer_BxT >= 0) & (batch.pattern_BxT >= 0)
+        index_BxT = jnp.where(asked_BxT, batch.pattern_BxT, self.data.patterns)
+        return jnp.zeros(self.data.patterns, jnp.int32).at[index_BxT].add(1, mode="drop")

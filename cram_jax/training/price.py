@@ -1,0 +1,69 @@
+"""The price of attention: lambda_E of Eq 8 as a state that follows the task loss.
+
+Every token attends until there is something to consolidate. Then the router is released and the price ramps. It goes
+on rising while the smoothed task loss stays within a tolerance of the best it was, and falls back while it does not.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cram_jax.dims import Bool, Array, Float, Int, Scalar
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class PriceConfig:
+    """start: first step at which the router may be released.
+    plateau: it is released once the smoothed loss fell by less than this share over about 100 steps.
+    top: largest price, for every token attending in every layer, in units of the task loss.
+    ramp: steps from 0 to `top`.
+    tolerance: how far the smoothed loss may stand above its best, in units of the loss; beyond, the price backs off.
+    smoothing: of the loss, in steps.
+    """
+
+    start: int = 700
+    plateau: float = 0.2
+    top: float = 6.0
+    ramp: int = 500
+    tolerance: float = 0.1
+    smoothing: float = 25.0
+
+
+class PriceState(NamedTuple):
+    """Attributes:
+    price: lambda_E now.
+    released: the router decides; False while every token attends.
+    released_step: when that was; -1 before.
+    fast, slow: task loss, averaged over about 1 and 4 times `smoothing` steps.
+    best: lowest `fast` since the release.
+    """
+
+    price: Float[Array, ""]
+    released: Bool[Array, ""]
+    released_step: Int[Array, ""]
+    fast: Float[Array, ""]
+    slow: Float[Array, ""]
+    best: Float[Array, ""]
+
+
+def init_price() -> PriceState:
+    """No price, and no loss seen."""
+    unseen = lambda: jnp.full((), jnp.inf)  # a buffer each: the state is donated
+    return PriceState(jnp.zeros(()), jnp.zeros((), bool), jnp.full((), -1, jnp.int32), unseen(), unseen(), unseen())
+
+
+def update(state: PriceState, step: Int[Array, ""], loss: Scalar, cfg: PriceConfig) -> PriceState:
+    """After a training step with that task loss."""
+    blend = lambda mean, steps: jnp.where(jnp.isfinite(mean), mean + (loss - mean) / steps, loss)
+    fast, slow = blend(state.fast, cfg.smoothing), blend(state.slow, 4 * cfg.smoothing)
+    flat = fast > (1 - cfg.plateau) * slow
+    released = state.released | ((step >= cfg.start) & flat)
+    best = jnp.where(state.released, jnp.minimum(state.best, fast), fast)
+    pace = cfg.top / cfg.ramp
+    move = jnp.where(fast <= best + cfg.tolerance, pace, -2 * pace)
+    price = jnp.where(state.released, jnp.clip(state.price + move, 0, cfg.top), 0)
+    released_step = jnp.where(released & ~state.released, step, state.released_step)
+    return PriceState(price.astype(jnp.float32), released, released_step.astype(jnp.int32), fast, slow, best)

@@ -1,0 +1,135 @@
+"""Which query rows attend to which kept keys, as sorted lists: the one description all backends execute.
+
+A plan never holds a T x T mask. Kept keys are numbered 0, 1, ... in order of position ("slots"), and a routed
+query sees one contiguous range of slots: it ends at the last key kept at or before it, and starts where the memory
+(last M kept), the window (positions back) or the query's segment starts, whichever is latest.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+class SkipPlan(NamedTuple):
+    """Attributes:
+    rows_BxC: positions of routed queries, ascending; T in unused places.
+    slots_BxS: positions of kept keys, ascending; T in unused places.
+    start_BxC: first slot the row sees.
+    end_BxC: one past the last slot the row sees; `end <= start` where nothing is visible.
+    dropped_B: routed queries beyond capacity (lowest score first); they are answered with 0.
+    dropped_kept_B: kept keys beyond their capacity (oldest first); no query sees them.
+    """
+
+    rows_BxC: Int[Array, "B C"]
+    slots_BxS: Int[Array, "B S"]
+    start_BxC: Int[Array, "B C"]
+    end_BxC: Int[Array, "B C"]
+    dropped_B: Int[Array, "B"]  # noqa: UP037
+    dropped_kept_B: Int[Array, "B"]  # noqa: UP037
+
+    def gather_queries(self, x_BxTxX: Float[Array, "B T ..."]) -> Float[Array, "B C ..."]:
+        """Rows of routed queries; unused places read 0."""
+        return _gather(x_BxTxX, self.rows_BxC)
+
+    def gather_keys(self, x_BxTxX: Float[Array, "B T ..."]) -> Float[Array, "B S ..."]:
+        """Rows of kept keys; unused places read 0."""
+        return _gather(x_BxTxX, self.slots_BxS)
+
+    def scatter(self, x_BxCxX: Float[Array, "B C ..."], T: int) -> Float[Array, "B T ..."]:
+        """Puts compact rows back at their positions; exact 0 elsewhere."""
+        put = lambda rows, x: jnp.zeros((T, *x.shape[1:]), x.dtype).at[rows].set(x, mode="drop", unique_indices=True)
+        return jax.vmap(put)(self.rows_BxC, x_BxCxX)
+
+
+def _gather(x_BxTxX, index_BxC):
+    return jax.vmap(lambda x, i: x.at[i].get(mode="fill", fill_value=0))(x_BxTxX, index_BxC)
+
+
+def _positions(marked_BxT, capacity: int):
+    """Sorted positions of marked places, padded with T. The first `capacity` of them."""
+    T = marked_BxT.shape[1]
+    return jnp.sort(jnp.where(marked_BxT, jnp.arange(T), T), axis=1)[:, :capacity].astype(jnp.int32)
+
+
+def _strongest(marked_BxT, score_BxT, capacity: int):
+    """Unmarks the lowest scores where more than `capacity` are marked; ties go to the earlier position."""
+    order_BxT = jnp.argsort(jnp.where(marked_BxT, -score_BxT, jnp.inf), axis=1, stable=True)
+    rank_BxT = jnp.argsort(order_BxT, axis=1)
+    return marked_BxT & (rank_BxT < capacity)
+
+
+def make_plan(
+    routed_BxT: Bool[Array, "B T"],
+    *,
+    kept_BxT: Bool[Array, "B T"] | None = None,
+    score_BxT: Float[Array, "B T"] | None = None,
+    window: int | None = None,
+    memory: int | None = None,
+    capacity: int | None = None,
+    kept_capacity: int | None = None,
+    segment_BxT: Int[Array, "B T"] | None = None,
+) -> SkipPlan:
+    """Lists the work an attention call has to do.
+
+    Args:
+      routed_BxT: queries that attend.
+      kept_BxT: keys that may be seen; all of them by default. A key kept at its own query's position is seen.
+      score_BxT: which routed queries survive `capacity`, highest first; by default the earliest.
+      window: a query sees at most this many positions, its own included.
+      memory: a query sees at most the last `memory` kept keys (first in, first out).
+      capacity: most routed queries a sequence may have; T by default. What is over is dropped and counted. It looks
+        at the whole sequence, so below T it is for training only.
+      kept_capacity: most kept keys a sequence may have; T by default. The latest ones stay.
+      segment_BxT: a query sees only keys of its own segment; segments are contiguous.
+
+    Raises:
+      ValueError: for shapes that do not match, or a window, memory or capacity below 1.
+    """
+    if routed_BxT.ndim != 2:
+        raise ValueError(f"routed_BxT must have shape (batch, time), got {routed_BxT.shape}")
+    B, T = routed_BxT.shape
+    for name, array in (("kept_BxT", kept_BxT), ("score_BxT", score_BxT), ("segment_BxT", segment_BxT)):
+        if array is not None and array.shape != (B, T):
+            raise ValueError(f"{name} has shape {array.shape}, but routed_BxT has {(B, T)}; they must be equal")
+    sizes = {"window": window, "memory": memory, "capacity": capacity, "kept_capacity": kept_capacity}
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise ValueError(f"{name} must be at least 1 (or None for no limit), got {size}")
+
+    C, S = min(capacity or T, T), min(kept_capacity or T, T)
+    kept_BxT = jnp.ones((B, T), bool) if kept_BxT is None else kept_BxT
+    seen_BxT = kept_BxT
+    if S < T:
+        newest_BxT = jnp.cumsum(kept_BxT[:, ::-1], axis=1)[:, ::-1] <= S
+        seen_BxT = kept_BxT & newest_BxT
+    attends_BxT = routed_BxT
+    if C < T:
+        score_BxT = -jnp.broadcast_to(jnp.arange(T, dtype=jnp.float32), (B, T)) if score_BxT is None else score_BxT
+        attends_BxT = _strongest(routed_BxT, score_BxT, C)
+
+    count_BxT = jnp.cumsum(seen_BxT, axis=1, dtype=jnp.int32)  # keys seen so far, this position included
+    before = lambda position_BxT: jnp.where(  # how many seen keys stand before a position
+        position_BxT > 0, jnp.take_along_axis(count_BxT, jnp.maximum(position_BxT - 1, 0), axis=1), 0
+    )
+    start_BxT = jnp.zeros((B, T), jnp.int32)
+    if memory is not None:
+        start_BxT = jnp.maximum(start_BxT, count_BxT - memory)
+    if window is not None:
+        start_BxT = jnp.maximum(start_BxT, before(jnp.broadcast_to(jnp.arange(T) - window + 1, (B, T))))
+    if segment_BxT is not None:
+        changed_BxT = jnp.diff(segment_BxT, axis=1, prepend=segment_BxT[:, :1]) != 0
+        first_BxT = jax.lax.cummax(jnp.where(changed_BxT, jnp.arange(T), 0), axis=1)
+        start_BxT = jnp.maximum(start_BxT, before(first_BxT))
+
+    rows_BxC = _positions(attends_BxT, C)
+    total = lambda marked_BxT: jnp.sum(marked_BxT, axis=1, dtype=jnp.int32)
+    return SkipPlan(
+        rows_BxC,
+        _positions(seen_BxT, S),
+        _gather(start_BxT, rows_BxC),
+        _gather(count_BxT, rows_BxC),  # 0 in unused places: they see nothing
+        total(routed_BxT) - total(attends_BxT),
+        total(kept_BxT) - total(seen_BxT),
+    )

@@ -1,0 +1,24 @@
+"""Plain, slow, obviously right attention over a plan. Runs in any float dtype, float64 included."""
+
+import jax
+import jax.numpy as jnp
+
+from .plan import SkipPlan
+
+
+def attend(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan: SkipPlan, scale: float):
+    """Softmax attention of compact query rows over compact keys; exact 0 where a row sees nothing."""
+    B, C, H, K = q_BxCxHxK.shape
+    S, G, V = v_BxSxGxV.shape[1:]
+    Q = H // G  # query heads of a group stand under each other, as more rows
+    q_BxGxQCxK = q_BxCxHxK.reshape(B, C, G, Q, K).transpose(0, 2, 3, 1, 4).reshape(B, G, Q * C, K)
+    k_BxGxSxK, v_BxGxSxV = k_BxSxGxK.swapaxes(1, 2), v_BxSxGxV.swapaxes(1, 2)
+    visible_BxCxS = (jnp.arange(S) >= plan.start_BxC[..., None]) & (jnp.arange(S) < plan.end_BxC[..., None])
+    visible_Bx1xQCxS = jnp.tile(visible_BxCxS, (1, Q, 1))[:, None]
+
+    logits_BxGxQCxS = jnp.where(visible_Bx1xQCxS, q_BxGxQCxK @ k_BxGxSxK.swapaxes(2, 3) * scale, -jnp.inf)
+    top = jax.lax.stop_gradient(jnp.max(logits_BxGxQCxS, axis=-1, keepdims=True))
+    weight_BxGxQCxS = jnp.exp(logits_BxGxQCxS - jnp.where(jnp.isfinite(top), top, 0))
+    total = jnp.sum(weight_BxGxQCxS, axis=-1, keepdims=True)
+    o_BxGxQCxV = (weight_BxGxQCxS @ v_BxGxSxV) / jnp.where(total > 0, total, 1)  # a row that sees nothing gives 0
+    return o_BxGxQCxV.reshape(B, G, Q, C, V).transpose(0, 3, 1, 2, 4).reshape(B, C, H, V)
