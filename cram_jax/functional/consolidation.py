@@ -69,7 +69,7 @@ def release(state: ConsolidationState, when: Bool[Array, ""] | bool = True) -> C
     return state._replace(released=state.released | when)
 
 
-def variance(state: ConsolidationState) -> Array:
+def variance(state: ConsolidationState) -> Float[Array, "*layers"]:
     """sigma^2 of Eq 6: the mean squared distance of retrievals from their mean; 1 before any was seen.
 
     It is centred: with an uncentred one, retrievals with a large constant part would all look familiar.
@@ -107,7 +107,12 @@ def update(state: ConsolidationState, stats: ConsolidationStats, axis_name: str 
     )
 
 
-def quality(recalled_BxTxD: Tokens, retrieved_BxTxD: Tokens, retrieved_BxT: Marks, sigma2: Scalar) -> Array:
+def quality(
+    recalled_BxTxD: Float[Array, "*shape D"],
+    retrieved_BxTxD: Float[Array, "*shape D"],
+    retrieved_BxT: Bool[Array, "*shape"],
+    sigma2: Scalar,
+) -> Float[Array, "*shape"]:
     """exp(-|recall - retrieval|^2 / sigma^2) where a token retrieved, 0 elsewhere (Eq 6). No gradient."""
     r_BxTxD = jnp.where(retrieved_BxT[..., None], retrieved_BxTxD, 0)
     error_BxT = jnp.sum((recalled_BxTxD - r_BxTxD) ** 2, axis=-1)

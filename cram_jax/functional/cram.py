@@ -77,6 +77,7 @@ class CRAMSums(NamedTuple):
       episodic: expected use of episodic memory, sum of pi^(2).
       familiar: sum of pi^(3) q-hat, semantic use where it is good.
       write: expected number of kept events.
+    use: 0, with the gradient of the attention that kept events received from routed queries (see `episodic.py`).
       distillation: sum of |f_sem - r^E|^2 / sigma^2 over those that retrieved (Eq 5, in units of sigma^2).
       familiarity: summed cross-entropy of q-hat against q over the same.
       prediction, predicted: summed cross-entropy of the uncertainty read-out, and over how many tokens.
@@ -87,6 +88,7 @@ class CRAMSums(NamedTuple):
     episodic: Scalar
     familiar: Scalar
     write: Scalar
+    use: Scalar
     distillation: Scalar
     familiarity: Scalar
     prediction: Scalar
@@ -156,8 +158,7 @@ class _Decisions(NamedTuple):
     routes: routing.Routes
     familiarity_logit: Array
     novelty: Array
-    write_logit: Array
-    kept: Array
+    writes: episodic.Writes
 
 
 def _decide(params: CRAMParams, state, x, gap, magnitude, uniform, *, cfg: CRAMConfig, train: bool) -> _Decisions:
@@ -174,16 +175,16 @@ def _decide(params: CRAMParams, state, x, gap, magnitude, uniform, *, cfg: CRAMC
     routes = routing.route(
         params.router, features, None if uniform is None else uniform[..., :4], state.released, cfg=cfg.routing, train=train
     )
-    write_logit = episodic.write_logit(params.episodic, x, novelty)
-    kept = episodic.keep(write_logit, uniform[..., 4] if train and uniform is not None else None)
-    return _Decisions(routes, logit, novelty, write_logit, kept)
+    sampled = uniform[..., 4] if train and uniform is not None else None
+    writes = episodic.decide_writes(params.episodic, x, novelty, sampled, cfg=cfg.episodic)
+    return _Decisions(routes, logit, novelty, writes)
 
 
 def _margin(decided: _Decisions, released) -> Array:
     """How far the closest of a token's decisions is from falling otherwise, in logits (meant without noise)."""
     first, second = jnp.moveaxis(jax.lax.top_k(jnp.log(decided.routes.mean_BxTx3), 2)[0], -1, 0)
     route = jnp.where(released, first - second, jnp.inf)
-    return jax.lax.stop_gradient(jnp.minimum(route, jnp.abs(decided.write_logit)))
+    return jax.lax.stop_gradient(jnp.minimum(route, jnp.abs(decided.writes.logit_BxT)))
 
 
 def apply(
@@ -222,13 +223,11 @@ def apply(
     decided = _decide(params, state, z_BxTxD, gap_BxT, magnitude_BxT, uniform_BxTx5, cfg=cfg, train=train)
     routes = decided.routes
     attended_BxT = routes.routed_BxT | routes.audited_BxT
-    retrieved_BxTxD = episodic.read(
-        params.episodic, z_BxTxD, decided.write_logit, decided.kept, attended_BxT, segment_BxT, cfg=cfg.episodic
+    retrieved_BxTxD, use_BxT = episodic.read(
+        params.episodic, z_BxTxD, decided.writes, attended_BxT, segment_BxT, cfg=cfg.episodic
     )
     recalled_BxTxD = semantic.recall(params.semantic, z_BxTxD)
-    x_BxTxD = x_BxTxD + routing.mix(
-        routes, worked_BxTxD, retrieved_BxTxD, recalled_BxTxD, audit_rate=cfg.routing.audit_rate
-    )
+    x_BxTxD = x_BxTxD + routing.mix(routes, worked_BxTxD, retrieved_BxTxD, recalled_BxTxD)
     y_BxTxD = x_BxTxD + feed_forward(params.feed_forward, rms_norm(params.norm_ff_D, x_BxTxD))
 
     sigma2 = consolidation.variance(state)
@@ -242,14 +241,16 @@ def apply(
         retrieved=stats.count,
         episodic=jnp.sum(routes.mean_BxTx3[..., routing.EPISODIC]),
         familiar=jnp.sum(routes.mean_BxTx3[..., routing.SEMANTIC] * (1 - decided.novelty)),
-        write=jnp.sum(jax.nn.sigmoid(decided.write_logit)),
+        # While every token attends, use says nothing about worth: the gate does not learn yet.
+        write=jnp.sum(decided.writes.gate_BxT, where=state.released),
+        use=jnp.sum(use_BxT, where=routes.routed_BxT & state.released),
         distillation=semantic.distillation(taught_BxTxD, retrieved_BxTxD, attended_BxT) / sigma2,
         familiarity=consolidation.familiarity_loss(decided.familiarity_logit, quality_BxT, attended_BxT),
         prediction=prediction,
         predicted=predicted,
     )
     margin_BxT = _margin(decided, state.released)
-    seen = CRAMRoutes(routes.choice_BxT, attended_BxT, decided.kept, margin_BxT, 1 - decided.novelty, quality_BxT)
+    seen = CRAMRoutes(routes.choice_BxT, attended_BxT, decided.writes.kept_BxT, margin_BxT, 1 - decided.novelty, quality_BxT)
     return y_BxTxD, CRAMAux(stats, sums, seen)
 
 
@@ -274,15 +275,14 @@ def step(
     routes = decided.routes
     attended_B = routes.routed_BxT | routes.audited_BxT
     ring = episodic.write(
-        params.episodic, cache.episodic, z_BxD, decided.write_logit, decided.kept, cache.position, decided.novelty,
-        cfg=cfg.episodic,
-    )  # fmt: skip
+        params.episodic, cache.episodic, z_BxD, decided.writes.kept_BxT, cache.position, decided.novelty, cfg=cfg.episodic
+    )
     retrieved_BxD = episodic.read_cache(params.episodic, ring, z_BxD, attended_B, cache.position, cfg=cfg.episodic)
     recalled_BxD = semantic.recall(params.semantic, z_BxD)
-    x_BxD = x_BxD + routing.mix(routes, worked_BxD, retrieved_BxD, recalled_BxD, audit_rate=cfg.routing.audit_rate)
+    x_BxD = x_BxD + routing.mix(routes, worked_BxD, retrieved_BxD, recalled_BxD)
     y_BxD = x_BxD + feed_forward(params.feed_forward, rms_norm(params.norm_ff_D, x_BxD))
     quality_B = consolidation.quality(recalled_BxD, retrieved_BxD, attended_B, consolidation.variance(state))
     seen = CRAMRoutes(
-        routes.choice_BxT, attended_B, decided.kept, _margin(decided, state.released), 1 - decided.novelty, quality_B
+        routes.choice_BxT, attended_B, decided.writes.kept_BxT, _margin(decided, state.released), 1 - decided.novelty, quality_B
     )
     return y_BxD, CRAMCache(cache.position + 1, working_BxW, ring), seen

@@ -8,49 +8,54 @@ import jax.numpy as jnp
 
 from cram_jax import kernels
 from cram_jax.dims import Array, Bool, Float, Int, Key, Marks, Segments, Token, Tokens
-from cram_jax.functional.common import normal, rotate
+from cram_jax.functional.common import FeedForward, feed_forward, init_feed_forward, normal, rotate
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class EpisodicConfig:
-    """heads: H. head_dim: K; one coordinate of it carries the write gate's log-bias.
+    """heads: H. head_dim: K, of keys and of values; one coordinate of the values carries the write gate's gradient.
     memory: M, how many kept events the buffer holds; the oldest leaves first.
     rotary: positions in queries and keys; content alone tells where it is False.
+    write_audit_rate: share of events kept in training although the gate says no, so that it keeps learning what
+        they would be worth.
     write_bias: logit of the write gate at the start; 3 keeps 95% of all events.
+    width: hidden units of the write gate.
     """
 
     heads: int = 2
     head_dim: int = 32
     memory: int = 64
     rotary: bool = False
+    write_audit_rate: float = 0.05
     write_bias: float = 3.0
+    width: int = 32
 
     def __post_init__(self):
         if min(self.heads, self.head_dim - 1, self.memory) < 1:
             raise ValueError(f"heads and memory must be at least 1 and head_dim at least 2, got {self}")
+        if not 0 < self.write_audit_rate <= 1:
+            raise ValueError(f"write_audit_rate must be in (0, 1], got {self.write_audit_rate}")
 
 
 class EpisodicParams(NamedTuple):
     """Attributes:
-    q_DxHxK, k_DxHxK: without the coordinate of the log-bias. v_DxHxV, o_HxVxD.
-    write_D, write_novelty, write_bias: the write gate's logit, from the token and its novelty 1 - q-hat.
+    q_DxHxK, k_DxHxK. v_DxHxV, o_HxVxD: without the coordinate of the write gate.
+    write: the write gate, from a token and its novelty 1 - q-hat to a logit.
     """
 
     q_DxHxK: Float[Array, "D H K"]
     k_DxHxK: Float[Array, "D H K"]
     v_DxHxV: Float[Array, "D H V"]
     o_HxVxD: Float[Array, "H V D"]
-    write_D: Float[Array, "D"]  # noqa: UP037
-    write_novelty: Float[Array, ""]
-    write_bias: Float[Array, ""]
+    write: FeedForward
 
 
 class EpisodicCache(NamedTuple):
     """A ring of the last M kept events: Eq 3's (k_i, v_i, tau_i, c_i).
 
     Attributes:
-      k_BxMxHxK, v_BxMxHxV: keys (log-bias included) and values.
+      k_BxMxHxK, v_BxMxHxV: keys and values.
       position_BxM: when the event came, in positions.
       novelty_BxM: c_i = 1 - q-hat at that time.
       written_B: events kept so far; the ring's next place is this modulo M.
@@ -66,15 +71,14 @@ class EpisodicCache(NamedTuple):
 def init(key: Key, D: int, cfg: EpisodicConfig) -> EpisodicParams:
     """Unit-variance projections; almost everything is kept."""
     H, K = cfg.heads, cfg.head_dim
-    q, k, v, o = jax.random.split(key, 4)
+    q, k, v, o, w = jax.random.split(key, 5)
+    gate = init_feed_forward(w, D + 1, cfg.width, 1)
     return EpisodicParams(
-        normal(q, (D, H, K - 1), D),
-        normal(k, (D, H, K - 1), D),
-        normal(v, (D, H, K), D),
-        normal(o, (H, K, D), H * K),
-        jnp.zeros(D),
-        jnp.zeros(()),
-        jnp.asarray(cfg.write_bias, jnp.float32),
+        normal(q, (D, H, K), D),
+        normal(k, (D, H, K), D),
+        normal(v, (D, H, K - 1), D),
+        normal(o, (H, K - 1, D), H * K),
+        gate._replace(out_FxD=jnp.zeros_like(gate.out_FxD)),
     )
 
 
@@ -88,59 +92,87 @@ def init_cache(cfg: EpisodicConfig, batch: int) -> EpisodicCache:
     )  # fmt: skip
 
 
-def write_logit(params: EpisodicParams, x: Float[Array, "... D"], novelty: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Logit of keeping an event."""
-    return x @ params.write_D + params.write_novelty * novelty + params.write_bias
+class Writes(NamedTuple):
+    """Attributes:
+    logit_BxT: of the gate.
+    gate_BxT: its probability.
+    kept_BxT: which events enter the buffer.
+    worth_BxT: 0, with the gradient of gate / P(kept): an event's share of what a read of it is worth. Only a kept
+        event can be read, so this weight makes the expected gradient that of keeping everything.
+    """
+
+    logit_BxT: Float[Array, "*shape"]
+    gate_BxT: Float[Array, "*shape"]
+    kept_BxT: Bool[Array, "*shape"]
+    worth_BxT: Float[Array, "*shape"]
 
 
-def keep(logit_BxT: Float[Array, "B T"], uniform_BxT: Float[Array, "B T"] | None) -> Marks:
-    """Which events enter the buffer: sampled with the gate's probability where numbers are given, else logit > 0."""
-    noise = 0 if uniform_BxT is None else jnp.log(uniform_BxT) - jnp.log1p(-uniform_BxT)
-    return logit_BxT + noise > 0
+def decide_writes(
+    params: EpisodicParams,
+    x: Float[Array, "... D"],
+    novelty: Float[Array, "..."],
+    uniform: Float[Array, "..."] | None,
+    *,
+    cfg: EpisodicConfig,
+) -> Writes:
+    """Which events are kept: sampled with the gate's probability where random numbers are given, else logit > 0.
+
+    The gate learns from use alone: the mean over heads of the attention an event receives from routed queries
+    is its reward for being kept, against a price (`objective.py`). A log-bias on its key cannot teach it: once a
+    query matches its key, the attention weight is 1 whatever the bias, so nothing tells that dropping it would hurt.
+    """
+    seen = jnp.concatenate([jax.lax.stop_gradient(x), novelty[..., None]], axis=-1)
+    logit = feed_forward(params.write, seen)[..., 0] + cfg.write_bias
+    gate = jax.nn.sigmoid(logit)
+    if uniform is None:
+        return Writes(logit, gate, logit > 0, jnp.zeros_like(gate))
+    chance = jax.lax.stop_gradient(cfg.write_audit_rate + (1 - cfg.write_audit_rate) * gate)
+    return Writes(logit, gate, uniform < chance, (gate - jax.lax.stop_gradient(gate)) / chance)
 
 
 def _queries(params: EpisodicParams, x_BxCxD, position_BxC, cfg: EpisodicConfig):
     q = jnp.einsum("bcd,dhk->bchk", x_BxCxD, params.q_DxHxK)
-    if cfg.rotary:
-        q = rotate(q, position_BxC)
-    # scale * (this coordinate of q) * (that of k) = log-bias
-    return jnp.concatenate([q, jnp.full_like(q[..., :1], cfg.head_dim**0.5)], axis=-1)
+    return rotate(q, position_BxC) if cfg.rotary else q
 
 
-def _keys_values(params: EpisodicParams, x_BxSxD, logit_BxS, position_BxS, cfg: EpisodicConfig):
+def _keys_values(params: EpisodicParams, x_BxSxD, worth_BxS, position_BxS, cfg: EpisodicConfig):
     k = jnp.einsum("bsd,dhk->bshk", x_BxSxD, params.k_DxHxK)
-    if cfg.rotary:
-        k = rotate(k, position_BxS)
-    bias = jnp.broadcast_to(jax.nn.log_sigmoid(logit_BxS)[..., None, None], (*k.shape[:-1], 1)).astype(k.dtype)
-    return jnp.concatenate([k, bias], axis=-1), jnp.einsum("bsd,dhv->bshv", x_BxSxD, params.v_DxHxV)
+    v = jnp.einsum("bsd,dhv->bshv", x_BxSxD, params.v_DxHxV)
+    worth = jnp.broadcast_to(worth_BxS[..., None, None], (*v.shape[:-1], 1)).astype(v.dtype)
+    return rotate(k, position_BxS) if cfg.rotary else k, jnp.concatenate([v, worth], axis=-1)
+
+
+def _output(params: EpisodicParams, o_BxCxHxV):
+    """(r^E, use: what the read was worth to the gates of the events it read; 0, with their gradient)."""
+    return jnp.einsum("bchv,hvd->bcd", o_BxCxHxV[..., :-1], params.o_HxVxD), jnp.mean(o_BxCxHxV[..., -1], axis=-1)
 
 
 def read(
     params: EpisodicParams,
     x_BxTxD: Tokens,
-    logit_BxT: Float[Array, "B T"],
-    kept_BxT: Marks,
+    writes: Writes,
     attends_BxT: Marks,
     segment_BxT: Segments | None,
     *,
     cfg: EpisodicConfig,
-) -> Tokens:
-    """r^E of the tokens that attend, over the last M events kept up to and with them (Eq 3); 0 elsewhere.
+) -> tuple[Tokens, Float[Array, "B T"]]:
+    """(r^E, use) of the tokens that attend, over the last M events kept up to and with them (Eq 3); 0 elsewhere.
 
     Queries and outputs are projected for rows of the plan only, keys and values for its kept slots.
     """
-    plan = kernels.make_plan(attends_BxT, kept_BxT=kept_BxT, memory=cfg.memory, segment_BxT=segment_BxT)
+    plan = kernels.make_plan(attends_BxT, kept_BxT=writes.kept_BxT, memory=cfg.memory, segment_BxT=segment_BxT)
     q = _queries(params, plan.gather_queries(x_BxTxD), plan.rows_BxC, cfg)
-    k, v = _keys_values(params, plan.gather_keys(x_BxTxD), plan.gather_keys(logit_BxT), plan.slots_BxS, cfg)
+    k, v = _keys_values(params, plan.gather_keys(x_BxTxD), plan.gather_keys(writes.worth_BxT), plan.slots_BxS, cfg)
     o_BxCxHxV = kernels.skip_attention_compact(q, k, v, plan)
-    return plan.scatter(jnp.einsum("bchv,hvd->bcd", o_BxCxHxV, params.o_HxVxD), x_BxTxD.shape[1])
+    r_BxCxD, use_BxC = _output(params, o_BxCxHxV)
+    T = x_BxTxD.shape[1]
+    return plan.scatter(r_BxCxD, T), plan.scatter(use_BxC, T)
 
 
 def write(
     params: EpisodicParams,
     cache: EpisodicCache,
     x_BxD: Token,
-    logit_B: Float[Array, "B"],  # noqa: UP037
     kept_B: Bool[Array, "B"],  # noqa: UP037
     position: Int[Array, ""],
     novelty_B: Float[Array, "B"],  # noqa: UP037
@@ -150,7 +182,7 @@ def write(
     """Puts one event into the ring where it is kept, over the oldest one when the ring is full."""
     B = x_BxD.shape[0]
     position_Bx1 = jnp.full((B, 1), position)
-    k, v = _keys_values(params, x_BxD[:, None], logit_B[:, None], position_Bx1, cfg)
+    k, v = _keys_values(params, x_BxD[:, None], jnp.zeros((B, 1)), position_Bx1, cfg)
     place_B = jnp.where(kept_B, cache.written_B % cfg.memory, cfg.memory)  # beyond the end: dropped
     put = lambda old, new: old.at[jnp.arange(B), place_B].set(new.astype(old.dtype), mode="drop")
     return EpisodicCache(
@@ -179,4 +211,4 @@ def read_cache(
     plan = kernels.SkipPlan(zero_B[:, None], slots_BxM, zero_B[:, None], end_B[:, None], zero_B, zero_B)
     q = _queries(params, x_BxD[:, None], jnp.full((B, 1), position), cfg)
     o_Bx1xHxV = kernels.skip_attention_compact(q, cache.k_BxMxHxK, cache.v_BxMxHxV, plan)
-    return jnp.einsum("bchv,hvd->bcd", o_Bx1xHxV, params.o_HxVxD)[:, 0]
+    return _output(params, o_Bx1xHxV)[0][:, 0]

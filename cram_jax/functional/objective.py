@@ -1,7 +1,7 @@
 """The total loss (CRAM, Eq 8): the task, the price of attention, the reward of familiar recall, and consolidation.
 
-L = L_task + lambda_E mean pi^(2) - lambda_S mean pi^(3) q-hat + gamma L_cons + lambda_W mean write + the losses of
-the familiarity head and of the uncertainty read-out. Means are over (token, layer) pairs; those of L_cons and
+L = L_task + lambda_E mean pi^(2) - lambda_S mean pi^(3) q-hat + gamma L_cons + mean (lambda_W write - use) + the losses
+of the familiarity head and of the uncertainty read-out. Means are over (token, layer) pairs; those of L_cons and
 of familiarity over the pairs that retrieved. Where Eq 8 has q_t, which a token that did not retrieve lacks, stands q-hat.
 """
 
@@ -17,14 +17,15 @@ from cram_jax.functional.cram import CRAMSums
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    """semantic_reward: lambda_S. distillation: gamma. write_price: lambda_W, what keeping an event costs.
+    """semantic_reward: lambda_S. distillation: gamma.
+    write_price: lambda_W, how many reads an event must expect to be worth keeping.
     familiarity, prediction: weights of the two heads' own losses, which share no parameter with anything else.
     The price of attention lambda_E is a state, see `training/price.py`.
     """
 
     semantic_reward: float = 0.01
     distillation: float = 0.1
-    write_price: float = 0.1
+    write_price: float = 0.05
     familiarity: float = 0.1
     prediction: float = 0.1
 
@@ -53,6 +54,7 @@ def memory_loss(sums: CRAMSums, price: Scalar, cfg: ObjectiveConfig) -> tuple[Sc
         price * parts["expected_episodic"]
         - cfg.semantic_reward * parts["expected_familiar"]
         + cfg.write_price * parts["expected_write"]
+        - mean(total.use, total.tokens)
         + cfg.distillation * parts["distillation"]
         + cfg.familiarity * parts["familiarity"]
         + cfg.prediction * parts["prediction"]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cram_jax.dims import Array, Bool, Float, Int, Key, Marks
+from cram_jax.dims import Array, Bool, Float, Int, Key
 from cram_jax.functional.common import FeedForward, feed_forward, init_feed_forward
 
 WORKING, EPISODIC, SEMANTIC = 0, 1, 2
@@ -22,6 +22,8 @@ class RoutingConfig:
     temperature: of the Gumbel-softmax; lower is closer to hard and noisier in gradient.
     audit_rate: share of tokens that retrieve in training although routed away, so that the router and the
         familiarity head keep learning what retrieval would give; they count as attention.
+    audit_gain: a token the router is unsure of is audited more often, by this times its pi^(2), because there the
+        gradient of its gate is large; the weight 1 / rate keeps the expected gradient what it is.
     evaluation_audit_rate: the same outside training, where a key is given.
     """
 
@@ -29,6 +31,7 @@ class RoutingConfig:
     width: int = 32
     temperature: float = 1.0
     audit_rate: float = 0.02
+    audit_gain: float = 2.0
     evaluation_audit_rate: float = 0.0005
 
     def __post_init__(self):
@@ -46,13 +49,15 @@ class Routes(NamedTuple):
     choice_BxT: the memory each token takes.
     routed_BxT: chose episodic.
     audited_BxT: did not, but retrieves all the same.
+    audit_weight_BxT: 1 / (chance of an audit).
     """
 
-    soft_BxTx3: Float[Array, "B T 3"]
-    mean_BxTx3: Float[Array, "B T 3"]
-    choice_BxT: Int[Array, "B T"]
-    routed_BxT: Bool[Array, "B T"]
-    audited_BxT: Bool[Array, "B T"]
+    soft_BxTx3: Float[Array, "*shape 3"]
+    mean_BxTx3: Float[Array, "*shape 3"]
+    choice_BxT: Int[Array, "*shape"]
+    routed_BxT: Bool[Array, "*shape"]
+    audited_BxT: Bool[Array, "*shape"]
+    audit_weight_BxT: Float[Array, "*shape"]
 
 
 def feature_width(D: int, cfg: RoutingConfig) -> int:
@@ -69,7 +74,7 @@ def init(key: Key, D: int, cfg: RoutingConfig) -> FeedForward:
 def route(
     params: FeedForward,
     features: dict[str, Array],
-    uniform_BxTx4: Float[Array, "B T 4"] | None,
+    uniform_BxTx4: Float[Array, "*shape 4"] | None,
     released: Bool[Array, ""],
     *,
     cfg: RoutingConfig,
@@ -89,13 +94,16 @@ def route(
         noisy_BxTx3 = logits_BxTx3 - jnp.log(-jnp.log(uniform_BxTx4[..., :3]))
     choice_BxT = jnp.where(released, jnp.argmax(noisy_BxTx3, axis=-1), EPISODIC)
     routed_BxT = choice_BxT == EPISODIC
+    mean_BxTx3 = jax.nn.softmax(logits_BxTx3)
+    rate_BxT = jnp.full(routed_BxT.shape, cfg.evaluation_audit_rate, logits_BxTx3.dtype)
+    if train:
+        gained_BxT = cfg.audit_rate + cfg.audit_gain * mean_BxTx3[..., EPISODIC]
+        rate_BxT = jax.lax.stop_gradient(jnp.minimum(gained_BxT, 1))
     audited_BxT = jnp.zeros_like(routed_BxT)
     if uniform_BxTx4 is not None:
-        rate = cfg.audit_rate if train else cfg.evaluation_audit_rate
-        audited_BxT = ~routed_BxT & (uniform_BxTx4[..., 3] < rate)
-    return Routes(
-        jax.nn.softmax(noisy_BxTx3 / cfg.temperature), jax.nn.softmax(logits_BxTx3), choice_BxT, routed_BxT, audited_BxT
-    )
+        audited_BxT = ~routed_BxT & (uniform_BxTx4[..., 3] < rate_BxT)
+    soft_BxTx3 = jax.nn.softmax(noisy_BxTx3 / cfg.temperature)
+    return Routes(soft_BxTx3, mean_BxTx3, choice_BxT, routed_BxT, audited_BxT, 1 / jnp.maximum(rate_BxT, 1e-6))
 
 
 def mix(
@@ -103,20 +111,18 @@ def mix(
     working_BxTxD: Array,
     retrieved_BxTxD: Array,
     recalled_BxTxD: Array,
-    *,
-    audit_rate: float,
 ) -> Array:
     """Sum of the three memories, each times its gate; the gates are hard, with a straight-through gradient (Eq 7).
 
     A token that did not retrieve has no r^E, so its episodic gate gets neither value nor gradient, whatever stands in
-    its row. An audited token adds zero value; the gradient of its gate is weighted by 1 / audit_rate, which makes
+    its row. An audited token adds zero value; the gradient of its gate is weighted by 1 / (chance of an audit), which makes
     the router's expected gradient that of a dense computation.
     """
     hard_BxTx3 = jax.nn.one_hot(routes.choice_BxT, 3, dtype=routes.soft_BxTx3.dtype)
     through_BxTx3 = routes.soft_BxTx3 - jax.lax.stop_gradient(routes.soft_BxTx3)  # 0, with soft's gradient
     gate_BxTx3 = hard_BxTx3 + through_BxTx3
-    attended_BxT: Marks = routes.routed_BxT | routes.audited_BxT
-    weight_BxT = jnp.where(routes.audited_BxT, 1 / audit_rate, 1)
+    attended_BxT = routes.routed_BxT | routes.audited_BxT
+    weight_BxT = jnp.where(routes.audited_BxT, routes.audit_weight_BxT, 1)
     episodic_BxT = hard_BxTx3[..., EPISODIC] + weight_BxT * through_BxTx3[..., EPISODIC]
     episodic_BxTxD = jnp.where(attended_BxT[..., None], retrieved_BxTxD, 0) * episodic_BxT[..., None]
     return (

@@ -1,46 +1,91 @@
-"""A stack of equal layers behind a layer's own contract; parameters, states and caches on a leading L axis."""
+"""A network's trunk: equal layers in a stack, with the contract of a single layer.
 
+Parameters, states and caches carry a leading L axis. The task gives the embedding before and the read-out after.
+"""
+
+import dataclasses
 from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 
-from cram_jax.dims import Key
+from cram_jax.dims import Gap, Gaps, Key, Segments, Token, Tokens
+from cram_jax.functional import attention, cram
+
+LAYERS: dict[type, ModuleType] = {cram.CRAMConfig: cram, attention.AttentionConfig: attention}
 
 
-def init(key: Key, layer: ModuleType, cfg, depth: int):
-    """Parameters of `depth` layers, stacked."""
-    return jax.vmap(lambda k: layer.init(k, cfg))(jax.random.split(key, depth))
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """layer: configuration of each layer; its type says which. depth: L."""
 
+    layer: cram.CRAMConfig | attention.AttentionConfig
+    depth: int = 2
 
-def repeat(tree, depth: int):
-    """One layer's state or cache, `depth` times over."""
-    return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], depth, axis=0), tree)
+    def __post_init__(self):
+        if type(self.layer) not in LAYERS:
+            raise TypeError(f"layer must be one of {[c.__name__ for c in LAYERS]}, got {type(self.layer).__name__}")
+        if self.depth < 1:
+            raise ValueError(f"depth must be at least 1, got {self.depth}")
 
+    @property
+    def functions(self) -> ModuleType:
+        """The module that holds the layer's init, apply and step."""
+        return LAYERS[type(self.layer)]
 
-def apply(layer: ModuleType, params, states, x_BxTxD, *, cfg, gap_BxT=None, key=None, train=False, segment_BxT=None):
-    """Layer after layer over the whole sequence; aux stacked on L. Each layer is rematerialised in backward."""
-    depth = jax.tree.leaves(params)[0].shape[0]
+    @property
+    def routes(self) -> bool:
+        """Whether the layers decide who attends (their aux then has stats, sums and routes)."""
+        return self.functions is cram
 
-    def one(x_BxTxD, per_layer):
-        params, state, index = per_layer
-        layer_key = None if key is None else jax.random.fold_in(key, index)
-        return layer.apply(
-            params, state, x_BxTxD, cfg=cfg, gap_BxT=gap_BxT, key=layer_key, train=train, segment_BxT=segment_BxT
-        )
+    def _repeat(self, tree):
+        return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], self.depth, axis=0), tree)
 
-    return jax.lax.scan(one, x_BxTxD, (params, states, jnp.arange(depth)), unroll=True)
+    def init(self, key: Key):
+        """Parameters of all layers."""
+        return jax.vmap(lambda k: self.functions.init(k, self.layer))(jax.random.split(key, self.depth))
 
+    def init_state(self):
+        """States of all layers."""
+        return self._repeat(self.functions.init_state(self.layer))
 
-def step(layer: ModuleType, params, states, caches, x_BxD, *, cfg, gap_B=None, key=None):
-    """Layer after layer for one token; caches and aux stacked on L."""
-    depth = jax.tree.leaves(params)[0].shape[0]
+    def init_cache(self, batch: int):
+        """Streaming caches of all layers."""
+        return self._repeat(self.functions.init_cache(self.layer, batch))
 
-    def one(x_BxD, per_layer):
-        params, state, cache, index = per_layer
-        layer_key = None if key is None else jax.random.fold_in(key, index)
-        x_BxD, cache, aux = layer.step(params, state, cache, x_BxD, cfg=cfg, gap_B=gap_B, key=layer_key)
-        return x_BxD, (cache, aux)
+    def apply(
+        self,
+        params,
+        states,
+        x_BxTxD: Tokens,
+        *,
+        gap_BxT: Gaps | None = None,
+        key: Key | None = None,
+        train: bool = False,
+        segment_BxT: Segments | None = None,
+    ):
+        """Layer after layer over whole sequences: (tokens, aux with a leading L axis)."""
 
-    x_BxD, (caches, aux) = jax.lax.scan(one, x_BxD, (params, states, caches, jnp.arange(depth)), unroll=True)
-    return x_BxD, caches, aux
+        def one(x_BxTxD, per_layer):
+            params, state, index = per_layer
+            layer_key = None if key is None else jax.random.fold_in(key, index)
+            return self.functions.apply(
+                params, state, x_BxTxD, cfg=self.layer, gap_BxT=gap_BxT, key=layer_key, train=train, segment_BxT=segment_BxT
+            )
+
+        return jax.lax.scan(one, x_BxTxD, (params, states, jnp.arange(self.depth)), unroll=True)
+
+    def step(self, params, states, caches, x_BxD: Token, *, gap_B: Gap | None = None, key: Key | None = None):
+        """Layer after layer for one token: (token, caches, aux with a leading L axis)."""
+
+        def one(x_BxD, per_layer):
+            params, state, cache, index = per_layer
+            layer_key = None if key is None else jax.random.fold_in(key, index)
+            y_BxD, cache, aux = self.functions.step(
+                params, state, cache, x_BxD, cfg=self.layer, gap_B=gap_B, key=layer_key
+            )
+            return y_BxD, (cache, aux)
+
+        y_BxD, (caches, aux) = jax.lax.scan(one, x_BxD, (params, states, caches, jnp.arange(self.depth)), unroll=True)
+        return y_BxD, caches, aux

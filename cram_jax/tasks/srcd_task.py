@@ -6,10 +6,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cram_jax.dims import Array, Float, Gaps, Int, Key, Scalar, Tokens
+from cram_jax.dims import Array, Bool, Float, Gaps, Int, Key, Scalar, Tokens
 from cram_jax.functional.common import normal, rms_norm
 from cram_jax.tasks import srcd
 from cram_jax.tasks.srcd import SRCDBatch, SRCDConfig
+
+
+SPLITS = {"train": 0, "held_out": 1}
+_sample = jax.jit(srcd.sample, static_argnums=1)
 
 
 class SRCDParams(NamedTuple):
@@ -33,9 +37,10 @@ class SRCDTask:
     data: SRCDConfig = SRCDConfig()
     dynamics_weight: float = 0.1
 
-    def sample(self, key: Key, length: int, batch: int) -> SRCDBatch:
-        """A batch of `batch` sequences of `length` events."""
-        return srcd.sample(key, dataclasses.replace(self.data, length=length, batch=batch))
+    def batch(self, split: str, seed: int, index: int, length: int, size: int) -> SRCDBatch:
+        """Batch `index` of "train" or "held_out": `size` sequences of `length` events."""
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), SPLITS[split]), index)
+        return _sample(key, dataclasses.replace(self.data, length=length, batch=size))
 
     def init(self, key: Key, D: int) -> SRCDParams:
         """Embeddings whose sum has about unit variance; read-outs that start small."""
@@ -88,6 +93,18 @@ class SRCDTask:
         }
         mean = lambda pair: pair[0] / jnp.maximum(pair[1], 1)
         return mean(metrics["answer_nats"]) + self.dynamics_weight * mean(metrics["dynamics_mse"]), metrics
+
+    def groups(self, batch: SRCDBatch) -> dict[str, Bool[Array, "B T"]]:
+        """Queries (all, of recurring and of new bindings), bindings (recurring, new) and mere observations."""
+        query_BxT, binding_BxT = batch.kind_BxT == srcd.QUERY, batch.kind_BxT == srcd.BINDING
+        return {
+            "query": query_BxT,
+            "query_recurring": query_BxT & ~batch.is_new_BxT,
+            "query_new": query_BxT & batch.is_new_BxT,
+            "binding_recurring": binding_BxT & (batch.pattern_BxT >= 0),
+            "binding_new": binding_BxT & (batch.pattern_BxT < 0),
+            "observation": batch.kind_BxT == srcd.OBSERVATION,
+        }
 
     def exposures(self, batch: SRCDBatch) -> Int[Array, "P"]:  # noqa: UP037
         """How often the batch asked for each recurring pattern."""

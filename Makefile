@@ -1,0 +1,23 @@
+# Everything happens in .venv; `make test PYTHON=python3.12` uses another interpreter in an environment of its own.
+PYTHON ?= python3
+VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
+BIN := $(VENV)/bin
+RUN ?= runs/demo
+
+.PHONY: demo test lint clean
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/python experiments/srcd.py --config=experiments/configs/srcd.py:small --workdir=$(RUN)
+
+test: $(VENV)/installed
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv .venv-* *.egg-info

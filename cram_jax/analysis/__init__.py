@@ -1,0 +1,1 @@
+"""Measuring what a trained network did: counting, curves, figures."""

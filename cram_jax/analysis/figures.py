@@ -1,0 +1,64 @@
+"""Figures from logged lines; greyscale-safe: every curve has its own line style or marker."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+
+def busiest_layer(lines: list[dict]) -> int:
+    """The layer that attends most once the router decides (over the whole run where it never did)."""
+    after = [line for line in lines if line.get("train/released", 0) > 0] or lines
+    layers = [n for n in lines[0] if n.startswith("held_out/attention_layer_")]
+    return int(np.argmax([np.mean([line[n] for line in after]) for n in layers]))
+
+
+def _moments(lines: list[dict], transition: int | None) -> list[dict]:
+    """Three lines to compare: early, at the transition (or half-way), last."""
+    steps = np.array([line["step"] for line in lines])
+    middle = transition if transition is not None else steps[-1] / 2
+    early = lines[min(len(lines) - 1, max(1, len(lines) // 30))]
+    return [early, lines[int(np.argmin(np.abs(steps - middle)))], lines[-1]]
+
+
+def figure_2(lines: list[dict], summary: dict, path: Path) -> None:
+    """The paper's Figure 2: attention, accuracy and mean quality over steps; density of quality at three times."""
+    steps = [line["step"] for line in lines]
+    pick = lambda name: [line.get(name, np.nan) for line in lines]
+    layer = busiest_layer(lines)
+    transition = summary["transition_step"]
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
+
+    percent = lambda name: 100 * np.array(pick(name), float)
+    left.plot(steps, percent("held_out/attention_tokens"), "k-", label="tokens that attend")
+    left.plot(steps, percent("held_out/attention_utilisation"), color="0.55", ls="--", label="(token, layer) pairs")
+    left.axhline(100 * summary["realised_new_share"], color="0.3", ls=":", label="queries of new bindings")
+    left.set(yscale="log", ylabel="attention (%)", title="Attention")
+
+    middle.plot(steps, percent("held_out/retrieval_accuracy"), "k-", label="all queries")
+    middle.plot(steps, percent("held_out/retrieval_accuracy_recurring"), color="0.45", ls="--", label="recurring")
+    middle.plot(steps, percent("held_out/retrieval_accuracy_new"), color="0.45", ls="-.", label="new in the sequence")
+    quality = percent(f"probe/quality_query_recurring_layer_{layer}")
+    middle.plot(steps, quality, "k:", lw=2, label=f"mean quality, recurring (layer {layer})")
+    middle.set(ylabel="retrieval accuracy, quality (%)", ylim=(-2, 102), title="Accuracy and quality of recall")
+
+    for line, style in zip(_moments(lines, transition), ("k:", "k--", "k-"), strict=True):
+        counts = np.array(line[f"probe/quality_bins_layer_{layer}"])
+        centres = (np.arange(len(counts)) + 0.5) / len(counts)
+        density = counts / max(counts.sum(), 1) * len(counts)
+        right.plot(centres, density, style, drawstyle="steps-mid", label=f"step {line['step']}")
+    right.set(xlabel="quality q of a query", ylabel="density", title=f"Quality of recall, all queries (layer {layer})")
+
+    for axis in (left, middle):
+        axis.set(xlabel="training step")
+        if transition is not None:
+            axis.axvline(transition, color="0.8", lw=4, zorder=0, label=f"transition, step {transition}")
+    for axis in (left, middle, right):
+        axis.legend(fontsize=7, frameon=False)
+        axis.grid(alpha=0.2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

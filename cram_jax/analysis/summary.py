@@ -1,0 +1,104 @@
+"""A run in a flat dictionary and in a table, from its logged lines and its last evaluation."""
+
+import platform
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from cram_jax.analysis.transition import rise_at_end, transition_step
+
+
+def versions() -> dict[str, str]:
+    """What made a figure: hardware and software."""
+    import flax
+    import optax
+
+    device = jax.devices()[0]
+    return {
+        "device": f"{device.device_kind} x{jax.device_count()}",
+        "cpu": f"{_cpu()}, {_cores()} cores",
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+        "optax": optax.__version__,
+    }
+
+
+def _cpu() -> str:
+    try:
+        with open("/proc/cpuinfo") as info:
+            return next(line.split(":")[1].strip() for line in info if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _step_ms(lines: list[dict], first: bool) -> float:
+    """Median step time over the first or last tenth of the logged lines."""
+    times = [line["step_ms"] for line in lines if np.isfinite(line["step_ms"])]
+    part = max(1, len(times) // 10)
+    return float(np.median(times[:part] if first else times[-part:])) if times else float("nan")
+
+
+def attention_curve(lines: list[dict]) -> dict:
+    """Start, peak and end of attention in both units, and when it fell. Of held-out data, evaluation audits included."""
+    out = {}
+    for unit in ("attention_tokens", "attention_utilisation"):
+        curve = [line[f"held_out/{unit}"] for line in lines]
+        out |= {f"{unit}_start": curve[0], f"{unit}_peak": max(curve)}
+    tokens = [line["held_out/attention_tokens"] for line in lines]
+    out["transition_step"] = transition_step([line["step"] for line in lines], tokens)
+    out["attention_tokens_rise_last_fifth"] = rise_at_end(tokens)
+    out["attention_tokens_training_end"] = lines[-1]["train/attention_tokens"]
+    released = [line["step"] for line in lines if line.get("train/released", 0) > 0]
+    out["router_released_step"] = released[0] if released else None
+    return out
+
+
+def calibration_error(line: dict) -> float:
+    """Mean distance of q-hat from q over bins of q-hat, weighted by tokens; all (token, layer) pairs of a probe."""
+    distance, count = 0.0, 0.0
+    layers = [n.removeprefix("probe/reliability_count_") for n in line if n.startswith("probe/reliability_count_")]
+    for layer in layers:
+        difference = np.subtract(
+            line[f"probe/reliability_familiarity_{layer}"], line[f"probe/reliability_quality_{layer}"]
+        )
+        distance += float(np.sum(np.abs(difference)))
+        count += float(np.sum(line[f"probe/reliability_count_{layer}"]))
+    return distance / count if count else float("nan")
+
+
+def summarise(lines: list[dict], final: dict, seed: int) -> dict:
+    """The flat dictionary of `summary.json`: final held-out metrics, the attention curve, times, versions."""
+    out = {"seed": seed, "steps": lines[-1]["step"]}
+    out |= {name: value for name, value in final.items() if not isinstance(value, list)}
+    if "attention_tokens" in final:
+        out |= {f"{unit}_end": final[unit] for unit in ("attention_tokens", "attention_utilisation")}
+        out |= attention_curve(lines)
+        out["familiarity_calibration_error"] = calibration_error(lines[-1])
+    out |= {"step_ms_start": _step_ms(lines, True), "step_ms_end": _step_ms(lines, False)}
+    out |= {"train_seconds": lines[-1]["seconds"], "peak_memory_mb": _peak_memory_mb()}
+    return out | versions()
+
+
+def _peak_memory_mb() -> float:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def show(title: str, rows: list[tuple[str, str]]) -> None:
+    """Prints a table of (what, figure) rows."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column("what")
+    table.add_column("figure", justify="right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=110).print(table)

@@ -1,0 +1,247 @@
+"""What is trained and how, and one training step as a pure function of (state, batch)."""
+
+import dataclasses
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cram_jax.dims import Array, Float, Int, Key, Scalar
+from cram_jax.functional import consolidation, objective
+from cram_jax.functional.objective import ObjectiveConfig
+from cram_jax.models.stack import Stack
+from cram_jax.training import price
+from cram_jax.training.price import PriceConfig, PriceState
+
+Sums = dict[str, tuple[Array, Array]]  # by name, (sum, count); means are taken on the host, over all batches
+
+
+class Task(Protocol):
+    """Data, its embedding and its score. Static: frozen and hashable."""
+
+    def batch(self, split: str, seed: int, index: int, length: int, size: int):
+        """Batch number `index` of "train" or "held_out", a pure function of the arguments."""
+
+    def init(self, key: Key, D: int):
+        """Parameters of embedding and read-out."""
+
+    def embed(self, params, batch):
+        """(x_BxTxD, gap_BxT or None)."""
+
+    def score(self, params, y_BxTxD, batch) -> tuple[Scalar, Sums]:
+        """(loss, metrics)."""
+
+    def groups(self, batch) -> dict[str, Array]:
+        """Kinds of tokens to report by name, each (B T) bool; the first is what figures are about."""
+
+    def exposures(self, batch) -> Int[Array, "P"]:  # noqa: UP037
+        """How often the batch asked for each recurring pattern; length 0 where there are none."""
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW after clipping. learning_rate: its peak. warmup: steps to it. steps: of the cosine that follows, to
+    `final` times the peak. weight_decay: on matrices only. clip: largest global norm of a gradient.
+    """
+
+    learning_rate: float = 2e-3
+    warmup: int = 200
+    steps: int = 3000
+    final: float = 0.05
+    weight_decay: float = 0.01
+    clip: float = 1.0
+
+    def build(self) -> optax.GradientTransformation:
+        """The optimizer; its state holds the step count."""
+        peak = self.learning_rate
+        rate = optax.warmup_cosine_decay_schedule(0.0, peak, self.warmup, max(self.steps, self.warmup + 1), self.final * peak)
+        matrices = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip), optax.adamw(rate, weight_decay=self.weight_decay, mask=matrices)
+        )
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """Everything static about a training: what is learned, with which network, against which loss."""
+
+    task: Task
+    model: Stack
+    optimizer: OptimizerConfig = OptimizerConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    price: PriceConfig = PriceConfig()
+
+
+class Params(NamedTuple):
+    """Attributes: the task's embedding and read-out, and the layers between."""
+
+    task: NamedTuple
+    model: NamedTuple
+
+
+class TrainState(NamedTuple):
+    """All that a training carries; donated, checkpointed and guarded as one.
+
+    Attributes:
+      step: batches seen.
+      params, opt_state: of the network.
+      consolidation: `ConsolidationState` of all layers; () for models without.
+      price: of attention.
+      exposures_P: how often each recurring pattern was asked for, for metrics only.
+      key: root of all noise; never changes, each step folds itself in.
+      skipped: steps in a row whose loss or gradient was not finite and that changed nothing.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: optax.OptState
+    consolidation: consolidation.ConsolidationState | tuple[()]
+    price: PriceState
+    exposures_P: Int[Array, "P"]  # noqa: UP037
+    key: Key
+    skipped: Int[Array, ""]
+
+
+def init(learner: Learner, seed: int, patterns: int) -> TrainState:
+    """A fresh state; the seed decides parameters and noise."""
+    task, model, noise = jax.random.split(jax.random.key(seed), 3)
+    params = Params(learner.task.init(task, learner.model.layer.D), learner.model.init(model))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=learner.optimizer.build().init(params),
+        consolidation=learner.model.init_state(),
+        price=price.init_price(),
+        exposures_P=jnp.zeros(patterns, jnp.int32),
+        key=noise,
+        skipped=jnp.zeros((), jnp.int32),
+    )
+
+
+def forward(learner: Learner, params: Params, states, batch, key: Key | None, train: bool):
+    """(task loss, metrics, aux) of a batch."""
+    x_BxTxD, gap_BxT = learner.task.embed(params.task, batch)
+    y_BxTxD, aux = learner.model.apply(params.model, states, x_BxTxD, gap_BxT=gap_BxT, key=key, train=train)
+    loss, metrics = learner.task.score(params.task, y_BxTxD, batch)
+    return loss, metrics, aux
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def train_step(learner: Learner, state: TrainState, batch) -> tuple[TrainState, dict[str, Array]]:
+    """One step of Eq 8, then consolidation and price. Not finite: nothing changes but `step` and `skipped`."""
+
+    def total(params):
+        key = jax.random.fold_in(state.key, state.step)
+        task_loss, metrics, aux = forward(learner, params, state.consolidation, batch, key, train=True)
+        memory_loss, parts = 0.0, {}
+        if learner.model.routes:
+            memory_loss, parts = objective.memory_loss(aux.sums, state.price.price, learner.objective)
+        return task_loss + memory_loss, (task_loss, metrics, aux, parts)
+
+    (loss, (task_loss, metrics, aux, parts)), gradient = jax.value_and_grad(total, has_aux=True)(state.params)
+    norm = optax.global_norm(gradient)
+    change, opt_state = learner.optimizer.build().update(gradient, state.opt_state, state.params)
+    states, prices = state.consolidation, state.price
+    if learner.model.routes:
+        prices = price.update(prices, state.step, task_loss, learner.price)
+        states = consolidation.release(consolidation.update(states, aux.stats), prices.released)
+        metrics |= routed_metrics(aux.routes, {})
+    moved = state._replace(
+        params=optax.apply_updates(state.params, change),
+        opt_state=opt_state,
+        consolidation=states,
+        price=prices,
+        exposures_P=state.exposures_P + learner.task.exposures(batch),
+        skipped=jnp.zeros((), jnp.int32),
+    )
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    held = state._replace(skipped=state.skipped + 1)
+    after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, held)
+    one = jnp.ones(())
+    report = {"loss": (loss, one), "task_loss": (task_loss, one), "gradient_norm": (norm, one)}
+    report |= {name: (value, one) for name, value in parts.items()}
+    if learner.model.routes:
+        report |= {"price": (prices.price, one), "released": (prices.released.astype(jnp.float32), one)}
+    report |= {"skipped": (after.skipped, one)} | metrics
+    return after._replace(step=state.step + 1), report
+
+
+def routed_metrics(routes, groups: dict[str, Array]) -> Sums:
+    """What a batch's tokens did, audits counted as attention.
+
+    Args:
+      routes: `CRAMRoutes` of all layers (L B T).
+      groups: kinds of tokens to report apart.
+    """
+    attended_LxBxT, kept_LxBxT = routes.attended_BxT, routes.kept_BxT
+    L = attended_LxBxT.shape[0]
+    share = lambda marks, among=None: (
+        jnp.sum(marks, where=among, dtype=jnp.float32),
+        jnp.sum(jnp.ones_like(marks), where=among, dtype=jnp.float32),
+    )
+    anywhere_BxT = jnp.any(attended_LxBxT, axis=0)
+    metrics = {
+        "attention_tokens": share(anywhere_BxT),
+        "attention_utilisation": share(attended_LxBxT),
+        "kept_share": share(kept_LxBxT),
+    }
+    for layer in range(L):
+        metrics[f"attention_layer_{layer}"] = share(attended_LxBxT[layer])
+        metrics[f"kept_share_layer_{layer}"] = share(kept_LxBxT[layer])
+    for name, among_BxT in groups.items():
+        metrics[f"attention_{name}"] = share(anywhere_BxT, among_BxT)
+        for layer in range(L):
+            metrics[f"kept_{name}_layer_{layer}"] = share(kept_LxBxT[layer], among_BxT)
+    return metrics
+
+
+@partial(jax.jit, static_argnums=0)
+def evaluate_step(learner: Learner, state: TrainState, batch, key: Key) -> Sums:
+    """Metrics of a batch: hard decisions without noise, evaluation audits counted as attention."""
+    _, metrics, aux = forward(learner, state.params, state.consolidation, batch, key, train=False)
+    if learner.model.routes:
+        metrics |= routed_metrics(aux.routes, learner.task.groups(batch))
+    return metrics
+
+
+def auditing_all(learner: Learner) -> Learner:
+    """The same learner with every token audited in evaluation: outputs do not change, quality is known everywhere."""
+    routing = dataclasses.replace(learner.model.layer.routing, evaluation_audit_rate=1.0)
+    layer = dataclasses.replace(learner.model.layer, routing=routing)
+    return dataclasses.replace(learner, model=dataclasses.replace(learner.model, layer=layer))
+
+
+BINS = 20
+
+
+@partial(jax.jit, static_argnums=0)
+def probe_step(learner: Learner, state: TrainState, batch, key: Key) -> dict[str, Float[Array, "..."]]:
+    """Quality q and familiarity q-hat of every token, by retrieving for all of them; not counted as attention.
+
+    Returns:
+      Sums: for each layer and group of tokens `quality_*` and `familiarity_*` with counts; for the first group the
+      histogram of q; over all tokens the reliability bins (counts, sums of q-hat and of q in bins of q-hat).
+    """
+    _, _, aux = forward(auditing_all(learner), state.params, state.consolidation, batch, key, train=False)
+    groups = learner.task.groups(batch)
+    first = next(iter(groups.values()))
+    over = lambda what, where: (jnp.sum(what, where=where), jnp.sum(where, dtype=jnp.float32))
+    bins = lambda where, values, weights: jnp.zeros(BINS).at[
+        jnp.where(where, jnp.clip((values * BINS).astype(jnp.int32), 0, BINS - 1), BINS)
+    ].add(weights, mode="drop")  # fmt: skip
+    out = {}
+    for layer in range(learner.model.depth):
+        q_BxT, q_hat_BxT = aux.routes.quality_BxT[layer], aux.routes.familiarity_BxT[layer]
+        for name, among_BxT in groups.items():
+            out[f"quality_{name}_layer_{layer}"] = over(q_BxT, among_BxT)
+            out[f"familiarity_{name}_layer_{layer}"] = over(q_hat_BxT, among_BxT)
+        ones_BxT = jnp.ones_like(q_BxT)
+        out[f"quality_bins_layer_{layer}"] = (bins(first, q_BxT, ones_BxT), jnp.ones(()))
+        every_BxT = ones_BxT > 0
+        for name, weights in (("count", ones_BxT), ("familiarity", q_hat_BxT), ("quality", q_BxT)):
+            out[f"reliability_{name}_layer_{layer}"] = (bins(every_BxT, q_hat_BxT, weights), jnp.ones(()))
+    return out

@@ -1,0 +1,169 @@
+"""The training loop: batches in, logged steps, checkpoints and a finished state out. Kill it and start it again."""
+
+import dataclasses
+import json
+import logging
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from cram_jax.training import learner as learning
+from cram_jax.training.checkpoints import Checkpoints
+from cram_jax.training.learner import Learner, TrainState
+from cram_jax.training.metrics import Records, clock, means
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """steps: of training. length, batch: of the sequences, once the curriculum is over.
+    curriculum: stages before that, each (steps, length, batch); every model of a comparison gets the same.
+    log_every: steps between logged lines, each with a held-out evaluation of `held_out_tokens` tokens.
+    probe_batches: batches for which every token's quality is measured at a logged step.
+    checkpoint_every: steps between checkpoints, a multiple of log_every.
+    final_tokens: held-out tokens of the last evaluation.
+    """
+
+    steps: int = 3000
+    length: int = 256
+    batch: int = 16
+    curriculum: tuple[tuple[int, int, int], ...] = ()
+    log_every: int = 50
+    held_out_tokens: int = 16384
+    probe_batches: int = 1
+    checkpoint_every: int = 500
+    final_tokens: int = 1_000_000
+
+    def __post_init__(self):
+        if self.steps < 1 or self.log_every < 1 or self.checkpoint_every % self.log_every or self.steps % self.log_every:
+            raise ValueError(
+                "steps and checkpoint_every must be multiples of log_every, and all at least 1, got "
+                f"steps={self.steps}, checkpoint_every={self.checkpoint_every}, log_every={self.log_every}"
+            )
+        if any(len(stage) != 3 or min(stage) < 1 for stage in self.curriculum):
+            raise ValueError(f"curriculum stages must be (steps, length, batch), each at least 1, got {self.curriculum}")
+
+    def shape(self, step: int) -> tuple[int, int]:
+        """(length, batch) of the batch at a step."""
+        for steps, length, batch in self.curriculum:
+            if step < steps:
+                return length, batch
+            step -= steps
+        return self.length, self.batch
+
+    def held_out_batches(self, tokens: int) -> int:
+        """How many batches hold that many tokens."""
+        return max(1, -(-tokens // (self.length * self.batch)))
+
+
+class Interrupted(Exception):
+    """SIGTERM came; the state was saved, and the same command goes on from it."""
+
+
+def evaluate(learner: Learner, run: RunConfig, state: TrainState, seed: int, tokens: int) -> dict[str, float]:
+    """Means over held-out data at full length, evaluation audits included."""
+    sums = []
+    for index in range(run.held_out_batches(tokens)):
+        batch = learner.task.batch("held_out", seed, index, run.length, run.batch)
+        key = jax.random.fold_in(jax.random.key(seed), index)
+        sums.append(jax.device_get(learning.evaluate_step(learner, state, batch, key)))
+    return means(sums)
+
+
+def probe(learner: Learner, run: RunConfig, state: TrainState, seed: int, batches: int) -> dict:
+    """Quality and familiarity of all tokens of some held-out batches; {} for a model without routes."""
+    if not learner.model.routes or not batches:
+        return {}
+    sums = []
+    for index in range(batches):
+        batch = learner.task.batch("held_out", seed, index, run.length, run.batch)
+        sums.append(jax.device_get(learning.probe_step(learner, state, batch, jax.random.key(seed))))
+    return means(sums)
+
+
+def train(learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns: int = 0) -> tuple[TrainState, list[dict]]:
+    """Trains, or goes on training, in `workdir`; returns the last state and all logged lines.
+
+    Raises:
+      ValueError: where `workdir` holds a checkpoint of another model.
+      FloatingPointError: after 10 steps in a row whose loss or gradient was not finite.
+      Interrupted: after SIGTERM, with the state saved.
+    """
+    state = learning.init(learner, seed, patterns)
+    saves = Checkpoints(workdir / "checkpoints")
+    restored = saves.restore(state)
+    if restored is not None:
+        log.info("going on from step %d in %s", restored[0], workdir)
+        state = restored[1]
+    first = int(state.step)
+    records = Records(workdir, first if restored else -1)
+    stopped = []
+    previous = signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
+    try:
+        if not records.lines:
+            _write(records, learner, run, state, seed, {}, float("nan"), 0.0)
+        _loop(learner, run, seed, state_box := [state], records, saves, stopped, first)
+        return state_box[0], records.lines
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        records.close()
+        saves.close()
+
+
+def _loop(learner, run, seed, state_box, records, saves, stopped, first):
+    state, before = state_box[0], records.seconds
+    start = time.perf_counter()
+    reports, shapes_seen, timed, timed_from = [], set(), 0, start
+    for step in range(first, run.steps):
+        length, size = run.shape(step)
+        batch = learner.task.batch("train", seed, step, length, size)
+        state, report = learning.train_step(learner, state, batch)
+        reports.append(report)
+        if (length, size) not in shapes_seen:  # compiled just now: its time is not a step's
+            jax.block_until_ready(state.step)
+            shapes_seen.add((length, size))
+            timed, timed_from = step + 1, time.perf_counter()
+        done = step + 1
+        if done % run.log_every:
+            continue
+
+        reports = jax.device_get(reports)
+        now = time.perf_counter()
+        step_ms = 1000 * (now - timed_from) / (done - timed) if done > timed else float("nan")
+        if reports[-1]["skipped"][0] >= 10:
+            raise FloatingPointError(
+                f"loss or gradient was not finite for 10 steps up to step {done}; lower optimizer.learning_rate "
+                "or optimizer.clip, or look at the data of these steps"
+            )
+        line = _write(records, learner, run, state, seed, means(reports), step_ms, before + now - start)
+        _progress(line, run, done, first, now - start)
+        reports = []
+        if done % run.checkpoint_every == 0 or done == run.steps or stopped:
+            saves.save(done, state)
+        if stopped and done < run.steps:
+            raise Interrupted(f"stopped by SIGTERM at step {done}; the same command goes on from there")
+        timed, timed_from = done, time.perf_counter()
+    state_box[0] = state
+
+
+def _write(records, learner, run, state, seed, trained: dict, step_ms: float, seconds: float) -> dict:
+    """One logged line: means over the steps since the last one, held-out metrics, and the clock."""
+    line = {"step": int(state.step), "step_ms": step_ms, "seconds": seconds}
+    line |= {f"train/{name}": value for name, value in trained.items()}
+    line |= {f"held_out/{n}": v for n, v in evaluate(learner, run, state, seed, run.held_out_tokens).items()}
+    line |= {f"probe/{n}": v for n, v in probe(learner, run, state, seed, run.probe_batches).items()}
+    records.write(line)
+    return line
+
+
+def _progress(line: dict, run: RunConfig, done: int, first: int, seconds: float) -> None:
+    rate = (done - first) / seconds
+    shown = {"loss": "train/loss", "accuracy": "held_out/retrieval_accuracy", "bits": "held_out/bits_per_byte"}
+    shown |= {"attention": "held_out/attention_tokens", "price": "train/price"}
+    parts = [f"{label} {line[name]:.4f}" for label, name in shown.items() if name in line]
+    left = clock((run.steps - done) / rate)
+    log.info("step %d/%d  %.1f steps/s  %s left  %s", done, run.steps, rate, left, "  ".join(parts))

@@ -1,0 +1,70 @@
+"""Frozen dataclasses and `ml_collections.ConfigDict`s, one into the other: the experiments' edge."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def to_config(settings) -> ConfigDict:
+    """A dataclass, and those inside it, as a ConfigDict that flags can override field by field."""
+    config = ConfigDict()
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        config[field.name] = to_config(value) if dataclasses.is_dataclass(value) else value
+    return config
+
+
+def from_config(like, config: ConfigDict):
+    """`to_config` undone: `like` with the values of `config`.
+
+    Raises:
+      KeyError: for a key that `like` does not have, naming those it has.
+    """
+    names = {field.name for field in dataclasses.fields(like)}
+    for key in config:
+        if key not in names:
+            raise KeyError(f"unknown setting {key!r}; {type(like).__name__} has {sorted(names)}")
+    values = {}
+    for key, value in config.items():
+        old = getattr(like, key)
+        values[key] = from_config(old, value) if dataclasses.is_dataclass(old) else _hashable(value)
+    return dataclasses.replace(like, **values)
+
+
+def _hashable(value):
+    return tuple(_hashable(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def claim_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Makes the directory, or checks that it was made for the same settings; writes `config.json` there.
+
+    Raises:
+      ValueError: where it cannot be written, or holds a run with other settings, naming the first that differs.
+    """
+    path = Path(workdir) / "config.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.with_suffix(".writable")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"--workdir={workdir} cannot be written ({error.strerror}); name another directory") from error
+    new = json.loads(config.to_json())
+    if path.exists():
+        found, wanted = _flat(json.loads(path.read_text())), _flat(new)
+        for name in sorted(found.keys() | wanted.keys()):
+            if found.get(name) != wanted.get(name):
+                raise ValueError(
+                    f"{workdir} holds a run with config.{name}={found.get(name)}, this one has {wanted.get(name)}; "
+                    "give the same settings to go on with it, or another --workdir"
+                )
+    path.write_text(json.dumps(new, indent=1, sort_keys=True) + "\n")
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    out = {}
+    for key, value in tree.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out

@@ -1,0 +1,66 @@
+"""SRCD: the paper's task. `--config=experiments/configs/srcd.py:VARIANT`, VARIANT one of
+
+| variant | sequences | steps | what for |
+|---|---|---|---|
+| tiny | 128 events | 1000 | under a minute; ablations |
+| small | 256 events | 3000 | the demo; a few minutes on 2 CPU cores |
+| paper | 2048 events | 10,000 | the paper's size |
+
+Every field is a field of the dataclass of its section, where its meaning stands; `--config.section.field=value`.
+"""
+
+from ml_collections import ConfigDict
+
+from cram_jax.functional.attention import AttentionConfig
+from cram_jax.functional.cram import CRAMConfig
+from cram_jax.functional.episodic import EpisodicConfig
+from cram_jax.functional.objective import ObjectiveConfig
+from cram_jax.tasks.srcd import SRCDConfig
+from cram_jax.training.learner import OptimizerConfig
+from cram_jax.training.loop import RunConfig
+from cram_jax.training.price import PriceConfig
+from cram_jax.training.settings import to_config
+
+VARIANTS = {
+    "tiny": {
+        "run": RunConfig(steps=1000, length=128, batch=32, curriculum=((500, 64, 64),), final_tokens=200_000),
+        "memory": 32,
+    },
+    "small": {
+        "run": RunConfig(steps=3000, length=256, batch=16, curriculum=((800, 64, 64), (200, 128, 32))),
+        "memory": 64,
+    },
+    "paper": {
+        "run": RunConfig(
+            steps=10_000, length=2048, batch=2, curriculum=((800, 64, 64), (200, 256, 16), (200, 1024, 4)),
+            held_out_tokens=65536,
+        ),
+        "memory": 512,
+    },
+}  # fmt: skip
+
+
+def get_config(variant: str = "small") -> ConfigDict:
+    """The settings of one variant.
+
+    Raises:
+      ValueError: for an unknown variant, naming those there are.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r} of this config; there are {sorted(VARIANTS)}")
+    run, memory = VARIANTS[variant]["run"], VARIANTS[variant]["memory"]
+    return ConfigDict(
+        {
+            "seed": 0,
+            "model": "cram",  # or "transformer": the same width, depth, data and curriculum
+            "depth": 2,
+            "dynamics_weight": 0.1,
+            "data": to_config(SRCDConfig(length=run.length, batch=run.batch)),
+            "cram": to_config(CRAMConfig(episodic=EpisodicConfig(memory=memory))),
+            "transformer": to_config(AttentionConfig(context=run.length)),
+            "optimizer": to_config(OptimizerConfig(steps=run.steps)),
+            "objective": to_config(ObjectiveConfig()),
+            "price": to_config(PriceConfig()),
+            "run": to_config(run),
+        }
+    )
