@@ -1,14 +1,14 @@
-# Everything happens in .venv; `make test PYTHON=python3.12` uses another interpreter in an environment of its own.
+# Each target does all of its own set-up. `make test PYTHON=python3.12` uses another interpreter, in its own environment.
 PYTHON ?= python3
 VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 RUN ?= runs/demo
+TESTS ?= tests
 
-.PHONY: demo test lint clean
+.PHONY: demo test clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
@@ -17,7 +17,7 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 $(TESTS)
 
 clean:
 	rm -rf .venv .venv-* *.egg-info

@@ -60,7 +60,10 @@ def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]
         batches = [learner.task.batch("held_out", seed, i, run.length, run.batch) for i in range(16)]
         out |= lesion.share_lost(learner, state, batches)
         exposures = np.asarray(state.exposures_P)
-        out |= {"exposures_per_pattern_mean": float(exposures.mean()), "exposures_per_pattern_min": int(exposures.min())}
+        out |= {
+            "exposures_per_pattern_mean": float(exposures.mean()),
+            "exposures_per_pattern_min": int(exposures.min()),
+        }
     return out
 
 
@@ -68,7 +71,10 @@ def table(out: dict) -> list[tuple[str, str]]:
     """Rows of (what, figure) for a person."""
     percent = lambda name: f"{100 * out[name]:.2f}%"
     rows = [
-        ("retrieval: all, recurring, new", "  ".join(percent(f"retrieval_accuracy{s}") for s in ("", "_recurring", "_new"))),
+        (
+            "retrieval: all, recurring, new",
+            "  ".join(percent(f"retrieval_accuracy{s}") for s in ("", "_recurring", "_new")),
+        ),
         ("queries of new bindings (the least attention)", percent("realised_new_share")),
         ("dynamics MSE: model, persistence", f"{out['dynamics_mse']:.4f}  {out['dynamics_mse_persistence']:.4f}"),
         ("dynamics MSE above the generator's noise", f"{out['dynamics_mse_excess']:.4f}"),
@@ -81,8 +87,14 @@ def table(out: dict) -> list[tuple[str, str]]:
             ("(token, layer) pairs that attend: start, peak, end", curve("attention_utilisation")),
             ("tokens that attend in training at the end, audits included", percent("attention_tokens_training_end")),
             ("reduction of attending tokens, against this run's own start", f"{start_end:.1f}x"),
-            ("reduction, against a dense transformer (every token attends)", f"{1 / max(out['attention_tokens_end'], 1e-9):.1f}x"),
-            ("router released at step, attention fell at step", f"{out['router_released_step']}  {out['transition_step']}"),
+            (
+                "reduction, against a dense transformer (every token attends)",
+                f"{1 / max(out['attention_tokens_end'], 1e-9):.1f}x",
+            ),
+            (
+                "router released at step, attention fell at step",
+                f"{out['router_released_step']}  {out['transition_step']}",
+            ),
             ("events kept: all (event, layer) pairs", percent("kept_share")),
             ("q-hat calibration error", f"{out['familiarity_calibration_error']:.3f}"),
             ("unattended recurring answers lost without semantic memory", percent("recurring_lost_without_semantic")),
@@ -96,7 +108,8 @@ def table(out: dict) -> list[tuple[str, str]]:
 
 def main(_) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    for noisy in ("absl", "jax", "orbax"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     config, workdir = CONFIG.value, Path(WORKDIR.value)
     learner, run = build(config)
     claim_workdir(workdir, config)

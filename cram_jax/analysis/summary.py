@@ -44,11 +44,12 @@ def _step_ms(lines: list[dict], first: bool) -> float:
     """Median step time over the first or last tenth of the logged lines."""
     times = [line["step_ms"] for line in lines if np.isfinite(line["step_ms"])]
     part = max(1, len(times) // 10)
-    return float(np.median(times[:part] if first else times[-part:])) if times else float("nan")
+    chosen = times[:part] if first else times[-part:]
+    return float(np.median(chosen)) if chosen else float("nan")
 
 
 def attention_curve(lines: list[dict]) -> dict:
-    """Start, peak and end of attention in both units, and when it fell. Of held-out data, evaluation audits included."""
+    """Attention on held-out data, evaluation audits included: start and peak in both units, and when it fell."""
     out = {}
     for unit in ("attention_tokens", "attention_utilisation"):
         curve = [line[f"held_out/{unit}"] for line in lines]

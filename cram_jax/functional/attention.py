@@ -37,10 +37,10 @@ class AttentionConfig:
 class AttentionParams(NamedTuple):
     """Attributes: projections per head, and a norm before each half."""
 
-    norm_D: Float[Array, "D"]  # noqa: UP037
+    norm_D: Float[Array, "D"]
     qkv_Dx3xHxK: Float[Array, "D 3 H K"]
     o_HxKxD: Float[Array, "H K D"]
-    norm_ff_D: Float[Array, "D"]  # noqa: UP037
+    norm_ff_D: Float[Array, "D"]
     feed_forward: FeedForward
 
 
@@ -57,7 +57,11 @@ def init(key: Key, cfg: AttentionConfig) -> AttentionParams:
     qkv, o, ff = jax.random.split(key, 3)
     D, H, K = cfg.D, cfg.heads, cfg.head_dim
     return AttentionParams(
-        jnp.ones(D), normal(qkv, (D, 3, H, K), D), normal(o, (H, K, D), H * K), jnp.ones(D), init_feed_forward(ff, D, cfg.F)
+        jnp.ones(D),
+        normal(qkv, (D, 3, H, K), D),
+        normal(o, (H, K, D), H * K),
+        jnp.ones(D),
+        init_feed_forward(ff, D, cfg.F),
     )
 
 

@@ -13,7 +13,7 @@ def normal(key: Key, shape: tuple[int, ...], fan_in: int) -> Array:
     return jax.random.normal(key, shape) * fan_in**-0.5
 
 
-def rms_norm(scale_D: Float[Array, "D"], x: Float[Array, "... D"]) -> Float[Array, "... D"]:  # noqa: UP037
+def rms_norm(scale_D: Float[Array, "D"], x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     """x over its root mean square, times a learned scale; statistics at float32 or better."""
     x32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + 1e-6)).astype(x.dtype) * scale_D
@@ -26,7 +26,7 @@ class FeedForward(NamedTuple):
     """
 
     in_DxF: Float[Array, "D F"]
-    bias_F: Float[Array, "F"]  # noqa: UP037
+    bias_F: Float[Array, "F"]
     out_FxD: Float[Array, "F D"]
 
 

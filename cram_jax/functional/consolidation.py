@@ -22,7 +22,7 @@ class ConsolidationConfig:
     """
 
     decay: float = 0.99
-    width: int = 32
+    width: int = 64
 
 
 class ConsolidationState(NamedTuple):
@@ -37,10 +37,10 @@ class ConsolidationState(NamedTuple):
     """
 
     mean_D: Float[Array, "*layers D"]
-    square: Float[Array, "*layers"]  # noqa: UP037
-    weight: Float[Array, "*layers"]  # noqa: UP037
-    decay: Float[Array, "*layers"]  # noqa: UP037
-    released: Bool[Array, "*layers"]  # noqa: UP037
+    square: Float[Array, "*layers"]
+    weight: Float[Array, "*layers"]
+    decay: Float[Array, "*layers"]
+    released: Bool[Array, "*layers"]
 
 
 class ConsolidationStats(NamedTuple):
@@ -53,8 +53,8 @@ class ConsolidationStats(NamedTuple):
     """
 
     total_D: Float[Array, "*layers D"]
-    square: Float[Array, "*layers"]  # noqa: UP037
-    count: Float[Array, "*layers"]  # noqa: UP037
+    square: Float[Array, "*layers"]
+    count: Float[Array, "*layers"]
 
 
 def init_state(D: int, cfg: ConsolidationConfig, released: bool = False) -> ConsolidationState:

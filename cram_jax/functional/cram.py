@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cram_jax.dims import Array, Bool, Float, Gap, Gaps, Int, Key, Marks, Scalar, Segments, Token, Tokens
+from cram_jax.dims import Array, Bool, Float, Gap, Gaps, Int, Key, Scalar, Segments, Token, Tokens
 from cram_jax.functional import consolidation, episodic, routing, semantic, uncertainty, working_memory
 from cram_jax.functional.common import (
     FeedForward,
@@ -43,14 +43,14 @@ class CRAMConfig:
 class CRAMParams(NamedTuple):
     """Attributes: the layer's parts, each described in its file; `norm_D` before the memories, `norm_ff_D` after."""
 
-    norm_D: Float[Array, "D"]  # noqa: UP037
+    norm_D: Float[Array, "D"]
     working: working_memory.ODEParams | working_memory.ScanParams
     episodic: episodic.EpisodicParams
     semantic: semantic.SemanticParams
     familiarity: FeedForward
     uncertainty_DxU: Float[Array, "D U"]
     router: FeedForward
-    norm_ff_D: Float[Array, "D"]  # noqa: UP037
+    norm_ff_D: Float[Array, "D"]
     feed_forward: FeedForward
 
 
@@ -73,7 +73,7 @@ class CRAMSums(NamedTuple):
 
     Attributes:
       tokens: how many there were.
-      retrieved: how many retrieved, audits included.
+      retrieved: how many retrieved something, audits included.
       episodic: expected use of episodic memory, sum of pi^(2).
       familiar: sum of pi^(3) q-hat, semantic use where it is good.
       write: expected number of kept events.
@@ -100,15 +100,17 @@ class CRAMRoutes(NamedTuple):
 
     Attributes:
       choice_BxT: routing.WORKING, EPISODIC or SEMANTIC.
-      attended_BxT: retrieved, because routed or audited.
+      attended_BxT: routed to episodic memory, or audited.
+      retrieved_BxT: attended, and the buffer was not empty.
       kept_BxT: entered the buffer.
       margin_BxT: distance of the closest decision (route or write) from being another; logits.
       familiarity_BxT: q-hat.
-      quality_BxT: q where it attended, else 0.
+      quality_BxT: q where it retrieved, else 0.
     """
 
     choice_BxT: Int[Array, "*shape"]
     attended_BxT: Bool[Array, "*shape"]
+    retrieved_BxT: Bool[Array, "*shape"]
     kept_BxT: Bool[Array, "*shape"]
     margin_BxT: Float[Array, "*shape"]
     familiarity_BxT: Float[Array, "*shape"]
@@ -172,9 +174,8 @@ def _decide(params: CRAMParams, state, x, gap, magnitude, uniform, *, cfg: CRAMC
         "familiarity": 1 - novelty,
         "uncertainty": uncertainty.uncertainty(params.uncertainty_DxU, x),
     }
-    routes = routing.route(
-        params.router, features, None if uniform is None else uniform[..., :4], state.released, cfg=cfg.routing, train=train
-    )
+    noise = None if uniform is None else uniform[..., :4]
+    routes = routing.route(params.router, features, noise, state.released, cfg=cfg.routing, train=train)
     sampled = uniform[..., 4] if train and uniform is not None else None
     writes = episodic.decide_writes(params.episodic, x, novelty, sampled, cfg=cfg.episodic)
     return _Decisions(routes, logit, novelty, writes)
@@ -223,16 +224,18 @@ def apply(
     decided = _decide(params, state, z_BxTxD, gap_BxT, magnitude_BxT, uniform_BxTx5, cfg=cfg, train=train)
     routes = decided.routes
     attended_BxT = routes.routed_BxT | routes.audited_BxT
-    retrieved_BxTxD, use_BxT = episodic.read(
+    retrieved_BxTxD, use_BxT, found_BxT = episodic.read(
         params.episodic, z_BxTxD, decided.writes, attended_BxT, segment_BxT, cfg=cfg.episodic
     )
     recalled_BxTxD = semantic.recall(params.semantic, z_BxTxD)
-    x_BxTxD = x_BxTxD + routing.mix(routes, worked_BxTxD, retrieved_BxTxD, recalled_BxTxD)
+    x_BxTxD = x_BxTxD + routing.mix(routes, worked_BxTxD, retrieved_BxTxD, recalled_BxTxD, cfg=cfg.routing)
     y_BxTxD = x_BxTxD + feed_forward(params.feed_forward, rms_norm(params.norm_ff_D, x_BxTxD))
 
+    # Who attends an empty buffer retrieves nothing, and there is nothing to learn from it.
+    retrieved_BxT = attended_BxT & found_BxT
     sigma2 = consolidation.variance(state)
-    quality_BxT = consolidation.quality(recalled_BxTxD, retrieved_BxTxD, attended_BxT, sigma2)
-    stats = consolidation.statistics(retrieved_BxTxD, attended_BxT)
+    quality_BxT = consolidation.quality(recalled_BxTxD, retrieved_BxTxD, retrieved_BxT, sigma2)
+    stats = consolidation.statistics(retrieved_BxTxD, retrieved_BxT)
     # Distillation teaches the semantic memory, not the features it reads.
     taught_BxTxD = semantic.recall(params.semantic, jax.lax.stop_gradient(z_BxTxD))
     prediction, predicted = uncertainty.loss(params.uncertainty_DxU, z_BxTxD, segment_BxT)
@@ -244,13 +247,16 @@ def apply(
         # While every token attends, use says nothing about worth: the gate does not learn yet.
         write=jnp.sum(decided.writes.gate_BxT, where=state.released),
         use=jnp.sum(use_BxT, where=routes.routed_BxT & state.released),
-        distillation=semantic.distillation(taught_BxTxD, retrieved_BxTxD, attended_BxT) / sigma2,
-        familiarity=consolidation.familiarity_loss(decided.familiarity_logit, quality_BxT, attended_BxT),
+        distillation=semantic.distillation(taught_BxTxD, retrieved_BxTxD, retrieved_BxT) / sigma2,
+        familiarity=consolidation.familiarity_loss(decided.familiarity_logit, quality_BxT, retrieved_BxT),
         prediction=prediction,
         predicted=predicted,
     )
     margin_BxT = _margin(decided, state.released)
-    seen = CRAMRoutes(routes.choice_BxT, attended_BxT, decided.writes.kept_BxT, margin_BxT, 1 - decided.novelty, quality_BxT)
+    kept_BxT = decided.writes.kept_BxT
+    seen = CRAMRoutes(
+        routes.choice_BxT, attended_BxT, retrieved_BxT, kept_BxT, margin_BxT, 1 - decided.novelty, quality_BxT
+    )
     return y_BxTxD, CRAMAux(stats, sums, seen)
 
 
@@ -264,25 +270,40 @@ def step(
     gap_B: Gap | None = None,
     key: Key | None = None,
 ) -> tuple[Token, CRAMCache, CRAMRoutes]:
-    """One token, streaming; equals `apply` with `train=False` at that position. aux is the token's routes, shape (B,)."""
+    """One token, streaming; equals `apply` with `train=False` at that position. Routes have shape (B,)."""
     gap_B = jnp.ones(x_BxD.shape[0], x_BxD.dtype) if gap_B is None else gap_B
     check_inputs(x_BxD[:, None], cfg.D, gap_B[:, None], None)
     z_BxD = rms_norm(params.norm_D, x_BxD)
     uniform_Bx5 = None if key is None else uniforms(key, cache.position[None], x_BxD.shape[0], 5)[:, 0]
 
-    worked_BxD, working_BxW, magnitude_B = working_memory.step(params.working, cache.working_BxW, z_BxD, gap_B, cfg.working)
+    worked_BxD, working_BxW, magnitude_B = working_memory.step(
+        params.working, cache.working_BxW, z_BxD, gap_B, cfg.working
+    )
     decided = _decide(params, state, z_BxD, gap_B, magnitude_B, uniform_Bx5, cfg=cfg, train=False)
     routes = decided.routes
     attended_B = routes.routed_BxT | routes.audited_BxT
     ring = episodic.write(
-        params.episodic, cache.episodic, z_BxD, decided.writes.kept_BxT, cache.position, decided.novelty, cfg=cfg.episodic
+        params.episodic,
+        cache.episodic,
+        z_BxD,
+        decided.writes.kept_BxT,
+        cache.position,
+        decided.novelty,
+        cfg=cfg.episodic,
     )
     retrieved_BxD = episodic.read_cache(params.episodic, ring, z_BxD, attended_B, cache.position, cfg=cfg.episodic)
     recalled_BxD = semantic.recall(params.semantic, z_BxD)
-    x_BxD = x_BxD + routing.mix(routes, worked_BxD, retrieved_BxD, recalled_BxD)
+    x_BxD = x_BxD + routing.mix(routes, worked_BxD, retrieved_BxD, recalled_BxD, cfg=cfg.routing)
     y_BxD = x_BxD + feed_forward(params.feed_forward, rms_norm(params.norm_ff_D, x_BxD))
-    quality_B = consolidation.quality(recalled_BxD, retrieved_BxD, attended_B, consolidation.variance(state))
+    retrieved_B = attended_B & (ring.written_B > 0)
+    quality_B = consolidation.quality(recalled_BxD, retrieved_BxD, retrieved_B, consolidation.variance(state))
     seen = CRAMRoutes(
-        routes.choice_BxT, attended_B, decided.writes.kept_BxT, _margin(decided, state.released), 1 - decided.novelty, quality_B
+        routes.choice_BxT,
+        attended_B,
+        retrieved_B,
+        decided.writes.kept_BxT,
+        _margin(decided, state.released),
+        1 - decided.novelty,
+        quality_B,
     )
     return y_BxD, CRAMCache(cache.position + 1, working_BxW, ring), seen

@@ -65,7 +65,7 @@ class EpisodicCache(NamedTuple):
     v_BxMxHxV: Float[Array, "B M H V"]
     position_BxM: Int[Array, "B M"]
     novelty_BxM: Float[Array, "B M"]
-    written_B: Int[Array, "B"]  # noqa: UP037
+    written_B: Int[Array, "B"]
 
 
 def init(key: Key, D: int, cfg: EpisodicConfig) -> EpisodicParams:
@@ -155,8 +155,8 @@ def read(
     segment_BxT: Segments | None,
     *,
     cfg: EpisodicConfig,
-) -> tuple[Tokens, Float[Array, "B T"]]:
-    """(r^E, use) of the tokens that attend, over the last M events kept up to and with them (Eq 3); 0 elsewhere.
+) -> tuple[Tokens, Float[Array, "B T"], Marks]:
+    """(r^E, use, whether anything was there to read) of the tokens that attend, over the last M events kept up to and with them (Eq 3); 0 elsewhere.
 
     Queries and outputs are projected for rows of the plan only, keys and values for its kept slots.
     """
@@ -166,16 +166,17 @@ def read(
     o_BxCxHxV = kernels.skip_attention_compact(q, k, v, plan)
     r_BxCxD, use_BxC = _output(params, o_BxCxHxV)
     T = x_BxTxD.shape[1]
-    return plan.scatter(r_BxCxD, T), plan.scatter(use_BxC, T)
+    found_BxC = plan.end_BxC > plan.start_BxC
+    return plan.scatter(r_BxCxD, T), plan.scatter(use_BxC, T), plan.scatter(found_BxC, T)
 
 
 def write(
     params: EpisodicParams,
     cache: EpisodicCache,
     x_BxD: Token,
-    kept_B: Bool[Array, "B"],  # noqa: UP037
+    kept_B: Bool[Array, "B"],
     position: Int[Array, ""],
-    novelty_B: Float[Array, "B"],  # noqa: UP037
+    novelty_B: Float[Array, "B"],
     *,
     cfg: EpisodicConfig,
 ) -> EpisodicCache:
@@ -198,7 +199,7 @@ def read_cache(
     params: EpisodicParams,
     cache: EpisodicCache,
     x_BxD: Token,
-    attends_B: Bool[Array, "B"],  # noqa: UP037
+    attends_B: Bool[Array, "B"],
     position: Int[Array, ""],
     *,
     cfg: EpisodicConfig,

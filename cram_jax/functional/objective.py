@@ -2,7 +2,8 @@
 
 L = L_task + lambda_E mean pi^(2) - lambda_S mean pi^(3) q-hat + gamma L_cons + mean (lambda_W write - use) + the losses
 of the familiarity head and of the uncertainty read-out. Means are over (token, layer) pairs; those of L_cons and
-of familiarity over the pairs that retrieved. Where Eq 8 has q_t, which a token that did not retrieve lacks, stands q-hat.
+of familiarity over the pairs that retrieved. In place of Eq 8's q_t, which a token that did not retrieve lacks,
+stands q-hat.
 """
 
 import dataclasses

@@ -19,6 +19,8 @@ PAPER_FEATURES = ("gap", "dynamics", "familiarity", "uncertainty")
 class RoutingConfig:
     """features: what the router sees. The paper's list has no content, so it cannot tell a query from another event.
     width: hidden units of the router.
+    working_always: working memory serves every token, so that the first choice is working memory *only* and a query
+        still follows the dynamics; False is the sum of three gated paths, taken literally.
     temperature: of the Gumbel-softmax; lower is closer to hard and noisier in gradient.
     audit_rate: share of tokens that retrieve in training although routed away, so that the router and the
         familiarity head keep learning what retrieval would give; they count as attention.
@@ -28,24 +30,27 @@ class RoutingConfig:
     """
 
     features: tuple[str, ...] = FEATURES
-    width: int = 32
-    temperature: float = 1.0
+    width: int = 64
+    working_always: bool = True
+    temperature: float = 2.0
     audit_rate: float = 0.02
     audit_gain: float = 2.0
-    evaluation_audit_rate: float = 0.0005
+    evaluation_audit_rate: float = 0.00025
 
     def __post_init__(self):
         unknown = set(self.features) - set(FEATURES)
         if unknown or not self.features:
             raise ValueError(f"features must be some of {FEATURES}, got {self.features}")
         if not 0 < self.audit_rate <= 1:
-            raise ValueError(f"audit_rate must be in (0, 1] (audits carry the router's gradient), got {self.audit_rate}")
+            raise ValueError(
+                f"audit_rate must be in (0, 1]: audits carry the router's gradient; got {self.audit_rate}"
+            )
 
 
 class Routes(NamedTuple):
     """Attributes:
     soft_BxTx3: Gumbel-softmax probabilities (plain softmax without noise); the gradient's path.
-    mean_BxTx3: softmax without noise: the expected use that is priced.
+    mean_BxTx3: the same without noise: the expected use that is priced.
     choice_BxT: the memory each token takes.
     routed_BxT: chose episodic.
     audited_BxT: did not, but retrieves all the same.
@@ -94,7 +99,7 @@ def route(
         noisy_BxTx3 = logits_BxTx3 - jnp.log(-jnp.log(uniform_BxTx4[..., :3]))
     choice_BxT = jnp.where(released, jnp.argmax(noisy_BxTx3, axis=-1), EPISODIC)
     routed_BxT = choice_BxT == EPISODIC
-    mean_BxTx3 = jax.nn.softmax(logits_BxTx3)
+    mean_BxTx3 = jax.nn.softmax(logits_BxTx3 / cfg.temperature)
     rate_BxT = jnp.full(routed_BxT.shape, cfg.evaluation_audit_rate, logits_BxTx3.dtype)
     if train:
         gained_BxT = cfg.audit_rate + cfg.audit_gain * mean_BxTx3[..., EPISODIC]
@@ -111,12 +116,14 @@ def mix(
     working_BxTxD: Array,
     retrieved_BxTxD: Array,
     recalled_BxTxD: Array,
+    *,
+    cfg: RoutingConfig,
 ) -> Array:
     """Sum of the three memories, each times its gate; the gates are hard, with a straight-through gradient (Eq 7).
 
     A token that did not retrieve has no r^E, so its episodic gate gets neither value nor gradient, whatever stands in
-    its row. An audited token adds zero value; the gradient of its gate is weighted by 1 / (chance of an audit), which makes
-    the router's expected gradient that of a dense computation.
+    its row. An audited token adds zero value; the gradient of its gate is weighted by 1 / (chance of an audit), which
+    makes the router's expected gradient that of a dense computation.
     """
     hard_BxTx3 = jax.nn.one_hot(routes.choice_BxT, 3, dtype=routes.soft_BxTx3.dtype)
     through_BxTx3 = routes.soft_BxTx3 - jax.lax.stop_gradient(routes.soft_BxTx3)  # 0, with soft's gradient
@@ -125,8 +132,5 @@ def mix(
     weight_BxT = jnp.where(routes.audited_BxT, routes.audit_weight_BxT, 1)
     episodic_BxT = hard_BxTx3[..., EPISODIC] + weight_BxT * through_BxTx3[..., EPISODIC]
     episodic_BxTxD = jnp.where(attended_BxT[..., None], retrieved_BxTxD, 0) * episodic_BxT[..., None]
-    return (
-        gate_BxTx3[..., WORKING, None] * working_BxTxD
-        + episodic_BxTxD
-        + gate_BxTx3[..., SEMANTIC, None] * recalled_BxTxD
-    )
+    working_BxTx1 = jnp.ones_like(gate_BxTx3[..., :1]) if cfg.working_always else gate_BxTx3[..., WORKING, None]
+    return working_BxTx1 * working_BxTxD + episodic_BxTxD + gate_BxTx3[..., SEMANTIC, None] * recalled_BxTxD

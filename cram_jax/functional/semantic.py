@@ -26,16 +26,14 @@ class SemanticParams(NamedTuple):
     """
 
     down_DxR: Float[Array, "D R"]
-    bias_R: Float[Array, "R"]  # noqa: UP037
+    bias_R: Float[Array, "R"]
     up_RxD: Float[Array, "R D"]
-    mean_D: Float[Array, "D"]  # noqa: UP037
+    mean_D: Float[Array, "D"]
 
 
 def init(key: Key, D: int, cfg: SemanticConfig) -> SemanticParams:
     """Reads at unit variance, writes nothing: before training the memory recalls zero."""
-    return SemanticParams(
-        normal(key, (D, cfg.rank), D), jnp.zeros(cfg.rank), jnp.zeros((cfg.rank, D)), jnp.zeros(D)
-    )
+    return SemanticParams(normal(key, (D, cfg.rank), D), jnp.zeros(cfg.rank), jnp.zeros((cfg.rank, D)), jnp.zeros(D))
 
 
 def recall(params: SemanticParams, x: Float[Array, "... D"]) -> Float[Array, "... D"]:

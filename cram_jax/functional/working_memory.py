@@ -43,11 +43,11 @@ class ODEParams(NamedTuple):
     state_WxW: W1. input_DxW: W2. out_WxD: W_o. bias_W: inside the tanh.
     """
 
-    rate_W: Float[Array, "W"]  # noqa: UP037
-    rate_bias_W: Float[Array, "W"]  # noqa: UP037
+    rate_W: Float[Array, "W"]
+    rate_bias_W: Float[Array, "W"]
     state_WxW: Float[Array, "W W"]
     input_DxW: Float[Array, "D W"]
-    bias_W: Float[Array, "W"]  # noqa: UP037
+    bias_W: Float[Array, "W"]
     out_WxD: Float[Array, "W D"]
 
 
@@ -58,7 +58,7 @@ class ScanParams(NamedTuple):
     """
 
     decay_DxW: Float[Array, "D W"]
-    decay_bias_W: Float[Array, "W"]  # noqa: UP037
+    decay_bias_W: Float[Array, "W"]
     input_DxW: Float[Array, "D W"]
     gate_DxW: Float[Array, "D W"]
     out_WxD: Float[Array, "W D"]
@@ -70,10 +70,14 @@ def init(key: Key, D: int, cfg: WorkingConfig) -> ODEParams | ScanParams:
     a, b, c, d = jax.random.split(key, 4)
     if cfg.body == "ct_ode":
         rate_W = jax.random.normal(d, (W,))
-        return ODEParams(rate_W, jnp.zeros(W), normal(a, (W, W), W), normal(b, (D, W), D), jnp.zeros(W), normal(c, (W, D), W))
+        return ODEParams(
+            rate_W, jnp.zeros(W), normal(a, (W, W), W), normal(b, (D, W), D), jnp.zeros(W), normal(c, (W, D), W)
+        )
     rate_W = jnp.logspace(0, -3, W)
     bias_W = jnp.log(jnp.expm1(rate_W))  # softplus^-1
-    return ScanParams(0.1 * normal(a, (D, W), D), bias_W, normal(b, (D, W), D), normal(c, (D, W), D), normal(d, (W, D), W))
+    return ScanParams(
+        0.1 * normal(a, (D, W), D), bias_W, normal(b, (D, W), D), normal(c, (D, W), D), normal(d, (W, D), W)
+    )
 
 
 def init_cache(cfg: WorkingConfig, batch: int) -> Float[Array, "B W"]:
@@ -123,7 +127,7 @@ def apply(
 
 def step(
     params: ODEParams | ScanParams, cache_BxW: Float[Array, "B W"], x_BxD: Token, gap_B: Gap, cfg: WorkingConfig
-) -> tuple[Token, Float[Array, "B W"], Float[Array, "B"]]:  # noqa: UP037
+) -> tuple[Token, Float[Array, "B W"], Float[Array, "B"]]:
     """One event: (output, cache, magnitude); equals `apply` at that position."""
     if isinstance(params, ODEParams):
         h_BxW = _ode(params, x_BxD, gap_B, cfg.steps)

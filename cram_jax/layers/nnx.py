@@ -2,8 +2,8 @@
 
     rngs = nnx.Rngs(params=0, route=1)
     layer = CRAM(CRAMConfig(D=64), rngs=rngs)
-    y_BxTxD, aux = layer(x_BxTxD, gap_BxT, train=True, rngs=rngs)  # in the loss; add memory_loss(aux.sums, ...)
-    layer.update(aux.stats)  # once a training step, after value_and_grad
+    y_BxTxD, aux = layer(x_BxTxD, gap_BxT, train=True, rngs=rngs)  # in the loss, which takes layer and rngs
+    layer.update(aux.stats)  # once a training step, after nnx.value_and_grad
 
 Parameters are `nnx.Param` leaves and the running state `Consolidation` leaves, named as in the functional types. A call
 reads them and changes nothing, so a module may be used inside any transformation, `jax.grad` over `nnx.merge` included.

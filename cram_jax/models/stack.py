@@ -71,7 +71,14 @@ class Stack:
             params, state, index = per_layer
             layer_key = None if key is None else jax.random.fold_in(key, index)
             return self.functions.apply(
-                params, state, x_BxTxD, cfg=self.layer, gap_BxT=gap_BxT, key=layer_key, train=train, segment_BxT=segment_BxT
+                params,
+                state,
+                x_BxTxD,
+                cfg=self.layer,
+                gap_BxT=gap_BxT,
+                key=layer_key,
+                train=train,
+                segment_BxT=segment_BxT,
             )
 
         return jax.lax.scan(one, x_BxTxD, (params, states, jnp.arange(self.depth)), unroll=True)

@@ -11,21 +11,19 @@ from cram_jax.functional.common import normal, rms_norm
 from cram_jax.tasks import srcd
 from cram_jax.tasks.srcd import SRCDBatch, SRCDConfig
 
-
 SPLITS = {"train": 0, "held_out": 1}
 _sample = jax.jit(srcd.sample, static_argnums=1)
 
 
 class SRCDParams(NamedTuple):
-    """Attributes: embeddings of an event's parts, the last norm, and the two read-outs."""
+    """Attributes: embeddings of an event's parts (keys have fixed codes), the last norm, and the two read-outs."""
 
     kind_3xD: Float[Array, "3 D"]
-    key_KxD: Float[Array, "K D"]
     value_AxD: Float[Array, "A D"]
     number_2xD: Float[Array, "2 D"]
-    norm_D: Float[Array, "D"]  # noqa: UP037
+    norm_D: Float[Array, "D"]
     answer_DxA: Float[Array, "D A"]
-    dynamics_D: Float[Array, "D"]  # noqa: UP037
+    dynamics_D: Float[Array, "D"]
     dynamics_bias: Float[Array, ""]
 
 
@@ -44,10 +42,9 @@ class SRCDTask:
 
     def init(self, key: Key, D: int) -> SRCDParams:
         """Embeddings whose sum has about unit variance; read-outs that start small."""
-        kind, keys, value, number, answer, dynamics = jax.random.split(key, 6)
+        kind, value, number, answer, dynamics = jax.random.split(key, 5)
         return SRCDParams(
             jax.random.normal(kind, (3, D)),
-            jax.random.normal(keys, (self.data.key_ids, D)),
             jax.random.normal(value, (self.data.answers, D)),
             normal(number, (2, D), 2),
             jnp.ones(D),
@@ -56,26 +53,35 @@ class SRCDTask:
             jnp.zeros(()),
         )
 
+    def key_codes(self, D: int) -> Float[Array, "K D"]:
+        """Keys as random vectors that nobody learns: an embedding would be a memory of its own, outside the layers."""
+        return jax.random.normal(jax.random.key(self.data.table_seed), (self.data.key_ids, D))
+
     def embed(self, params: SRCDParams, batch: SRCDBatch) -> tuple[Tokens, Gaps]:
         """(events as vectors, time gaps). An event without a key or value adds nothing for it."""
         either = lambda table, index: jnp.where(index[..., None] >= 0, table[jnp.maximum(index, 0)], 0)
         numbers_BxTx2 = jnp.stack([batch.previous_BxT, jnp.log1p(batch.gap_BxT)], axis=-1)
         x_BxTxD = (
             params.kind_3xD[batch.kind_BxT]
-            + either(params.key_KxD, batch.key_BxT)
+            + either(self.key_codes(params.norm_D.size), batch.key_BxT)
             + either(params.value_AxD, batch.value_BxT)
             + numbers_BxTx2 @ params.number_2xD
         )
         return x_BxTxD, batch.gap_BxT
 
-    def read(self, params: SRCDParams, y_BxTxD: Tokens) -> tuple[Float[Array, "B T A"], Float[Array, "B T"]]:
-        """(logits of the answer, predicted value of the process)."""
+    def read(
+        self, params: SRCDParams, y_BxTxD: Tokens, batch: SRCDBatch
+    ) -> tuple[Float[Array, "B T A"], Float[Array, "B T"]]:
+        """(logits of the answer, predicted value of the process, as a change of the previous one)."""
         y_BxTxD = rms_norm(params.norm_D, y_BxTxD)
-        return y_BxTxD @ params.answer_DxA, y_BxTxD @ params.dynamics_D + params.dynamics_bias
+        change_BxT = y_BxTxD @ params.dynamics_D + params.dynamics_bias
+        return y_BxTxD @ params.answer_DxA, batch.previous_BxT + change_BxT
 
-    def score(self, params: SRCDParams, y_BxTxD: Tokens, batch: SRCDBatch) -> tuple[Scalar, dict[str, tuple[Scalar, Scalar]]]:
+    def score(
+        self, params: SRCDParams, y_BxTxD: Tokens, batch: SRCDBatch
+    ) -> tuple[Scalar, dict[str, tuple[Scalar, Scalar]]]:
         """(loss, metrics as (sum, count)): retrieval of all, recurring and new bindings, and squared errors."""
-        logits_BxTxA, value_BxT = self.read(params, y_BxTxD)
+        logits_BxTxA, value_BxT = self.read(params, y_BxTxD, batch)
         asked_BxT = batch.answer_BxT >= 0
         answer_BxTx1 = jnp.maximum(batch.answer_BxT, 0)[..., None]
         nats_BxT = -jnp.take_along_axis(jax.nn.log_softmax(logits_BxTxA), answer_BxTx1, axis=-1)[..., 0]
@@ -106,7 +112,7 @@ class SRCDTask:
             "observation": batch.kind_BxT == srcd.OBSERVATION,
         }
 
-    def exposures(self, batch: SRCDBatch) -> Int[Array, "P"]:  # noqa: UP037
+    def exposures(self, batch: SRCDBatch) -> Int[Array, "P"]:
         """How often the batch asked for each recurring pattern."""
         asked_BxT = (batch.answer_BxT >= 0) & (batch.pattern_BxT >= 0)
         index_BxT = jnp.where(asked_BxT, batch.pattern_BxT, self.data.patterns)

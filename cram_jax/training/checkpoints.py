@@ -34,7 +34,9 @@ def from_host(arrays, like):
 
 def shapes(tree) -> dict[str, str]:
     """Every array's path and its dtype and shape: what makes two states those of the same model."""
-    return {jax.tree_util.keystr(path): f"{a.dtype}{list(a.shape)}" for path, a in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        jax.tree_util.keystr(path): f"{a.dtype}{list(a.shape)}" for path, a in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def digest(tree) -> str:

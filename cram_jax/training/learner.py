@@ -36,7 +36,7 @@ class Task(Protocol):
     def groups(self, batch) -> dict[str, Array]:
         """Kinds of tokens to report by name, each (B T) bool; the first is what figures are about."""
 
-    def exposures(self, batch) -> Int[Array, "P"]:  # noqa: UP037
+    def exposures(self, batch) -> Int[Array, "P"]:
         """How often the batch asked for each recurring pattern; length 0 where there are none."""
 
 
@@ -57,7 +57,9 @@ class OptimizerConfig:
     def build(self) -> optax.GradientTransformation:
         """The optimizer; its state holds the step count."""
         peak = self.learning_rate
-        rate = optax.warmup_cosine_decay_schedule(0.0, peak, self.warmup, max(self.steps, self.warmup + 1), self.final * peak)
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0, peak, self.warmup, max(self.steps, self.warmup + 1), self.final * peak
+        )
         matrices = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
         return optax.chain(
             optax.clip_by_global_norm(self.clip), optax.adamw(rate, weight_decay=self.weight_decay, mask=matrices)
@@ -101,7 +103,7 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     consolidation: consolidation.ConsolidationState | tuple[()]
     price: PriceState
-    exposures_P: Int[Array, "P"]  # noqa: UP037
+    exposures_P: Int[Array, "P"]
     key: Key
     skipped: Int[Array, ""]
 
@@ -236,12 +238,12 @@ def probe_step(learner: Learner, state: TrainState, batch, key: Key) -> dict[str
     out = {}
     for layer in range(learner.model.depth):
         q_BxT, q_hat_BxT = aux.routes.quality_BxT[layer], aux.routes.familiarity_BxT[layer]
+        known_BxT = aux.routes.retrieved_BxT[layer]  # all, but those with an empty buffer
         for name, among_BxT in groups.items():
-            out[f"quality_{name}_layer_{layer}"] = over(q_BxT, among_BxT)
-            out[f"familiarity_{name}_layer_{layer}"] = over(q_hat_BxT, among_BxT)
+            out[f"quality_{name}_layer_{layer}"] = over(q_BxT, among_BxT & known_BxT)
+            out[f"familiarity_{name}_layer_{layer}"] = over(q_hat_BxT, among_BxT & known_BxT)
         ones_BxT = jnp.ones_like(q_BxT)
-        out[f"quality_bins_layer_{layer}"] = (bins(first, q_BxT, ones_BxT), jnp.ones(()))
-        every_BxT = ones_BxT > 0
+        out[f"quality_bins_layer_{layer}"] = (bins(first & known_BxT, q_BxT, ones_BxT), jnp.ones(()))
         for name, weights in (("count", ones_BxT), ("familiarity", q_hat_BxT), ("quality", q_BxT)):
-            out[f"reliability_{name}_layer_{layer}"] = (bins(every_BxT, q_hat_BxT, weights), jnp.ones(()))
+            out[f"reliability_{name}_layer_{layer}"] = (bins(known_BxT, q_hat_BxT, weights), jnp.ones(()))
     return out

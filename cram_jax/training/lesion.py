@@ -30,7 +30,7 @@ def share_lost(learner: Learner, state: TrainState, batches: list) -> dict[str, 
     def right_and_attended(state, batch):
         x_BxTxD, gap_BxT = learner.task.embed(state.params.task, batch)
         y_BxTxD, aux = learner.model.apply(state.params.model, state.consolidation, x_BxTxD, gap_BxT=gap_BxT)
-        logits_BxTxA, _ = learner.task.read(state.params.task, y_BxTxD)
+        logits_BxTxA, _ = learner.task.read(state.params.task, y_BxTxD, batch)
         return jnp.argmax(logits_BxTxA, -1) == batch.answer_BxT, jnp.any(aux.routes.attended_BxT, axis=0)
 
     lost, out = {"semantic": 0, "feed_forward": 0}, {}

@@ -1,14 +1,12 @@
 """The training loop: batches in, logged steps, checkpoints and a finished state out. Kill it and start it again."""
 
 import dataclasses
-import json
 import logging
 import signal
 import time
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from cram_jax.training import learner as learning
 from cram_jax.training.checkpoints import Checkpoints
@@ -39,13 +37,20 @@ class RunConfig:
     final_tokens: int = 1_000_000
 
     def __post_init__(self):
-        if self.steps < 1 or self.log_every < 1 or self.checkpoint_every % self.log_every or self.steps % self.log_every:
+        if (
+            self.steps < 1
+            or self.log_every < 1
+            or self.checkpoint_every % self.log_every
+            or self.steps % self.log_every
+        ):
             raise ValueError(
                 "steps and checkpoint_every must be multiples of log_every, and all at least 1, got "
                 f"steps={self.steps}, checkpoint_every={self.checkpoint_every}, log_every={self.log_every}"
             )
         if any(len(stage) != 3 or min(stage) < 1 for stage in self.curriculum):
-            raise ValueError(f"curriculum stages must be (steps, length, batch), each at least 1, got {self.curriculum}")
+            raise ValueError(
+                f"curriculum stages must be (steps, length, batch), each at least 1, got {self.curriculum}"
+            )
 
     def shape(self, step: int) -> tuple[int, int]:
         """(length, batch) of the batch at a step."""
@@ -85,7 +90,9 @@ def probe(learner: Learner, run: RunConfig, state: TrainState, seed: int, batche
     return means(sums)
 
 
-def train(learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns: int = 0) -> tuple[TrainState, list[dict]]:
+def train(
+    learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns: int = 0
+) -> tuple[TrainState, list[dict]]:
     """Trains, or goes on training, in `workdir`; returns the last state and all logged lines.
 
     Raises:

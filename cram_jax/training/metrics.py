@@ -38,7 +38,9 @@ class Records:
         rewritten.replace(self.path)
         self.file = self.path.open("a")
         # Two writers in one second would share a file name, so the process is part of it.
-        self.board = SummaryWriter(str(directory), filename_suffix=f".{os.getpid()}.{time.time_ns()}", purge_step=step + 1)
+        self.board = SummaryWriter(
+            str(directory), filename_suffix=f".{os.getpid()}.{time.time_ns()}", purge_step=step + 1
+        )
 
     def write(self, line: dict) -> None:
         """Appends a line; its numbers also go to TensorBoard."""

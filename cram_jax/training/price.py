@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cram_jax.dims import Bool, Array, Float, Int, Scalar
+from cram_jax.dims import Array, Bool, Float, Int, Scalar
 
 
 @jax.tree_util.register_static
@@ -24,9 +24,9 @@ class PriceConfig:
     smoothing: of the loss, in steps.
     """
 
-    start: int = 700
-    plateau: float = 0.2
-    top: float = 6.0
+    start: int = 500
+    plateau: float = 0.4
+    top: float = 10.0
     ramp: int = 500
     tolerance: float = 0.1
     smoothing: float = 25.0

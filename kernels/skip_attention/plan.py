@@ -26,8 +26,8 @@ class SkipPlan(NamedTuple):
     slots_BxS: Int[Array, "B S"]
     start_BxC: Int[Array, "B C"]
     end_BxC: Int[Array, "B C"]
-    dropped_B: Int[Array, "B"]  # noqa: UP037
-    dropped_kept_B: Int[Array, "B"]  # noqa: UP037
+    dropped_B: Int[Array, "B"]
+    dropped_kept_B: Int[Array, "B"]
 
     def gather_queries(self, x_BxTxX: Float[Array, "B T ..."]) -> Float[Array, "B C ..."]:
         """Rows of routed queries; unused places read 0."""

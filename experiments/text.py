@@ -1,0 +1,119 @@
+"""Trains a model on the bytes of real files, against n-grams of the same text, and says what still attends.
+
+python experiments/text.py [--files=FOLDER --files='src/**/*.c' ...] [--config.model=transformer] [--workdir=runs/text]
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from cram_jax.analysis import ngram, summary, text_figures
+from cram_jax.functional.attention import AttentionConfig
+from cram_jax.functional.cram import CRAMConfig
+from cram_jax.functional.objective import ObjectiveConfig
+from cram_jax.models.stack import Stack
+from cram_jax.tasks import text
+from cram_jax.tasks.text_task import KINDS, TextTask
+from cram_jax.training import loop
+from cram_jax.training.learner import Learner, OptimizerConfig
+from cram_jax.training.loop import RunConfig
+from cram_jax.training.price import PriceConfig
+from cram_jax.training.settings import claim_workdir, from_config
+
+CONFIG = config_flags.DEFINE_config_file("config", "experiments/configs/text.py:small", "Settings, and their variant.")
+WORKDIR = flags.DEFINE_string("workdir", "runs/text", "Where the run leaves its files; a run found there goes on.")
+FILES = flags.DEFINE_multi_string("files", [], "Files, folders or globs; the Python standard library by default.")
+MODELS = {"cram": CRAMConfig(), "transformer": AttentionConfig()}
+
+
+def build(config) -> tuple[Learner, RunConfig]:
+    """What to train and for how long, from the settings; the text is opened and found long enough.
+
+    Raises:
+      ValueError: for settings out of range, or files that cannot be trained on.
+    """
+    if config.model not in MODELS:
+        raise ValueError(f"config.model must be one of {sorted(MODELS)}, got {config.model!r}")
+    run = from_config(RunConfig(), config.run)
+    task = TextTask(tuple(config.files), config.held_out_share)
+    longest = max(length for _, length, _ in (*run.curriculum, (0, run.length, 0)))
+    for split in text.SPLITS:
+        task.corpus.windows(split, config.seed, 0, longest, 1)
+    learner = Learner(
+        task=task,
+        model=Stack(from_config(MODELS[config.model], config[config.model]), config.depth),
+        optimizer=from_config(OptimizerConfig(), config.optimizer),
+        objective=from_config(ObjectiveConfig(), config.objective),
+        price=from_config(PriceConfig(), config.price),
+    )
+    return learner, run
+
+
+def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]) -> dict:
+    """The run's summary: the last evaluation on many held-out bytes, and the n-grams' on the same ones."""
+    corpus = learner.task.corpus
+    out = summary.summarise(lines, loop.evaluate(learner, run, state, seed, run.final_tokens), seed)
+    batches = range(run.held_out_batches(run.final_tokens))
+    windows = [corpus.windows("held_out", seed, index, run.length, run.batch) for index in batches]
+    grams = ngram.fit(corpus.contents("train"), corpus.train.bytes)
+    out |= {f"bits_per_byte_{n}_gram": bits for n, bits in ngram.bits_per_byte(grams, windows).items()}
+    out |= {"text_megabytes": corpus.bytes / 1e6, "text_files": len(corpus.train.paths) + len(corpus.held_out.paths)}
+    return out | {"held_out_bytes": len(batches) * run.batch * run.length}
+
+
+def table(out: dict) -> list[tuple[str, str]]:
+    """Rows of (what, figure) for a person."""
+    percent = lambda name: f"{100 * out[name]:.2f}%"
+    best = min(out[f"bits_per_byte_{n}_gram"] for n in ngram.ORDERS)
+    grams = "  ".join(f"{out[f'bits_per_byte_{n}_gram']:.3f}" for n in ngram.ORDERS)
+    rows = [
+        ("text: files, size", f"{out['text_files']}  {out['text_megabytes']:.1f} MB"),
+        ("bits per byte, held-out files", f"{out['bits_per_byte']:.3f}"),
+        ("... of n-grams with n = 1, 2, 3", grams),
+        ("... below the best of these", f"{best - out['bits_per_byte']:.3f}"),
+    ]
+    if "attention_tokens" in out:
+        curve = lambda unit: "  ".join(percent(f"{unit}_{when}") for when in ("start", "peak", "end"))
+        rows += [
+            ("bytes that attend: start, peak, end", curve("attention_tokens")),
+            ("(byte, layer) pairs that attend: start, peak, end", curve("attention_utilisation")),
+            ("bytes that attend in training at the end, audits included", percent("attention_tokens_training_end")),
+            ("router released, attention fell at step", f"{out['router_released_step']}  {out['transition_step']}"),
+            ("bytes kept: all (byte, layer) pairs", percent("kept_share")),
+            ("q-hat calibration error", f"{out['familiarity_calibration_error']:.3f}"),
+        ]
+    for kind in sorted(KINDS, key=lambda kind: -out.get(f"attention_{kind}", 0.0)):
+        attends = f"attends {percent(f'attention_{kind}')}  " if f"attention_{kind}" in out else ""
+        rows.append((f"having read: {KINDS[kind]}", f"{attends}{out[f'bits_per_byte_{kind}']:.2f} bits"))
+    return rows + [
+        ("step time: start, end", f"{out['step_ms_start']:.0f} ms  {out['step_ms_end']:.0f} ms"),
+        ("training time, peak memory", f"{out['train_seconds']:.0f} s  {out['peak_memory_mb']:.0f} MB"),
+    ]
+
+
+def main(_) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    config, workdir = CONFIG.value, Path(WORKDIR.value)
+    try:
+        config.files = tuple(FILES.value) or tuple(config.files) or text.python_sources()
+        learner, run = build(config)
+        config.corpus = learner.task.corpus.fingerprint
+        claim_workdir(workdir, config)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    print(f"text: {config.corpus}")
+    state, lines = loop.train(learner, run, config.seed, workdir)
+    out = finish(learner, run, config.seed, state, lines)
+    (workdir / "summary.json").write_text(json.dumps(out, indent=1) + "\n")
+    summary.show(f"Text, {config.model}, {run.length} bytes, seed {config.seed}", table(out))
+    text_figures.text_figure(lines, out, KINDS, workdir / "figures" / "text.png")
+    print(f"figure: {workdir / 'figures' / 'text.png'}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,130 @@
+"""The SRCD experiment as a person runs it: killed, started again, and with settings that are wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cram_jax.training.checkpoints import to_host
+from cram_jax.training.metrics import CLOCK, read
+
+ROOT = Path(__file__).parents[2]
+SMALLEST = [
+    "--config=experiments/configs/srcd.py:tiny", "--config.run.steps=60", "--config.run.log_every=10",
+    "--config.run.checkpoint_every=20", "--config.run.length=32", "--config.run.batch=2", "--config.run.curriculum=()",
+    "--config.run.held_out_tokens=64", "--config.run.final_tokens=64", "--config.cram.D=16", "--config.cram.F=16",
+    "--config.cram.episodic.memory=8", "--config.price.start=20",
+]  # fmt: skip
+CLOCKS = {*CLOCK, "step_ms_start", "step_ms_end", "train_seconds", "peak_memory_mb"}
+
+
+def command(workdir, *more) -> list[str]:
+    return [sys.executable, "experiments/srcd.py", *SMALLEST, f"--workdir={workdir}", *more]
+
+
+def start(workdir, *more) -> subprocess.Popen:
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command(workdir, *more), cwd=ROOT, env=env, stdout=pipe, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finished(process: subprocess.Popen) -> str:
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out[-3000:]
+    return out
+
+
+def unclocked(line: dict) -> dict:
+    return {name: value for name, value in line.items() if name not in CLOCKS}
+
+
+def last_arrays(workdir):
+    import orbax.checkpoint as ocp
+
+    folder = max((workdir / "checkpoints").iterdir(), key=lambda p: int(p.name) if p.name.isdigit() else -1)
+    return ocp.StandardCheckpointer().restore((folder / "state").resolve())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupted, and what it printed."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, finished(start(workdir))
+
+
+def test_a_killed_run_ends_like_one_never_interrupted(whole, tmp_path):
+    # Given a run killed with SIGKILL after its line of step 30, in the middle between two checkpoints
+    process = start(tmp_path)
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.time() + 300
+    while not any(line["step"] >= 30 for line in read(metrics)) and time.time() < deadline:
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "summary.json").exists()
+
+    # When the same command is started again, then it goes on, and ends with the same numbers to the last bit
+    out = finished(start(tmp_path))
+    assert "going on from step" in out
+    lines, wanted = read(metrics), read(whole[0] / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [0, 10, 20, 30, 40, 50, 60]
+    np.testing.assert_equal([unclocked(a) for a in lines], [unclocked(b) for b in wanted])
+    summaries = [json.loads((d / "summary.json").read_text()) for d in (tmp_path, whole[0])]
+    np.testing.assert_equal(unclocked(summaries[0]), unclocked(summaries[1]))
+    a, b = (to_host(last_arrays(d)) for d in (tmp_path, whole[0]))
+    import jax
+
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_run_leaves_what_it_promises(whole):
+    workdir, out = whole
+    summary = json.loads((workdir / "summary.json").read_text())
+    promised = (
+        "retrieval_accuracy retrieval_accuracy_recurring retrieval_accuracy_new attention_tokens_start "
+        "attention_tokens_peak attention_tokens_end attention_utilisation_start attention_utilisation_peak "
+        "attention_utilisation_end realised_new_share dynamics_mse dynamics_mse_excess transition_step step_ms_start "
+        "step_ms_end train_seconds seed device jax"
+    )
+    assert set(promised.split()) <= summary.keys()
+    assert summary["attention_tokens_start"] == 1.0  # every token attends before the release
+    assert (workdir / "figures" / "figure_2.png").stat().st_size > 10_000
+    assert list(workdir.glob("events.out.tfevents*"))
+    assert "steps/s" in out and "left" in out and "queries of new bindings" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.run.stepz=5"], "run.stepz"),
+        (["--config.model=lstm"], r"config.model must be one of ['cram', 'transformer'], got 'lstm'"),
+        (["--config=experiments/configs/srcd.py:huge"], "unknown variant 'huge' of this config; there are"),
+        (["--workdir=/proc/nowhere"], "--workdir=/proc/nowhere cannot be written"),
+        (["--config.run.checkpoint_every=7"], "multiples of log_every"),
+        (["--config.cram.routing.features=('colour',)"], "features must be some of"),
+    ],
+)
+def test_wrong_settings_end_before_the_first_step_in_one_line(flags, message, tmp_path):
+    process = start(tmp_path, *flags)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert message in out.strip().split("\n")[-1], out
+    assert "Traceback" not in out
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_another_models_directory_is_refused(whole):
+    process = start(whole[0], "--config.cram.D=8")
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "holds a run with config.cram.D=16, this one has 8" in out.strip().split("\n")[-1]
+    assert "Traceback" not in out

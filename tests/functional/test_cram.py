@@ -1,0 +1,283 @@
+"""The CRAM layer as a whole: one definition, whole or streamed, that never looks ahead or at what it skipped."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cram_jax.functional import consolidation, cram, episodic, routing
+from cram_jax.functional.cram import CRAMConfig
+from cram_jax.functional.episodic import EpisodicConfig
+from cram_jax.functional.routing import RoutingConfig
+from cram_jax.functional.working_memory import WorkingConfig
+
+B, T, D, M = 3, 40, 8, 5
+CONFIG = CRAMConfig(
+    D=D,
+    F=16,
+    episodic=EpisodicConfig(heads=2, head_dim=6, memory=M, write_bias=0.0),
+    routing=RoutingConfig(evaluation_audit_rate=0.2),
+)
+BODIES = pytest.mark.parametrize("body", ["ct_ode", "gated_scan"])
+ROTARY = pytest.mark.parametrize("rotary", [False, True])
+
+
+def config(body: str, rotary: bool = False) -> CRAMConfig:
+    return dataclasses.replace(
+        CONFIG,
+        working=WorkingConfig(body=body, width=8),
+        episodic=dataclasses.replace(CONFIG.episodic, rotary=rotary),
+    )
+
+
+def lively(cfg: CRAMConfig, seed: int = 0):
+    """Parameters far from their initial values, so that every memory, route and write decision occurs."""
+    params = cram.init(jax.random.key(seed), cfg)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    scale = lambda leaf: 0.5 * leaf.shape[0] ** -0.5 if leaf.ndim > 1 else 0.2
+    moved = [x + scale(x) * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
+    state = consolidation.release(cram.init_state(cfg))
+    return jax.tree.unflatten(tree, moved), state
+
+
+def inputs(seed: int = 5):
+    x, gap = jax.random.split(jax.random.key(seed))
+    return jax.random.normal(x, (B, T, D)), 1 + jax.random.exponential(gap, (B, T))
+
+
+def stream(params, state, x_BxTxD, gap_BxT, cfg, key):
+    """`step` over the whole sequence: (outputs, routes), batch first."""
+
+    def one(cache, token):
+        y_BxD, cache, routes = cram.step(params, state, cache, token[0], cfg=cfg, gap_B=token[1], key=key)
+        return cache, (y_BxD, routes)
+
+    tokens = (jnp.swapaxes(x_BxTxD, 0, 1), jnp.swapaxes(gap_BxT, 0, 1))
+    _, out = jax.lax.scan(one, cram.init_cache(cfg, B), tokens)
+    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), out)
+
+
+@BODIES
+@ROTARY
+def test_streaming_equals_the_whole_sequence_in_float64(x64, body, rotary):
+    # Given a layer that uses all three memories and overflows its buffer
+    cfg = config(body, rotary)
+    params, state = lively(cfg)
+    x_BxTxD, gap_BxT = inputs()
+    key = jax.random.key(9)
+
+    whole_BxTxD, aux = jax.jit(lambda x, g: cram.apply(params, state, x, cfg=cfg, gap_BxT=g, key=key))(x_BxTxD, gap_BxT)
+    assert x_BxTxD.dtype == whole_BxTxD.dtype == jnp.float64
+    assert set(np.unique(aux.routes.choice_BxT)) == {0, 1, 2}
+    assert np.sum(aux.routes.kept_BxT, axis=1).min() > M
+
+    # When it is run token by token
+    streamed_BxTxD, routes = stream(params, state, x_BxTxD, gap_BxT, cfg, key)
+
+    # Then every decision is the same, and outputs differ by the order of float64 sums only
+    for name in ("choice_BxT", "attended_BxT", "kept_BxT"):
+        np.testing.assert_array_equal(getattr(routes, name), getattr(aux.routes, name), err_msg=name)
+    np.testing.assert_allclose(streamed_BxTxD, whole_BxTxD, atol=1e-10, rtol=0)
+    np.testing.assert_allclose(routes.quality_BxT, aux.routes.quality_BxT, atol=1e-10, rtol=0)
+
+
+@BODIES
+def test_streaming_equals_the_whole_sequence_in_float32_where_decisions_are_clear(body):
+    # A decision within 1e-4 of another may fall either way in float32, and a changed write changes what comes after:
+    # so compare up to a sequence's first unclear decision.
+    cfg = config(body)
+    params, state = lively(cfg)
+    x_BxTxD, gap_BxT = inputs()
+    whole_BxTxD, aux = cram.apply(params, state, x_BxTxD, cfg=cfg, gap_BxT=gap_BxT)
+    streamed_BxTxD, routes = stream(params, state, x_BxTxD, gap_BxT, cfg, None)
+    clear_BxT = np.cumprod(np.asarray(aux.routes.margin_BxT) > 1e-4, axis=1).astype(bool)
+    assert clear_BxT.mean() > 0.9
+    np.testing.assert_array_equal(routes.choice_BxT[clear_BxT], aux.routes.choice_BxT[clear_BxT])
+    # float32 sums of about 10 terms of size 1: 1e-5 absolute leaves a margin of about 10
+    np.testing.assert_allclose(streamed_BxTxD[clear_BxT], whole_BxTxD[clear_BxT], atol=1e-5, rtol=1e-5)
+
+
+@BODIES
+@pytest.mark.parametrize("train", [False, True])
+def test_the_future_changes_nothing(body, train):
+    cfg = config(body)
+    params, state = lively(cfg)
+    x_BxTxD, gap_BxT = inputs()
+    other_BxTxD, other_BxT = inputs(seed=6)
+    at = 17
+    key = jax.random.key(2)
+    run = jax.jit(lambda x, g: cram.apply(params, state, x, cfg=cfg, gap_BxT=g, key=key, train=train))
+    y_BxTxD, aux = run(x_BxTxD, gap_BxT)
+    mixed_BxTxD = x_BxTxD.at[:, at:].set(other_BxTxD[:, at:])
+    changed_BxTxD, changed = run(mixed_BxTxD, gap_BxT.at[:, at:].set(other_BxT[:, at:]))
+    assert not np.array_equal(y_BxTxD[:, at:], changed_BxTxD[:, at:])
+    np.testing.assert_array_equal(y_BxTxD[:, :at], changed_BxTxD[:, :at])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:, :at], b[:, :at]), aux.routes, changed.routes)
+
+
+def loss(params, state, x_BxTxD, gap_BxT, cfg, key):
+    """A scalar through everything that training differentiates: outputs and all sums."""
+    y_BxTxD, aux = cram.apply(params, state, x_BxTxD, cfg=cfg, gap_BxT=gap_BxT, key=key, train=True)
+    return jnp.sum(y_BxTxD**2) + sum(jax.tree.leaves(aux.sums)), (y_BxTxD, aux)
+
+
+def test_a_skipped_retrieval_is_not_looked_at(monkeypatch):
+    # Given the real retrievals, and the same with NaN in every row that neither routed nor was audited
+    params, state = lively(CONFIG)
+    x_BxTxD, gap_BxT = inputs()
+    key = jax.random.key(3)
+    graded = jax.value_and_grad(loss, argnums=(0, 2), has_aux=True)
+    clean = graded(params, state, x_BxTxD, gap_BxT, CONFIG, key)
+    read = episodic.read
+    skipped = []
+
+    def poisoned(params, x, writes, attends_BxT, segment, *, cfg):
+        r_BxTxD, use_BxT, found_BxT = read(params, x, writes, attends_BxT, segment, cfg=cfg)
+        skipped.append(float(jnp.mean(~attends_BxT)))
+        nan = lambda a, attends: jnp.where(attends, a, jnp.nan)
+        return nan(r_BxTxD, attends_BxT[..., None]), nan(use_BxT, attends_BxT), found_BxT
+
+    # When training runs on either
+    monkeypatch.setattr(episodic, "read", poisoned)
+    with jax.disable_jit(False):
+        dirty = graded(params, state, x_BxTxD, gap_BxT, CONFIG, key)
+
+    # Then outputs, sums, statistics and gradients are the same, bit for bit
+    assert 0.2 < skipped[0] < 0.9
+    jax.tree.map(np.testing.assert_array_equal, clean, dirty)
+
+
+def test_audits_give_the_router_the_gradient_of_a_dense_computation():
+    # Given paths whose effect on the loss is known, and a router whose choice is fixed away from episodic memory
+    shape, rate = (1, 4000), 0.1
+    cfg = RoutingConfig()
+    key = jax.random.split(jax.random.key(0), 3)
+    working, retrieved, recalled = (jax.random.normal(k, (*shape, D)) + i for i, k in enumerate(key))
+    logits_BxTx3 = jnp.broadcast_to(jnp.array([1.0, 0.3, -0.2]), (*shape, 3))
+
+    def gradient(audited_BxT, weight):
+        def value(logits_BxTx3):
+            soft_BxTx3 = jax.nn.softmax(logits_BxTx3)
+            choice_BxT = jnp.zeros(shape, jnp.int32)
+            weight_BxT = jnp.full(shape, weight)
+            routes = routing.Routes(soft_BxTx3, soft_BxTx3, choice_BxT, choice_BxT == 1, audited_BxT, weight_BxT)
+            return jnp.sum(routing.mix(routes, working, retrieved, recalled, cfg=cfg))
+
+        return jax.grad(value)(logits_BxTx3)[0]
+
+    dense_Tx3 = gradient(jnp.ones(shape, bool), 1.0)
+    audited_BxT = jax.random.uniform(jax.random.key(7), shape) < rate
+    sampled_Tx3 = gradient(audited_BxT, 1 / rate)
+    # Then the means agree within 4 standard errors, and audits matter: without them the mean is another
+    error_3 = 4 * np.std(sampled_Tx3 - dense_Tx3, axis=0) / np.sqrt(shape[1])
+    assert np.all(np.abs(np.mean(sampled_Tx3 - dense_Tx3, axis=0)) < error_3)
+    none_Tx3 = gradient(jnp.zeros(shape, bool), 1 / rate)
+    assert np.all(np.abs(np.mean(none_Tx3 - dense_Tx3, axis=0)) > 2 * error_3)
+
+
+def test_an_audit_adds_no_value():
+    params, state = lively(CONFIG)
+    x_BxTxD, gap_BxT = inputs()
+    all_audited = dataclasses.replace(CONFIG, routing=RoutingConfig(evaluation_audit_rate=1.0))
+    plain_BxTxD, plain = cram.apply(params, state, x_BxTxD, cfg=CONFIG, gap_BxT=gap_BxT)
+    audited_BxTxD, audited = cram.apply(params, state, x_BxTxD, cfg=all_audited, gap_BxT=gap_BxT, key=jax.random.key(0))
+    assert np.all(audited.routes.attended_BxT) and not np.all(plain.routes.attended_BxT)
+    np.testing.assert_array_equal(plain_BxTxD, audited_BxTxD)
+
+
+def test_every_token_attends_before_the_release():
+    params, state = lively(CONFIG)
+    x_BxTxD, _ = inputs()
+    _, aux = cram.apply(params, state._replace(released=jnp.array(False)), x_BxTxD, cfg=CONFIG)
+    assert np.all(aux.routes.attended_BxT) and np.all(aux.routes.choice_BxT == routing.EPISODIC)
+
+
+def test_what_left_the_buffer_is_forgotten():
+    # Given everything kept and everything attending, an event can matter for M positions and no longer
+    cfg = dataclasses.replace(CONFIG, episodic=dataclasses.replace(CONFIG.episodic, write_bias=50.0))
+    params, state = lively(cfg)
+    state = state._replace(released=jnp.array(False))
+    x_BxTxD, gap_BxT = inputs()
+    run = jax.jit(lambda x: cram.apply(params, state, x, cfg=cfg, gap_BxT=gap_BxT)[0])
+    change_BxTxD = np.abs(run(x_BxTxD) - run(x_BxTxD.at[:, 10].add(1.0)))
+    assert np.all(change_BxTxD[:, 10 : 10 + M].max(axis=-1) > 0)
+    np.testing.assert_array_equal(change_BxTxD[:, 10 + M :], 0)
+
+
+@BODIES
+def test_packed_sequences_equal_separate_ones(body):
+    cfg = config(body, rotary=False)
+    params, state = lively(cfg)
+    x_BxTxD, gap_BxT = inputs()
+    cut = 23
+    segment_BxT = jnp.broadcast_to((jnp.arange(T) >= cut).astype(jnp.int32), (B, T))
+    packed_BxTxD, _ = cram.apply(params, state, x_BxTxD, cfg=cfg, gap_BxT=gap_BxT, segment_BxT=segment_BxT)
+    for part in (slice(0, cut), slice(cut, T)):
+        alone_BxTxD, _ = cram.apply(params, state, x_BxTxD[:, part], cfg=cfg, gap_BxT=gap_BxT[:, part])
+        # float32; shapes differ, so sums are ordered differently
+        np.testing.assert_allclose(packed_BxTxD[:, part], alone_BxTxD, atol=2e-5, rtol=1e-5)
+
+
+def test_transformations_keep_the_layer_what_it_is():
+    params, state = lively(CONFIG)
+    x_BxTxD, gap_BxT = inputs()
+    key = jax.random.key(4)
+    plain = lambda x: cram.apply(params, state, x, cfg=CONFIG, gap_BxT=gap_BxT, key=key, train=True)[0]
+    grad = jax.jit(jax.grad(lambda x: jnp.sum(plain(x) ** 2)))
+    remat = jax.jit(jax.grad(lambda x: jnp.sum(jax.checkpoint(plain)(x) ** 2)))
+    np.testing.assert_allclose(grad(x_BxTxD), remat(x_BxTxD), atol=1e-5, rtol=1e-5)  # recomputation reorders sums
+
+    # vmap over two layers' parameters equals one after the other
+    other, _ = lively(CONFIG, seed=11)
+    both = jax.tree.map(lambda a, b: jnp.stack([a, b]), params, other)
+    run = lambda p: cram.apply(p, state, x_BxTxD, cfg=CONFIG, gap_BxT=gap_BxT)[0]
+    mapped = jax.vmap(run)(both)
+    np.testing.assert_allclose(mapped, jnp.stack([run(params), run(other)]), atol=2e-5, rtol=1e-5)
+
+
+def test_other_data_does_not_recompile():
+    params, state = lively(CONFIG)
+    run = jax.jit(lambda x, g: cram.apply(params, state, x, cfg=CONFIG, gap_BxT=g)[0])
+    for seed in range(3):
+        run(*inputs(seed))
+    assert run._cache_size() == 1
+
+
+def test_an_event_earns_its_place_by_the_attention_it_gets():
+    # Given every key kept and every query routed, the gradient of `use` on the gates sums to the attention there is
+    params, state = lively(CONFIG)
+    x_BxTxD, _ = inputs()
+    uniform_BxT = jnp.zeros((B, T))  # below every chance: all kept
+
+    def use(bias):
+        gate = params.episodic.write
+        moved = params.episodic._replace(write=gate._replace(out_FxD=gate.out_FxD * 0))
+        cfg = dataclasses.replace(CONFIG.episodic)
+        writes = episodic.decide_writes(moved, x_BxTxD, jnp.zeros((B, T)), uniform_BxT, cfg=cfg)
+        worth_BxT = (jax.nn.sigmoid(bias) - jax.lax.stop_gradient(jax.nn.sigmoid(bias))) * jnp.ones((B, T))
+        everyone_BxT = jnp.ones((B, T), bool)
+        read = episodic.read(moved, x_BxTxD, writes._replace(worth_BxT=worth_BxT), everyone_BxT, None, cfg=cfg)
+        return jnp.sum(read[1])
+
+    # d use / d bias = sigmoid'(0) x (attention mass of B T queries, 1 each)
+    value, slope = jax.value_and_grad(use)(0.0)
+    assert value == 0
+    np.testing.assert_allclose(slope, 0.25 * B * T, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, g: (x[..., :-1], g), r"x_BxTxD must have shape \(batch, time, 8\)"),
+        (lambda x, g: (x[0], g), r"x_BxTxD must have shape \(batch, time, 8\)"),
+        (lambda x, g: (x, g[:, :-1]), r"gap_BxT has shape \(3, 39\), but x_BxTxD has batch and time \(3, 40\)"),
+    ],
+)
+def test_a_wrong_shape_is_named(change, message, unchecked):
+    params, state = lively(CONFIG)
+    x_BxTxD, gap_BxT = change(*inputs())
+    with pytest.raises(ValueError, match=message):
+        cram.apply(params, state, x_BxTxD, cfg=CONFIG, gap_BxT=gap_BxT)

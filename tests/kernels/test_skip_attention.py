@@ -1,0 +1,296 @@
+"""Attention over a plan is dense attention under the plan's mask; what the plan skips has no influence at all."""
+
+from typing import NamedTuple
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cram_jax import kernels
+
+BACKENDS = ("reference",)
+B = 2
+EXAMPLES = hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+
+
+class Case(NamedTuple):
+    """Arguments of `make_plan`; the arrays as numpy."""
+
+    routed_BxT: np.ndarray
+    kept_BxT: np.ndarray | None
+    score_BxT: np.ndarray | None
+    window: int | None
+    memory: int | None
+    capacity: int | None
+    kept_capacity: int | None
+    segment_BxT: np.ndarray | None
+
+    def plan(self) -> kernels.SkipPlan:
+        arrays = {
+            name: None if x is None else jnp.asarray(x) for name, x in self._asdict().items() if name.endswith("BxT")
+        }
+        return kernels.make_plan(**self._asdict() | arrays)
+
+
+@st.composite
+def cases(draw, lengths=(1, 9)) -> Case:
+    T = draw(st.sampled_from(lengths))  # a shape costs a compilation; contents are free
+    marks = st.lists(st.booleans(), min_size=B * T, max_size=B * T).map(lambda x: np.reshape(x, (B, T)))
+    scores = st.lists(st.integers(-2, 2), min_size=B * T, max_size=B * T).map(lambda x: np.reshape(x, (B, T)) * 1.0)
+    return Case(
+        routed_BxT=draw(marks),
+        kept_BxT=draw(st.none() | marks),
+        score_BxT=draw(st.none() | scores.map(np.float32)),
+        window=draw(st.none() | st.integers(1, T + 1)),
+        memory=draw(st.none() | st.integers(1, T + 1)),
+        capacity=draw(st.sampled_from([None, 3, 20])),
+        kept_capacity=draw(st.sampled_from([None, 3, 20])),
+        segment_BxT=draw(st.none() | marks.map(lambda new_BxT: np.cumsum(new_BxT, axis=1, dtype=np.int32))),
+    )
+
+
+class Truth(NamedTuple):
+    """What a case means, one query and key at a time: which query sees which key, and what was dropped."""
+
+    visible_BxTxT: np.ndarray
+    attends_BxT: np.ndarray
+    seen_BxT: np.ndarray
+
+
+def brute_force(case: Case) -> Truth:
+    T = case.routed_BxT.shape[1]
+    kept_BxT = np.ones((B, T), bool) if case.kept_BxT is None else case.kept_BxT
+    visible_BxTxT, attends_BxT, seen_BxT = np.zeros((B, T, T), bool), np.zeros((B, T), bool), np.zeros((B, T), bool)
+    for b in range(B):
+        score = (lambda t: 0) if case.score_BxT is None else case.score_BxT[b].__getitem__
+        routed = sorted(np.flatnonzero(case.routed_BxT[b]), key=lambda t: (-score(t), t))
+        attends_BxT[b, routed[: case.capacity]] = True
+        kept = np.flatnonzero(kept_BxT[b])
+        seen_BxT[b, kept[-(case.kept_capacity or T) :]] = True
+        for t in np.flatnonzero(attends_BxT[b]):
+            past = [j for j in range(t + 1) if seen_BxT[b, j]]
+            for j in past[-(case.memory or T) :]:
+                near = case.window is None or t - j < case.window
+                same = case.segment_BxT is None or case.segment_BxT[b, t] == case.segment_BxT[b, j]
+                visible_BxTxT[b, t, j] = near and same
+    return Truth(visible_BxTxT, attends_BxT, seen_BxT)
+
+
+@EXAMPLES
+@hypothesis.given(cases())
+def test_a_plan_is_the_mask(case):
+    T = case.routed_BxT.shape[1]
+    want, plan = brute_force(case), jax.tree.map(np.asarray, case.plan())
+    assert plan.rows_BxC.shape == (B, min(case.capacity or T, T))
+    assert plan.slots_BxS.shape == (B, min(case.kept_capacity or T, T))
+
+    visible_BxTxT = np.zeros((B, T, T), bool)
+    for b in range(B):
+        # Rows and slots list positions in order, the unused places last
+        np.testing.assert_array_equal(plan.rows_BxC[b][plan.rows_BxC[b] < T], np.flatnonzero(want.attends_BxT[b]))
+        np.testing.assert_array_equal(plan.slots_BxS[b][plan.slots_BxS[b] < T], np.flatnonzero(want.seen_BxT[b]))
+        for positions in (plan.rows_BxC[b], plan.slots_BxS[b]):
+            assert np.all(np.diff(positions) >= 0) and np.all(positions <= T)
+        for row, start, end in zip(plan.rows_BxC[b], plan.start_BxC[b], plan.end_BxC[b], strict=True):
+            keys = plan.slots_BxS[b, start:end]
+            assert row < T or len(keys) == 0, "an unused place sees nothing"
+            if row < T:
+                visible_BxTxT[b, row, keys] = True
+    np.testing.assert_array_equal(visible_BxTxT, want.visible_BxTxT)
+
+    # What is over capacity is counted
+    kept_BxT = np.ones((B, T), bool) if case.kept_BxT is None else case.kept_BxT
+    np.testing.assert_array_equal(plan.dropped_B, np.sum(case.routed_BxT & ~want.attends_BxT, axis=1))
+    np.testing.assert_array_equal(plan.dropped_kept_B, np.sum(kept_BxT & ~want.seen_BxT, axis=1))
+
+
+def softmax_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxV, visible_BxTxT, scale) -> np.ndarray:
+    """Dense, in float64: head h reads key-value head h // (H / G); 0 where nothing is visible."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q_BxTxHxK, k_BxTxGxK, v_BxTxGxV))
+    group = q.shape[2] // k.shape[2]
+    o_BxTxHxV = np.zeros((*q.shape[:3], v.shape[-1]))
+    for b, t in np.argwhere(visible_BxTxT.any(axis=2)):
+        seen = visible_BxTxT[b, t]
+        for h in range(q.shape[2]):
+            logits = k[b, seen, h // group] @ q[b, t, h] * scale
+            weight = np.exp(logits - logits.max())
+            o_BxTxHxV[b, t, h] = weight @ v[b, seen, h // group] / weight.sum()
+    return o_BxTxHxV
+
+
+def heads(T: int, H: int = 4, G: int = 2, seed: int = 0):
+    """Queries, keys and values with unequal sizes everywhere: K = 3, V = 5."""
+    q, k, v = jax.random.split(jax.random.key(seed), 3)
+    return jax.random.normal(q, (B, T, H, 3)), jax.random.normal(k, (B, T, G, 3)), jax.random.normal(v, (B, T, G, 5))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@hypothesis.settings(EXAMPLES, max_examples=30)
+@hypothesis.given(cases(lengths=(9,)))
+def test_attention_over_a_plan_is_masked_attention(backend, case):
+    q, k, v = heads(case.routed_BxT.shape[1])
+    visible_BxTxT = brute_force(case).visible_BxTxT
+    o_BxTxHxV = np.asarray(kernels.skip_attention(q, k, v, case.plan(), backend=backend))
+
+    # Sums of at most 9 numbers of size 1 in float32 (6e-8 each): 2e-6 leaves a factor of 4.
+    np.testing.assert_allclose(o_BxTxHxV, softmax_attention(q, k, v, visible_BxTxT, 3**-0.5), atol=2e-6, rtol=0)
+    # Where not routed, and where nothing is visible, the answer is 0 itself.
+    assert np.all(o_BxTxHxV[~visible_BxTxT.any(axis=2)] == 0)
+
+
+LIVELY = Case(  # row (1, 0) is routed and sees nothing; rows and keys are missing here and there
+    routed_BxT=np.array([[1, 0, 1, 1, 0, 0, 1], [1, 1, 0, 0, 0, 1, 1]], bool),
+    kept_BxT=np.array([[1, 1, 0, 1, 1, 0, 1], [0, 1, 1, 0, 1, 1, 0]], bool),
+    score_BxT=None,
+    window=None,
+    memory=3,
+    capacity=None,
+    kept_capacity=None,
+    segment_BxT=np.array([[0, 0, 0, 0, 1, 1, 1], [4, 4, 4, 2, 2, 2, 2]], np.int32),
+)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("H", "G"), [(1, 1), (4, 4), (4, 2), (6, 1)])
+def test_heads_of_a_group_share_keys_and_values(backend, H, G, x64):
+    q, k, v = (x.astype(jnp.float64) for x in heads(7, H, G))
+    o_BxTxHxV = jax.jit(lambda q: kernels.skip_attention(q, k, v, LIVELY.plan(), scale=0.7, backend=backend))(q)
+    # float64 on both sides
+    want = softmax_attention(q, k, v, brute_force(LIVELY).visible_BxTxT, 0.7)
+    np.testing.assert_allclose(o_BxTxHxV, want, atol=1e-14, rtol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_are_those_of_masked_attention(backend, x64):
+    q, k, v = (x.astype(jnp.float64) for x in heads(7))
+    visible_BxTxT = jnp.asarray(brute_force(LIVELY).visible_BxTxT)
+    target = jax.random.normal(jax.random.key(9), (B, 7, 4, 5))
+
+    def dense(q, k, v):
+        logits = jnp.einsum("bthk,bshk->bhts", q, jnp.repeat(k, 2, axis=2)) * 3**-0.5
+        weight = jnp.exp(logits) * visible_BxTxT[:, None]
+        total = weight.sum(-1, keepdims=True)
+        o = jnp.einsum("bhts,bshv->bthv", weight / jnp.where(total > 0, total, 1), jnp.repeat(v, 2, axis=2))
+        return jnp.sum(o * target)
+
+    def planned(q, k, v):
+        return jnp.sum(kernels.skip_attention(q, k, v, LIVELY.plan(), backend=backend) * target)
+
+    got, want = (jax.jit(jax.grad(f, argnums=(0, 1, 2)))(q, k, v) for f in (planned, dense))
+    for name, g, w in zip("qkv", got, want, strict=True):
+        np.testing.assert_allclose(g, w, atol=1e-13, rtol=0, err_msg=name)  # float64 on both sides
+    # Exactly nothing flows where nothing was computed
+    assert np.all(got[0][~visible_BxTxT.any(axis=2)] == 0)
+    assert np.all(got[1][~LIVELY.kept_BxT] == 0) and np.all(got[2][~LIVELY.kept_BxT] == 0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_skipped_is_not_looked_at(backend):
+    # Given the same queries, keys and values, and NaN where a query is not routed or a key not kept
+    clean = heads(7)
+    marks = (LIVELY.routed_BxT, LIVELY.kept_BxT, LIVELY.kept_BxT)
+    poisoned = tuple(jnp.where(mark[..., None, None], x, jnp.nan) for x, mark in zip(clean, marks, strict=True))
+    assert all(np.isnan(x).any() for x in poisoned)
+
+    # When attention and its gradients are computed from either
+    def run(q, k, v):
+        o_BxTxHxV = kernels.skip_attention(q, k, v, LIVELY.plan(), backend=backend)
+        return jnp.sum(o_BxTxHxV**2), o_BxTxHxV
+
+    run = jax.jit(jax.value_and_grad(run, argnums=(0, 1, 2), has_aux=True))
+    clean, poisoned = run(*clean), run(*poisoned)
+
+    # Then they are the same, bit for bit, and finite, a routed row that sees nothing included
+    jax.tree.map(np.testing.assert_array_equal, poisoned, clean)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(clean))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_large_logits_stay_finite(backend):
+    q, k, v = heads(7)
+    # Logits near 1e4 overflow a plain exp; the softmax is then one-hot, and 0 where the weight underflows.
+    o_BxTxHxV = jax.jit(lambda q: kernels.skip_attention(q, k, v, LIVELY.plan(), backend=backend))(q * 1e4)
+    want = softmax_attention(q * 1e4, k, v, brute_force(LIVELY).visible_BxTxT, 3**-0.5)
+    # A float32 logit of 1e4 is off by 1e-3, and so is, relatively, a weight that is not near 0 or 1.
+    np.testing.assert_allclose(o_BxTxHxV, want, atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_number_routed_recompiles_nothing(backend):
+    q, k, v = heads(9)
+
+    @jax.jit
+    def attend(routed_BxT, kept_BxT):
+        plan = kernels.make_plan(routed_BxT, kept_BxT=kept_BxT, memory=4)
+        return kernels.skip_attention(q, k, v, plan, backend=backend)
+
+    for count in (0, 1, 5, 9):
+        marked_BxT = jnp.broadcast_to(jnp.arange(9) < count, (B, 9))
+        o_BxTxHxV = attend(marked_BxT, ~marked_BxT | (jnp.arange(9) == 0))
+        np.testing.assert_array_equal(np.any(o_BxTxHxV != 0, axis=(2, 3)), marked_BxT)
+    assert attend._cache_size() == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_vmap_is_a_loop(backend):
+    # Given three layers with plans of their own
+    q, k, v = (jnp.stack(x) for x in zip(*(heads(7, seed=s) for s in range(3)), strict=True))
+    routed = jax.random.bernoulli(jax.random.key(5), 0.5, (3, B, 7))
+
+    @jax.jit
+    def attend(q, k, v, routed_BxT):
+        plan = kernels.make_plan(routed_BxT, kept_BxT=jnp.asarray(LIVELY.kept_BxT), memory=3)
+        return kernels.skip_attention(q, k, v, plan, backend=backend)
+
+    want = jnp.stack([attend(*layer) for layer in zip(q, k, v, routed, strict=True)])
+    # The same sums of 3 numbers of size 1, batched otherwise: a few units in the last place (6e-8)
+    np.testing.assert_allclose(jax.jit(jax.vmap(attend))(q, k, v, routed), want, atol=1e-6, rtol=0)
+    assert np.all(
+        np.any(want != 0, axis=(3, 4)) == np.asarray(routed & (jnp.arange(7) >= LIVELY.kept_BxT.argmax(1)[:, None]))
+    )
+
+
+def test_compact_rows_go_back_where_they_came_from():
+    plan = LIVELY._replace(capacity=3, score_BxT=np.arange(14.0, dtype=np.float32).reshape(2, 7)).plan()
+    x_BxTxD = jax.random.normal(jax.random.key(0), (B, 7, 4))
+    rows_BxCxD = plan.gather_queries(x_BxTxD)
+    assert rows_BxCxD.shape == (B, 3, 4)
+    # The three latest of the routed, for their score is their position
+    attends_BxT = np.array([[0, 0, 1, 1, 0, 0, 1], [0, 1, 0, 0, 0, 1, 1]], bool)
+    np.testing.assert_array_equal(plan.scatter(rows_BxCxD, 7), jnp.where(attends_BxT[..., None], x_BxTxD, 0))
+    # Keys: kept ones first, in order, then zeros; also for one number a position
+    for b in range(B):
+        kept = LIVELY.kept_BxT[b]
+        keys_SxD = np.asarray(plan.gather_keys(x_BxTxD))[b]
+        np.testing.assert_array_equal(keys_SxD[: kept.sum()], np.asarray(x_BxTxD)[b, kept])
+        assert np.all(keys_SxD[kept.sum() :] == 0)
+        np.testing.assert_array_equal(plan.gather_keys(x_BxTxD[..., 0])[b], keys_SxD[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"routed_BxT": jnp.ones(5, bool)}, r"routed_BxT must have shape \(batch, time\), got \(5,\)"),
+        ({"kept_BxT": jnp.ones((2, 4), bool)}, r"kept_BxT has shape \(2, 4\), but routed_BxT has \(2, 5\)"),
+        ({"score_BxT": jnp.ones((1, 5))}, r"score_BxT has shape \(1, 5\), but routed_BxT has \(2, 5\)"),
+        ({"segment_BxT": jnp.ones((2, 6), int)}, r"segment_BxT has shape \(2, 6\), but routed_BxT has \(2, 5\)"),
+        ({"window": 0}, "window must be at least 1 .*got 0"),
+        ({"memory": -3}, "memory must be at least 1 .*got -3"),
+        ({"capacity": 0}, "capacity must be at least 1 .*got 0"),
+        ({"kept_capacity": 0}, "kept_capacity must be at least 1 .*got 0"),
+    ],
+)
+def test_a_bad_plan_is_named(arguments, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        kernels.make_plan(**{"routed_BxT": jnp.ones((2, 5), bool)} | arguments)
+
+
+def test_bad_heads_and_backends_are_named():
+    plan = LIVELY.plan()
+    with pytest.raises(ValueError, match="multiple of key-value heads, got H=4 and G=3"):
+        kernels.skip_attention(*heads(7, H=4, G=3), plan)
+    with pytest.raises(ValueError, match="backend must be one of .*'auto'.*got 'cuda'"):
+        kernels.skip_attention(*heads(7), plan, backend="cuda")

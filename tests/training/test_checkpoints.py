@@ -1,0 +1,83 @@
+"""What comes back from disk is what was saved, or is refused."""
+
+import logging
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cram_jax.training.checkpoints import Checkpoints, to_host
+
+
+class State(NamedTuple):
+    weight: jax.Array
+    step: jax.Array
+    key: jax.Array
+
+
+def state(value: float, width: int = 64) -> State:
+    return State(jnp.full((width, 3), value) + jnp.arange(3), jnp.asarray(int(value)), jax.random.key(int(value)))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Saves of steps 1 and 2."""
+    saves = Checkpoints(tmp_path / "checkpoints", keep=3)
+    for step in (1, 2):
+        saves.save(step, state(step))
+    saves.close()
+    return tmp_path / "checkpoints"
+
+
+def same(a: State, b: State) -> None:
+    jax.tree.map(np.testing.assert_array_equal, to_host(a), to_host(b))
+
+
+def largest_file(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def test_the_newest_save_comes_back_key_and_all(saved):
+    step, restored = Checkpoints(saved).restore(state(0))
+    assert step == 2
+    same(restored, state(2))
+    assert jax.random.uniform(restored.key) == jax.random.uniform(state(2).key)
+
+
+def test_nothing_saved_is_nothing_restored(tmp_path):
+    assert Checkpoints(tmp_path / "none").restore(state(0)) is None
+
+
+@pytest.mark.parametrize("damage", ["flip a bit", "truncate", "remove"])
+def test_a_damaged_save_is_passed_over_and_named(saved, damage, caplog):
+    # Given the array data of the newest save damaged
+    for path in [p for p in (saved / "2" / "state").rglob("*") if p.is_file()]:
+        data = bytearray(path.read_bytes())
+        if damage == "remove":
+            path.unlink()
+        elif damage == "truncate":
+            path.write_bytes(bytes(data[: len(data) // 2]))
+        elif path == largest_file(saved / "2" / "state") and data:
+            data[len(data) // 2] ^= 1
+            path.write_bytes(bytes(data))
+    # When it is restored, then the older one comes back, and the log says why
+    with caplog.at_level(logging.WARNING):
+        step, restored = Checkpoints(saved).restore(state(0))
+    assert step == 1
+    same(restored, state(1))
+    assert "checkpoint 2" in caplog.text and "older" in caplog.text
+
+
+def test_a_folder_with_a_number_is_not_a_save(saved, caplog):
+    (saved / "7").mkdir()
+    step, _ = Checkpoints(saved).restore(state(0))
+    assert step == 2
+
+
+def test_another_model_is_refused_by_name(saved):
+    with pytest.raises(
+        ValueError, match=r"checkpoint 2 .* of another model: \.weight is float32\[64, 3\] there .*\[32, 3\] here"
+    ):
+        Checkpoints(saved).restore(state(0, width=32))

@@ -1,0 +1,125 @@
+"""One training step: what it reads, what it changes, and what it refuses to change."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cram_jax.functional.cram import CRAMConfig
+from cram_jax.functional.episodic import EpisodicConfig
+from cram_jax.models.stack import Stack
+from cram_jax.tasks.srcd import SRCDConfig
+from cram_jax.tasks.srcd_task import SRCDTask
+from cram_jax.training import learner as learning
+from cram_jax.training import lesion
+from cram_jax.training.learner import Learner, OptimizerConfig
+from cram_jax.training.price import PriceConfig
+
+LEARNER = Learner(
+    task=SRCDTask(SRCDConfig(patterns=10, answers=8, new_key_ids=20)),
+    model=Stack(CRAMConfig(D=16, F=16, episodic=EpisodicConfig(heads=1, head_dim=8, memory=8))),
+    optimizer=OptimizerConfig(warmup=1, steps=20),
+    price=PriceConfig(start=2, plateau=1.0),
+)
+
+
+def batch(index: int):
+    return LEARNER.task.batch("train", 0, index, 32, 4)
+
+
+def run(batches, learner=LEARNER):
+    state = learning.init(learner, 0, 10)
+    for one in batches:
+        state, report = learning.train_step(learner, state, one)
+    return state, report
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return run([batch(i) for i in range(5)])
+
+
+def test_fields_for_counting_do_not_touch_training(trained):
+    # Given the same batches with is_new and pattern scrambled
+    def scramble(one):
+        roll = lambda a: jnp.roll(a, 7, axis=1)
+        return one._replace(is_new_BxT=~roll(one.is_new_BxT), pattern_BxT=roll(one.pattern_BxT))
+
+    state, _ = run([scramble(batch(i)) for i in range(5)])
+    # Then all that is learned is the same bit for bit; only the exposure counts differ
+    learned = lambda s: s._replace(exposures_P=0, key=0)
+    jax.tree.map(np.testing.assert_array_equal, learned(state), learned(trained[0]))
+    assert not np.array_equal(state.exposures_P, trained[0].exposures_P)
+
+
+def test_the_router_is_released_by_the_price(trained):
+    state, _ = trained
+    assert np.all(state.consolidation.released) and state.price.released_step == 2
+    assert np.all(state.consolidation.weight > 0)
+
+
+def test_exposures_count_recurring_queries(trained):
+    asked = np.zeros(10, int)
+    for i in range(5):
+        one = batch(i)
+        counted = np.asarray((one.answer_BxT >= 0) & ~one.is_new_BxT)
+        np.add.at(asked, np.asarray(one.key_BxT)[counted], 1)
+    np.testing.assert_array_equal(trained[0].exposures_P, asked)
+
+
+def test_a_batch_that_is_not_finite_changes_nothing(trained):
+    state = jax.tree.map(jnp.copy, trained[0])
+    before = jax.tree.map(lambda leaf: np.asarray(leaf), state._replace(key=0))
+    broken = batch(9)._replace(target_BxT=jnp.full((4, 32), jnp.nan))
+    after, _ = learning.train_step(LEARNER, state, broken)
+    assert after.step == before.step + 1 and after.skipped == 1
+    put_back = after._replace(step=before.step, skipped=before.skipped, key=0)
+    jax.tree.map(np.testing.assert_array_equal, put_back, before)
+    # and a good one clears the count
+    again, _ = learning.train_step(LEARNER, after, batch(10))
+    assert again.skipped == 0
+
+
+def test_auditing_all_shows_quality_everywhere_and_changes_no_answer(trained):
+    state, _ = trained
+    one = LEARNER.task.batch("held_out", 0, 0, 32, 4)
+    _, plain, _ = learning.forward(LEARNER, state.params, state.consolidation, one, None, False)
+    audited = learning.auditing_all(LEARNER)
+    _, all_, aux = learning.forward(audited, state.params, state.consolidation, one, jax.random.key(0), False)
+    assert np.all(aux.routes.attended_BxT)
+    jax.tree.map(np.testing.assert_array_equal, plain, all_)
+
+
+def test_a_lesion_zeroes_one_part_only(trained):
+    state, _ = trained
+    for part in ("semantic", "feed_forward"):
+        cut = lesion.without(state, part)
+        for name in state.params.model._fields:
+            same = jax.tree.map(np.array_equal, getattr(cut.params.model, name), getattr(state.params.model, name))
+            assert all(jax.tree.leaves(same)) == (name != part)
+    with pytest.raises(ValueError, match="'semantic' or 'feed_forward', got 'router'"):
+        lesion.without(state, "router")
+
+
+def test_metrics_agree_with_a_count_by_hand(trained):
+    state, _ = trained
+    one = LEARNER.task.batch("held_out", 0, 3, 32, 4)
+    sums = learning.evaluate_step(LEARNER, state, one, jax.random.key(1))
+    _, _, aux = learning.forward(LEARNER, state.params, state.consolidation, one, jax.random.key(1), False)
+    attended_LxBxT = np.asarray(aux.routes.attended_BxT)
+    assert sums["attention_tokens"] == (attended_LxBxT.any(0).sum(), 4 * 32)
+    assert sums["attention_utilisation"] == (attended_LxBxT.sum(), 2 * 4 * 32)
+    new_BxT = np.asarray(one.is_new_BxT)
+    assert sums["attention_query_new"] == ((attended_LxBxT.any(0) & new_BxT).sum(), new_BxT.sum())
+    assert sums["realised_new_share"] == (new_BxT.sum(), 4 * 32)
+
+
+def test_a_transformer_takes_the_same_step():
+    from cram_jax.functional.attention import AttentionConfig
+
+    plain = dataclasses.replace(LEARNER, model=Stack(AttentionConfig(D=16, F=16, heads=1, head_dim=8)))
+    state, report = run([batch(0), batch(1)], plain)
+    assert np.isfinite(report["loss"][0]) and "attention_tokens" not in report
+    assert state.consolidation == ()
