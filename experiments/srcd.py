@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from cram_jax.analysis import figures, summary
@@ -23,7 +23,7 @@ from cram_jax.training import lesion, loop
 from cram_jax.training.learner import Learner, OptimizerConfig
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.price import PriceConfig
-from cram_jax.training.settings import claim_workdir, from_config
+from cram_jax.training.settings import claim_workdir, from_config, launch
 
 CONFIG = config_flags.DEFINE_config_file("config", "experiments/configs/srcd.py:small", "Settings, and their variant.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run leaves its files; a run found there goes on.")
@@ -80,6 +80,8 @@ def table(out: dict) -> list[tuple[str, str]]:
         ("dynamics MSE above the generator's noise", f"{out['dynamics_mse_excess']:.4f}"),
     ]
     if "attention_tokens" in out:
+        layer = out["busiest_layer"]
+        kept = percent(f"kept_share_layer_{layer}")
         curve = lambda unit: "  ".join(percent(f"{unit}_{when}") for when in ("start", "peak", "end"))
         start_end = out["attention_tokens_start"] / max(out["attention_tokens_end"], 1e-9)
         rows += [
@@ -92,10 +94,14 @@ def table(out: dict) -> list[tuple[str, str]]:
                 f"{1 / max(out['attention_tokens_end'], 1e-9):.1f}x",
             ),
             (
-                "router released at step, attention fell at step",
+                "router released by step, transition at step",
                 f"{out['router_released_step']}  {out['transition_step']}",
             ),
-            ("events kept: all (event, layer) pairs", percent("kept_share")),
+            (f"events kept in layer {layer}, in all (event, layer) pairs", f"{kept}  {percent('kept_share')}"),
+            (
+                f"quality of recall of recurring queries, layer {layer}",
+                percent(f"quality_query_recurring_layer_{layer}"),
+            ),
             ("q-hat calibration error", f"{out['familiarity_calibration_error']:.3f}"),
             ("unattended recurring answers lost without semantic memory", percent("recurring_lost_without_semantic")),
             ("... without the feed-forward networks", percent("recurring_lost_without_feed_forward")),
@@ -124,4 +130,4 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("workdir")
-    app.run(main)
+    launch(main)

@@ -97,7 +97,8 @@ def table(out: dict) -> list[tuple[str, str]]:
 
 def main(_) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    for noisy in ("absl", "jax", "orbax"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     config, workdir = CONFIG.value, Path(WORKDIR.value)
     try:
         config.files = tuple(FILES.value) or tuple(config.files) or text.python_sources()

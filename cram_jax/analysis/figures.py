@@ -9,13 +9,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 
-def busiest_layer(lines: list[dict]) -> int:
-    """The layer that attends most once the router decides (over the whole run where it never did)."""
-    after = [line for line in lines if line.get("train/released", 0) > 0] or lines
-    layers = [n for n in lines[0] if n.startswith("held_out/attention_layer_")]
-    return int(np.argmax([np.mean([line[n] for line in after]) for n in layers]))
-
-
 def _moments(lines: list[dict], transition: int | None) -> list[dict]:
     """Three lines to compare: early, at the transition (or half-way), last."""
     steps = np.array([line["step"] for line in lines])
@@ -28,8 +21,8 @@ def figure_2(lines: list[dict], summary: dict, path: Path) -> None:
     """The paper's Figure 2: attention, accuracy and mean quality over steps; density of quality at three times."""
     steps = [line["step"] for line in lines]
     pick = lambda name: [line.get(name, np.nan) for line in lines]
-    layer = busiest_layer(lines)
-    transition = summary["transition_step"]
+    layer, transition = summary["busiest_layer"], summary["transition_step"]
+    released = summary["router_released_step"]
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
 
     percent = lambda name: 100 * np.array(pick(name), float)
@@ -56,6 +49,8 @@ def figure_2(lines: list[dict], summary: dict, path: Path) -> None:
         axis.set(xlabel="training step")
         if transition is not None:
             axis.axvline(transition, color="0.8", lw=4, zorder=0, label=f"transition, step {transition}")
+        if released is not None:
+            axis.axvline(released, color="0.6", lw=0.8, zorder=0, label=f"router released by step {released}")
     for axis in (left, middle, right):
         axis.legend(fontsize=7, frameon=False)
         axis.grid(alpha=0.2)

@@ -51,7 +51,7 @@ def fit(contents: Iterable[UInt8[np.ndarray, "_"]], size: int, tuning_share: flo
         left = size - tuning
         for text in contents:
             yield text[:left]
-            late.append(np.array(text[left:]))
+            late.append(np.array(text[left:]))  # of a text that is cut, two trigrams are lost
             left = max(0, left - len(text))
 
     counts = tuple(np.zeros(256**n, np.uint32) for n in ORDERS)

@@ -54,26 +54,29 @@ def attention_curve(lines: list[dict]) -> dict:
     for unit in ("attention_tokens", "attention_utilisation"):
         curve = [line[f"held_out/{unit}"] for line in lines]
         out |= {f"{unit}_start": curve[0], f"{unit}_peak": max(curve)}
-    tokens = [line["held_out/attention_tokens"] for line in lines]
-    out["transition_step"] = transition_step([line["step"] for line in lines], tokens)
-    out["attention_tokens_rise_last_fifth"] = rise_at_end(tokens)
+    # That all tokens attend before the release is by design; the transition is what the router does after it.
+    free = [line for line in lines if line.get("train/released", 0) == 1]
+    out["router_released_step"] = free[0]["step"] if free else None
+    tokens = [line["held_out/attention_tokens"] for line in free]
+    out["attention_tokens_peak_after_release"] = max(tokens, default=None)
+    out["transition_step"] = transition_step([line["step"] for line in free], tokens) if free else None
+    out["attention_tokens_rise_last_fifth"] = rise_at_end([line["held_out/attention_tokens"] for line in lines])
     out["attention_tokens_training_end"] = lines[-1]["train/attention_tokens"]
-    released = [line["step"] for line in lines if line.get("train/released", 0) > 0]
-    out["router_released_step"] = released[0] if released else None
     return out
 
 
-def calibration_error(line: dict) -> float:
-    """Mean distance of q-hat from q over bins of q-hat, weighted by tokens; all (token, layer) pairs of a probe."""
-    distance, count = 0.0, 0.0
-    layers = [n.removeprefix("probe/reliability_count_") for n in line if n.startswith("probe/reliability_count_")]
-    for layer in layers:
-        difference = np.subtract(
-            line[f"probe/reliability_familiarity_{layer}"], line[f"probe/reliability_quality_{layer}"]
-        )
-        distance += float(np.sum(np.abs(difference)))
-        count += float(np.sum(line[f"probe/reliability_count_{layer}"]))
-    return distance / count if count else float("nan")
+def busiest_layer(lines: list[dict]) -> int:
+    """The layer that attends most once the router decides (over the whole run where it never did)."""
+    after = [line for line in lines if line.get("train/released", 0) == 1] or lines
+    layers = [n for n in lines[0] if n.startswith("held_out/attention_layer_")]
+    return int(np.argmax([np.mean([line[n] for line in after]) for n in layers]))
+
+
+def calibration_error(line: dict, layer: int) -> float:
+    """Mean distance of q-hat from q over bins of q-hat, weighted by tokens: of all tokens of a probe, in one layer."""
+    bins = {n: np.array(line[f"probe/reliability_{n}_layer_{layer}"]) for n in ("count", "familiarity", "quality")}
+    count = bins["count"].sum()
+    return float(np.abs(bins["familiarity"] - bins["quality"]).sum() / count) if count else float("nan")
 
 
 def summarise(lines: list[dict], final: dict, seed: int) -> dict:
@@ -83,7 +86,10 @@ def summarise(lines: list[dict], final: dict, seed: int) -> dict:
     if "attention_tokens" in final:
         out |= {f"{unit}_end": final[unit] for unit in ("attention_tokens", "attention_utilisation")}
         out |= attention_curve(lines)
-        out["familiarity_calibration_error"] = calibration_error(lines[-1])
+        out["busiest_layer"] = busiest_layer(lines)
+        out["familiarity_calibration_error"] = calibration_error(lines[-1], out["busiest_layer"])
+        out |= {n.removeprefix("probe/"): lines[-1][n] for n in lines[-1] if n.startswith("probe/quality_query_")}
+        out |= {n.removeprefix("probe/"): lines[-1][n] for n in lines[-1] if n.startswith("probe/familiarity_query_")}
     out |= {"step_ms_start": _step_ms(lines, True), "step_ms_end": _step_ms(lines, False)}
     out |= {"train_seconds": lines[-1]["seconds"], "peak_memory_mb": _peak_memory_mb()}
     return out | versions()

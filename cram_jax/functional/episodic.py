@@ -27,7 +27,7 @@ class EpisodicConfig:
     head_dim: int = 32
     memory: int = 64
     rotary: bool = False
-    write_audit_rate: float = 0.05
+    write_audit_rate: float = 0.02
     write_bias: float = 3.0
     width: int = 32
 
@@ -156,7 +156,10 @@ def read(
     *,
     cfg: EpisodicConfig,
 ) -> tuple[Tokens, Float[Array, "B T"], Marks]:
-    """(r^E, use, whether anything was there to read) of the tokens that attend, over the last M events kept up to and with them (Eq 3); 0 elsewhere.
+    """What the tokens that attend read in the last M events kept, up to and with their own (Eq 3); 0 elsewhere.
+
+    Returns:
+      r^E, the use that the write gate learns from, and whether there was anything to read.
 
     Queries and outputs are projected for rows of the plan only, keys and values for its kept slots.
     """

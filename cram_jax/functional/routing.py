@@ -30,7 +30,7 @@ class RoutingConfig:
     """
 
     features: tuple[str, ...] = FEATURES
-    width: int = 64
+    width: int = 128
     working_always: bool = True
     temperature: float = 2.0
     audit_rate: float = 0.02

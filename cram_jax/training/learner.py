@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from cram_jax.training.price import PriceConfig, PriceState
 Sums = dict[str, tuple[Array, Array]]  # by name, (sum, count); means are taken on the host, over all batches
 
 
+@runtime_checkable
 class Task(Protocol):
     """Data, its embedding and its score. Static: frozen and hashable."""
 
@@ -44,14 +45,16 @@ class Task(Protocol):
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW after clipping. learning_rate: its peak. warmup: steps to it. steps: of the cosine that follows, to
-    `final` times the peak. weight_decay: on matrices only. clip: largest global norm of a gradient.
+    `final` times the peak. clip: largest global norm of a gradient.
+    weight_decay: on matrices, those of the semantic memory excepted: what else memorised a pattern forgets it again
+        once the semantic memory answers, so that this is where knowledge ends up.
     """
 
     learning_rate: float = 2e-3
     warmup: int = 200
     steps: int = 3000
     final: float = 0.05
-    weight_decay: float = 0.01
+    weight_decay: float = 0.5
     clip: float = 1.0
 
     def build(self) -> optax.GradientTransformation:
@@ -60,10 +63,15 @@ class OptimizerConfig:
         rate = optax.warmup_cosine_decay_schedule(
             0.0, peak, self.warmup, max(self.steps, self.warmup + 1), self.final * peak
         )
-        matrices = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-        return optax.chain(
-            optax.clip_by_global_norm(self.clip), optax.adamw(rate, weight_decay=self.weight_decay, mask=matrices)
-        )
+        adamw = optax.adamw(rate, weight_decay=self.weight_decay, mask=_decays)
+        return optax.chain(optax.clip_by_global_norm(self.clip), adamw)
+
+
+def _decays(params: "Params"):
+    """True for matrices outside the semantic memory; those of layers have a leading L axis."""
+    matrix = lambda axes: lambda path, leaf: leaf.ndim > axes and "semantic" not in jax.tree_util.keystr(path)
+    over = jax.tree_util.tree_map_with_path
+    return Params(over(matrix(1), params.task), over(matrix(2), params.model))
 
 
 @jax.tree_util.register_static
@@ -133,7 +141,7 @@ def forward(learner: Learner, params: Params, states, batch, key: Key | None, tr
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
-def train_step(learner: Learner, state: TrainState, batch) -> tuple[TrainState, dict[str, Array]]:
+def train_step(learner: Learner, state: TrainState, batch) -> tuple[TrainState, Sums]:
     """One step of Eq 8, then consolidation and price. Not finite: nothing changes but `step` and `skipped`."""
 
     def total(params):
@@ -145,7 +153,7 @@ def train_step(learner: Learner, state: TrainState, batch) -> tuple[TrainState, 
         return task_loss + memory_loss, (task_loss, metrics, aux, parts)
 
     (loss, (task_loss, metrics, aux, parts)), gradient = jax.value_and_grad(total, has_aux=True)(state.params)
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     change, opt_state = learner.optimizer.build().update(gradient, state.opt_state, state.params)
     states, prices = state.consolidation, state.price
     if learner.model.routes:

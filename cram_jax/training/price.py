@@ -26,8 +26,8 @@ class PriceConfig:
 
     start: int = 500
     plateau: float = 0.4
-    top: float = 10.0
-    ramp: int = 500
+    top: float = 20.0
+    ramp: int = 800
     tolerance: float = 0.1
     smoothing: float = 25.0
 

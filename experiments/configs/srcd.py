@@ -3,7 +3,7 @@
 | variant | sequences | steps | what for |
 |---|---|---|---|
 | tiny | 128 events | 1000 | under a minute; ablations |
-| small | 256 events | 3000 | the demo; a few minutes on 2 CPU cores |
+| small | 256 events | 2400 | the demo; a few minutes on 2 CPU cores |
 | paper | 2048 events | 10,000 | the paper's size |
 
 Every field is a field of the dataclass of its section, where its meaning stands; `--config.section.field=value`.
@@ -27,7 +27,7 @@ VARIANTS = {
         "memory": 32,
     },
     "small": {
-        "run": RunConfig(steps=3000, length=256, batch=16, curriculum=((600, 64, 64), (200, 128, 32))),
+        "run": RunConfig(steps=2400, length=256, batch=16, curriculum=((600, 64, 64), (200, 128, 32))),
         "memory": 64,
     },
     "paper": {

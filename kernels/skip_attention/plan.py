@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
 class SkipPlan(NamedTuple):
@@ -37,7 +37,7 @@ class SkipPlan(NamedTuple):
         """Rows of kept keys; unused places read 0."""
         return _gather(x_BxTxX, self.slots_BxS)
 
-    def scatter(self, x_BxCxX: Float[Array, "B C ..."], T: int) -> Float[Array, "B T ..."]:
+    def scatter(self, x_BxCxX: Shaped[Array, "B C ..."], T: int) -> Shaped[Array, "B T ..."]:
         """Puts compact rows back at their positions; exact 0 elsewhere."""
         put = lambda rows, x: jnp.zeros((T, *x.shape[1:]), x.dtype).at[rows].set(x, mode="drop", unique_indices=True)
         return jax.vmap(put)(self.rows_BxC, x_BxCxX)

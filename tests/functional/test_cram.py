@@ -91,7 +91,7 @@ def test_streaming_equals_the_whole_sequence_in_float32_where_decisions_are_clea
     cfg = config(body)
     params, state = lively(cfg)
     x_BxTxD, gap_BxT = inputs()
-    whole_BxTxD, aux = cram.apply(params, state, x_BxTxD, cfg=cfg, gap_BxT=gap_BxT)
+    whole_BxTxD, aux = jax.jit(lambda x, g: cram.apply(params, state, x, cfg=cfg, gap_BxT=g))(x_BxTxD, gap_BxT)
     streamed_BxTxD, routes = stream(params, state, x_BxTxD, gap_BxT, cfg, None)
     clear_BxT = np.cumprod(np.asarray(aux.routes.margin_BxT) > 1e-4, axis=1).astype(bool)
     assert clear_BxT.mean() > 0.9
@@ -214,9 +214,10 @@ def test_packed_sequences_equal_separate_ones(body):
     x_BxTxD, gap_BxT = inputs()
     cut = 23
     segment_BxT = jnp.broadcast_to((jnp.arange(T) >= cut).astype(jnp.int32), (B, T))
-    packed_BxTxD, _ = cram.apply(params, state, x_BxTxD, cfg=cfg, gap_BxT=gap_BxT, segment_BxT=segment_BxT)
+    run = jax.jit(lambda x, g, s: cram.apply(params, state, x, cfg=cfg, gap_BxT=g, segment_BxT=s)[0])
+    packed_BxTxD = run(x_BxTxD, gap_BxT, segment_BxT)
     for part in (slice(0, cut), slice(cut, T)):
-        alone_BxTxD, _ = cram.apply(params, state, x_BxTxD[:, part], cfg=cfg, gap_BxT=gap_BxT[:, part])
+        alone_BxTxD = run(x_BxTxD[:, part], gap_BxT[:, part], None)
         # float32; shapes differ, so sums are ordered differently
         np.testing.assert_allclose(packed_BxTxD[:, part], alone_BxTxD, atol=2e-5, rtol=1e-5)
 
@@ -233,8 +234,8 @@ def test_transformations_keep_the_layer_what_it_is():
     # vmap over two layers' parameters equals one after the other
     other, _ = lively(CONFIG, seed=11)
     both = jax.tree.map(lambda a, b: jnp.stack([a, b]), params, other)
-    run = lambda p: cram.apply(p, state, x_BxTxD, cfg=CONFIG, gap_BxT=gap_BxT)[0]
-    mapped = jax.vmap(run)(both)
+    run = jax.jit(lambda p: cram.apply(p, state, x_BxTxD, cfg=CONFIG, gap_BxT=gap_BxT)[0])
+    mapped = jax.jit(jax.vmap(run))(both)
     np.testing.assert_allclose(mapped, jnp.stack([run(params), run(other)]), atol=2e-5, rtol=1e-5)
 
 

@@ -1,0 +1,43 @@
+"""Gathers the summaries of several runs into one committed file, with mean and standard deviation of each number.
+
+python experiments/collect.py experiments/results/srcd_small.json runs/small_0 runs/small_1 ...
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+
+def collect(summaries: list[dict]) -> dict:
+    """{"runs": the summaries, "mean": ..., "sd": ...}; sd is that of a sample, and absent for a single run.
+
+    Raises:
+      ValueError: where two runs have the same seed, which would count one run twice.
+    """
+    seeds = [s["seed"] for s in summaries]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"runs must have different seeds, got {seeds}")
+    names = [n for n, v in summaries[0].items() if isinstance(v, (int, float)) and n != "seed"]
+    columns = {n: np.array([s[n] for s in summaries if isinstance(s.get(n), (int, float))], float) for n in names}
+    out = {"runs": summaries, "mean": {n: float(np.mean(v)) for n, v in columns.items()}}
+    if len(summaries) > 1:
+        out["sd"] = {n: float(np.std(v, ddof=1)) for n, v in columns.items() if len(v) > 1}
+    return out
+
+
+def main(target: str, *workdirs: str) -> None:
+    summaries = [json.loads((Path(d) / "summary.json").read_text()) for d in workdirs]
+    out = collect(sorted(summaries, key=lambda s: s["seed"]))
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    Path(target).write_text(json.dumps(out, indent=1) + "\n")
+    for name in ("retrieval_accuracy", "retrieval_accuracy_new", "attention_tokens_end", "realised_new_share"):
+        if name in out["mean"]:
+            print(f"{name}: {out['mean'][name]:.5f} +- {out.get('sd', {}).get(name, float('nan')):.5f}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit("usage: python experiments/collect.py TARGET.json WORKDIR [WORKDIR ...]")
+    main(*sys.argv[1:])

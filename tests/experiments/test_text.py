@@ -1,0 +1,115 @@
+"""The text experiment as a person runs it, on a folder of generated files, and on files that cannot serve."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cram_jax.tasks.text_task import KINDS
+from cram_jax.training.metrics import read
+
+ROOT = Path(__file__).parents[2]
+SMALLEST = [
+    "--config.depth=1", "--config.run.steps=60", "--config.run.log_every=20", "--config.run.checkpoint_every=60",
+    "--config.run.length=32", "--config.run.batch=8", "--config.run.held_out_tokens=1024",
+    "--config.run.final_tokens=4096", "--config.cram.D=32", "--config.cram.F=32", "--config.transformer.D=32",
+    "--config.transformer.F=32", "--config.optimizer.warmup=5", "--config.price.start=20", "--config.price.ramp=20",
+]  # fmt: skip
+
+
+def run(workdir, *more) -> tuple[int, str]:
+    """(exit status, what was printed) of one command."""
+    command = [sys.executable, "experiments/text.py", *SMALLEST, f"--workdir={workdir}", *more]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Files whose lines are a few words in random order."""
+    folder = tmp_path_factory.mktemp("text")
+    random = np.random.default_rng(0)
+    words = ["alpha", "beta2", "gamma", "'delta'", "eps = 10;", "\n    zeta"]
+    for i in range(10):
+        (folder / f"{i}.txt").write_text(" ".join(random.choice(words, 400)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    """Where a CRAM was trained, and what that printed."""
+    workdir = tmp_path_factory.mktemp("run")
+    status, out = run(workdir, f"--files={folder}")
+    assert status == 0, out[-3000:]
+    return workdir, out
+
+
+def check_report(workdir: Path, out: str, folder: Path) -> dict:
+    summary = json.loads((workdir / "summary.json").read_text())
+    # Six words at random: a byte is worth 0.43 bit (log2(6) over 6 bytes). A unigram cannot know the word.
+    assert summary["bits_per_byte_3_gram"] < summary["bits_per_byte_2_gram"] < summary["bits_per_byte_1_gram"] < 8
+    assert 0.4 < summary["bits_per_byte_3_gram"] < 1
+    # The network read them too: it begins with 8 bits for a byte, and 60 steps halve them.
+    bits = [line["held_out/bits_per_byte"] for line in read(workdir / "metrics.jsonl")]
+    assert 7 < bits[0] < 9 and bits[-1] < 4
+    assert summary["text_files"] == 10
+    assert summary["text_megabytes"] == sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+    assert (workdir / "figures" / "text.png").stat().st_size > 10_000
+    assert "n-grams with n = 1, 2, 3" in out
+    return summary
+
+
+def test_a_run_sets_the_network_beside_ngrams_and_says_what_attends(finished, folder):
+    summary = check_report(*finished, folder)
+    assert summary["attention_tokens_start"] == 1.0  # every byte attends before the release
+    assert {f"attention_{kind}" for kind in KINDS} <= summary.keys()
+    assert "having read: first letter of a word" in finished[1] and "attends" in finished[1]
+
+
+def test_a_transformer_runs_through_the_same_loop(folder, tmp_path):
+    status, out = run(tmp_path, f"--files={folder}", "--config.model=transformer")
+    assert status == 0, out[-3000:]
+    summary = check_report(tmp_path, out, folder)
+    assert "attention_tokens" not in summary and "attends" not in out
+
+
+def test_a_run_does_not_go_on_with_other_text(finished, folder, tmp_path):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes() + b"more")
+    status, out = run(finished[0], f"--files={tmp_path}")
+    assert status != 0 and "Traceback" not in out
+    assert "holds a run with config.corpus=" in out.strip().split("\n")[-1]
+
+
+def too_short(at):
+    for name in ("a.txt", "b.txt"):
+        (at / name).write_text("short")
+    return "no file of the train split holds a window of 32 + 1 bytes; the longest, "
+
+
+def unreadable(at):
+    too_short(at)
+    (at / "c.txt").symlink_to(at / "gone")
+    return f"{at / 'c.txt'} cannot be read (No such file or directory); make it readable, or leave it out"
+
+
+def empty(at):
+    return f"the folder {at} holds no files"
+
+
+@pytest.mark.parametrize("case", [too_short, unreadable, empty])
+def test_files_that_cannot_serve_end_the_run_before_the_first_step_in_one_line(case, tmp_path):
+    (tmp_path / "text").mkdir()
+    message = case(tmp_path / "text")
+    status, out = run(tmp_path / "run", f"--files={tmp_path / 'text'}")
+    assert status != 0
+    assert out.strip().split("\n")[-1].startswith(f"error: {message}"), out
+    assert "Traceback" not in out
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,40 @@
+"""Logged lines: means over what was counted, and no line twice."""
+
+import json
+
+import numpy as np
+
+from cram_jax.training.metrics import Records, means, read
+
+
+def test_means_weigh_by_counts_and_say_when_nothing_was_counted():
+    sums = [{"a": (1.0, 2.0), "b": (0.0, 0.0)}, {"a": (5.0, 8.0), "b": (0.0, 0.0)}]
+    out = means(sums)
+    assert out["a"] == 0.6 and np.isnan(out["b"])
+    bins = means([{"h": (np.array([1.0, 2.0]), 1.0)}, {"h": (np.array([3.0, 2.0]), 1.0)}])
+    assert bins["h"] == [2.0, 2.0]
+
+
+def test_going_on_cuts_what_will_be_written_again(tmp_path):
+    records = Records(tmp_path, -1)
+    for step in (0, 10, 20, 30):
+        records.write({"step": step, "seconds": float(step), "loss": 1.0})
+    records.close()
+    # a process killed while writing leaves half a line
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 40, "se')
+    assert [line["step"] for line in read(path)] == [0, 10, 20, 30]
+
+    again = Records(tmp_path, 20)
+    assert again.seconds == 20.0
+    again.write({"step": 30, "seconds": 31.0, "loss": 2.0})
+    again.close()
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(0, 1.0), (10, 1.0), (20, 1.0), (30, 2.0)]
+
+
+def test_a_fresh_run_starts_from_nothing(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "seconds": 1.0}\n')
+    records = Records(tmp_path, -1)
+    records.close()
+    assert records.lines == [] and read(tmp_path / "metrics.jsonl") == []

@@ -1,0 +1,50 @@
+"""Settings go to the command line and back, and a directory belongs to one set of them."""
+
+import pytest
+
+from cram_jax.functional.cram import CRAMConfig
+from cram_jax.functional.episodic import EpisodicConfig
+from cram_jax.training.loop import RunConfig
+from cram_jax.training.settings import claim_workdir, from_config, to_config
+
+
+def test_settings_survive_the_round_trip_and_one_override():
+    settings = CRAMConfig(D=32, episodic=EpisodicConfig(heads=4))
+    config = to_config(settings)
+    assert from_config(CRAMConfig(), config) == settings
+    config.episodic.memory = 7
+    assert from_config(CRAMConfig(), config) == CRAMConfig(D=32, episodic=EpisodicConfig(heads=4, memory=7))
+    assert hash(from_config(CRAMConfig(), config))
+
+
+def test_an_unknown_setting_is_named_with_those_there_are():
+    config = to_config(EpisodicConfig())
+    config.headz = 3
+    with pytest.raises(KeyError, match="unknown setting 'headz'; EpisodicConfig has .*'heads'"):
+        from_config(EpisodicConfig(), config)
+
+
+def test_a_directory_belongs_to_its_settings(tmp_path):
+    config = to_config(RunConfig(steps=100))
+    claim_workdir(tmp_path / "run", config)
+    claim_workdir(tmp_path / "run", config)  # the same again goes on
+    with pytest.raises(ValueError, match="holds a run with config.steps=100, this one has 200; give the same settings"):
+        claim_workdir(tmp_path / "run", to_config(RunConfig(steps=200)))
+
+
+def test_the_curriculum_gives_way_to_full_length():
+    run = RunConfig(steps=100, length=64, batch=2, curriculum=((10, 8, 16), (20, 16, 8)))
+    assert [run.shape(step) for step in (0, 9, 10, 29, 30, 99)] == [(8, 16)] * 2 + [(16, 8)] * 2 + [(64, 2)] * 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": 70}, "must be multiples of log_every.*steps=70"),
+        ({"checkpoint_every": 75}, "must be multiples of log_every.*checkpoint_every=75"),
+        ({"curriculum": ((10, 0, 3),)}, r"curriculum stages must be \(steps, length, batch\).*\(10, 0, 3\)"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        RunConfig(**wrong)
