@@ -3,51 +3,25 @@
 python experiments/srcd.py --config=experiments/configs/srcd.py:small --workdir=runs/srcd [--config.seed=1 ...]
 """
 
-import json
-import logging
-import sys
 from pathlib import Path
 
 import numpy as np
-from absl import flags
-from ml_collections import config_flags
 
 from cram_jax.analysis import figures, summary
-from cram_jax.functional.attention import AttentionConfig
-from cram_jax.functional.cram import CRAMConfig
-from cram_jax.functional.objective import ObjectiveConfig
-from cram_jax.models.stack import Stack
 from cram_jax.tasks.srcd import SRCDConfig
 from cram_jax.tasks.srcd_task import SRCDTask
-from cram_jax.training import lesion, loop
-from cram_jax.training.learner import Learner, OptimizerConfig
+from cram_jax.training import experiment, lesion, loop
+from cram_jax.training.learner import Learner
 from cram_jax.training.loop import RunConfig
-from cram_jax.training.price import PriceConfig
-from cram_jax.training.settings import claim_workdir, from_config, launch
+from cram_jax.training.settings import from_config
 
-CONFIG = config_flags.DEFINE_config_file("config", "experiments/configs/srcd.py:small", "Settings, and their variant.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Where the run leaves its files; a run found there goes on.")
-MODELS = {"cram": CRAMConfig(), "transformer": AttentionConfig()}
+CONFIG = experiment.config_flag("experiments/configs/srcd.py:small")
+WORKDIR = experiment.workdir_flag("runs/srcd")
 
 
 def build(config) -> tuple[Learner, RunConfig]:
-    """What to train and for how long, from the settings.
-
-    Raises:
-      ValueError: for settings out of range, or that do not fit each other.
-    """
-    if config.model not in MODELS:
-        raise ValueError(f"config.model must be one of {sorted(MODELS)}, got {config.model!r}")
-    run = from_config(RunConfig(), config.run)
-    data = from_config(SRCDConfig(), config.data)
-    learner = Learner(
-        task=SRCDTask(data, config.dynamics_weight),
-        model=Stack(from_config(MODELS[config.model], config[config.model]), config.depth),
-        optimizer=from_config(OptimizerConfig(), config.optimizer),
-        objective=from_config(ObjectiveConfig(), config.objective),
-        price=from_config(PriceConfig(), config.price),
-    )
-    return learner, run
+    """What to train and for how long, from the settings."""
+    return experiment.build(config, SRCDTask(from_config(SRCDConfig(), config.data), config.dynamics_weight))
 
 
 def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]) -> dict:
@@ -113,21 +87,16 @@ def table(out: dict) -> list[tuple[str, str]]:
 
 
 def main(_) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-    for noisy in ("absl", "jax", "orbax"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     config, workdir = CONFIG.value, Path(WORKDIR.value)
     learner, run = build(config)
-    claim_workdir(workdir, config)
-    state, lines = loop.train(learner, run, config.seed, workdir, patterns=learner.task.data.patterns)
+    state, lines = experiment.train(config, learner, run, workdir, patterns=learner.task.data.patterns)
     out = finish(learner, run, config.seed, state, lines)
-    (workdir / "summary.json").write_text(json.dumps(out, indent=1) + "\n")
-    summary.show(f"SRCD, {config.model}, {run.length} events, seed {config.seed}", table(out))
+    experiment.report(workdir, f"SRCD, {config.model}, {run.length} events, seed {config.seed}", out, table(out))
     if learner.model.routes:
-        figures.figure_2(lines, out, workdir / "figures" / "figure_2.png")
-        print(f"figure: {workdir / 'figures' / 'figure_2.png'}")
+        path = workdir / "figures" / "figure_2.png"
+        figures.figure_2(lines, out, path)
+        print(f"figure: {path}")
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
-    launch(main)
+    experiment.launch(main)

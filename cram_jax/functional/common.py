@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cram_jax.dims import Array, Bool, Float, Gaps, Int, Key, Segments, Tokens
 
@@ -63,7 +64,10 @@ def segment_starts(segment_BxT: Segments) -> Bool[Array, "B T"]:
 
 
 def check_inputs(x_BxTxD: Tokens, D: int, gap_BxT: Gaps | None, segment_BxT: Segments | None) -> None:
-    """Raises ValueError or TypeError for inputs a layer of width D cannot take. Values are not looked at."""
+    """Raises ValueError or TypeError for inputs a layer of width D cannot take.
+
+    Gaps must be finite and not negative; their values are looked at outside transformations only, where there are some.
+    """
     if x_BxTxD.ndim != 3 or x_BxTxD.shape[-1] != D:
         raise ValueError(f"x_BxTxD must have shape (batch, time, {D}) for a layer of width D={D}, got {x_BxTxD.shape}")
     if not jnp.issubdtype(x_BxTxD.dtype, jnp.floating):
@@ -71,3 +75,9 @@ def check_inputs(x_BxTxD: Tokens, D: int, gap_BxT: Gaps | None, segment_BxT: Seg
     for name, array in (("gap_BxT", gap_BxT), ("segment_BxT", segment_BxT)):
         if array is not None and array.shape != x_BxTxD.shape[:2]:
             raise ValueError(f"{name} has shape {array.shape}, but x_BxTxD has batch and time {x_BxTxD.shape[:2]}")
+    if gap_BxT is not None and not isinstance(gap_BxT, jax.core.Tracer):
+        wrong = np.argwhere(~(np.isfinite(gap_BxT) & (np.asarray(gap_BxT) >= 0)))
+        if len(wrong):
+            b, t = wrong[0]
+            place = f"sequence {b}, position {t}"
+            raise ValueError(f"gap_BxT must be finite and at least 0, got {gap_BxT[b, t]} at {place}")

@@ -10,6 +10,7 @@ import optax
 
 from cram_jax.dims import Array, Float, Int, Key, Scalar
 from cram_jax.functional import consolidation, objective
+from cram_jax.functional.common import check_inputs
 from cram_jax.functional.objective import ObjectiveConfig
 from cram_jax.models.stack import Stack
 from cram_jax.training import price
@@ -130,6 +131,18 @@ def init(learner: Learner, seed: int, patterns: int) -> TrainState:
         key=noise,
         skipped=jnp.zeros((), jnp.int32),
     )
+
+
+def check_batch(learner: Learner, params: Params, batch) -> None:
+    """Looks at the values of one batch, outside any transformation, before anything is trained on it.
+
+    Raises:
+      ValueError, TypeError: for embedded tokens or gaps that a layer cannot take, or that are not finite.
+    """
+    x_BxTxD, gap_BxT = learner.task.embed(params.task, batch)
+    check_inputs(x_BxTxD, learner.model.layer.D, gap_BxT, None)
+    if not jnp.all(jnp.isfinite(x_BxTxD)):
+        raise ValueError("the first batch embeds to values that are not finite; look for NaN or infinity in the data")
 
 
 def forward(learner: Learner, params: Params, states, batch, key: Key | None, train: bool):

@@ -107,40 +107,40 @@ def train(
         log.info("going on from step %d in %s", restored[0], workdir)
         state = restored[1]
     first = int(state.step)
+    learning.check_batch(learner, state.params, learner.task.batch("train", seed, first, *run.shape(first)))
     records = Records(workdir, first if restored else -1)
     stopped = []
     previous = signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
     try:
         if not records.lines:
             _write(records, learner, run, state, seed, {}, float("nan"), 0.0)
-        _loop(learner, run, seed, state_box := [state], records, saves, stopped, first)
-        return state_box[0], records.lines
+        return _steps(learner, run, seed, state, records, saves, stopped), records.lines
     finally:
         signal.signal(signal.SIGTERM, previous)
         records.close()
         saves.close()
 
 
-def _loop(learner, run, seed, state_box, records, saves, stopped, first):
-    state, before = state_box[0], records.seconds
-    start = time.perf_counter()
-    reports, shapes_seen, timed, timed_from = [], set(), 0, start
+def _steps(learner, run, seed, state, records, saves, stopped: list) -> TrainState:
+    """All steps that are left; a logged line, and a checkpoint, each time one is due."""
+    first, before, start = int(state.step), records.seconds, time.perf_counter()
+    reports, compiled = [], set()
+    timed_step, timed_from = first, start
     for step in range(first, run.steps):
         length, size = run.shape(step)
-        batch = learner.task.batch("train", seed, step, length, size)
-        state, report = learning.train_step(learner, state, batch)
+        state, report = learning.train_step(learner, state, learner.task.batch("train", seed, step, length, size))
         reports.append(report)
-        if (length, size) not in shapes_seen:  # compiled just now: its time is not a step's
-            jax.block_until_ready(state.step)
-            shapes_seen.add((length, size))
-            timed, timed_from = step + 1, time.perf_counter()
         done = step + 1
+        if (length, size) not in compiled:  # just now: its time is not a step's
+            compiled.add((length, size))
+            jax.block_until_ready(state.step)
+            timed_step, timed_from = done, time.perf_counter()
         if done % run.log_every:
             continue
 
         reports = jax.device_get(reports)
         now = time.perf_counter()
-        step_ms = 1000 * (now - timed_from) / (done - timed) if done > timed else float("nan")
+        step_ms = 1000 * (now - timed_from) / (done - timed_step) if done > timed_step else float("nan")
         if reports[-1]["skipped"][0] >= 10:
             raise FloatingPointError(
                 f"loss or gradient was not finite for 10 steps up to step {done}; lower optimizer.learning_rate "
@@ -153,8 +153,8 @@ def _loop(learner, run, seed, state_box, records, saves, stopped, first):
             saves.save(done, state)
         if stopped and done < run.steps:
             raise Interrupted(f"stopped by SIGTERM at step {done}; the same command goes on from there")
-        timed, timed_from = done, time.perf_counter()
-    state_box[0] = state
+        timed_step, timed_from = done, time.perf_counter()
+    return state
 
 
 def _write(records, learner, run, state, seed, trained: dict, step_ms: float, seconds: float) -> dict:

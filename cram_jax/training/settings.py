@@ -2,14 +2,9 @@
 
 import dataclasses
 import json
-import os
-import sys
 from pathlib import Path
 
-from absl import app, flags
 from ml_collections import ConfigDict
-
-from cram_jax.training.loop import Interrupted
 
 
 def to_config(settings) -> ConfigDict:
@@ -73,28 +68,3 @@ def _flat(tree: dict, prefix: str = "") -> dict:
     for key, value in tree.items():
         out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return out
-
-
-def launch(main) -> None:
-    """Runs an experiment's `main` under absl; an error that names its cause ends it in one line.
-
-    A traceback of the same is shown where the environment has CRAM_TRACEBACK=1.
-    """
-    if os.environ.get("CRAM_TRACEBACK") == "1":
-        return app.run(main)
-    try:
-        app.run(main, flags_parser=flags.FLAGS)
-    except (
-        flags.Error,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        OSError,
-        FloatingPointError,
-        Interrupted,
-    ) as e:
-        text = str(e.args[0] if len(e.args) == 1 else e)
-        if "Traceback" in text:  # a config file's own error, as its reader passes it on
-            text = text.strip().split("\n")[-1]
-        sys.exit("error: " + " ".join(text.split()))

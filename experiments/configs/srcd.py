@@ -14,9 +14,8 @@ from ml_collections import ConfigDict
 from cram_jax.functional.attention import AttentionConfig
 from cram_jax.functional.cram import CRAMConfig
 from cram_jax.functional.episodic import EpisodicConfig
-from cram_jax.functional.objective import ObjectiveConfig
 from cram_jax.tasks.srcd import SRCDConfig
-from cram_jax.training.learner import OptimizerConfig
+from cram_jax.training import experiment
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.price import PriceConfig
 from cram_jax.training.settings import to_config
@@ -49,20 +48,13 @@ def get_config(variant: str = "small") -> ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r} of this config; there are {sorted(VARIANTS)}")
     run, memory = VARIANTS[variant]["run"], VARIANTS[variant]["memory"]
-    config = ConfigDict(
-        {
-            "seed": 0,
-            "model": "cram",  # or "transformer": the same width, depth, data and curriculum
-            "depth": 2,
-            "dynamics_weight": 0.1,
-            "data": to_config(SRCDConfig(length=run.length, batch=run.batch)),
-            "cram": to_config(CRAMConfig(episodic=EpisodicConfig(memory=memory))),
-            "transformer": to_config(AttentionConfig(context=run.length)),
-            "optimizer": to_config(OptimizerConfig(steps=run.steps)),
-            "objective": to_config(ObjectiveConfig()),
-            "price": to_config(PriceConfig()),
-            "run": to_config(run),
-        }
+    config = experiment.settings(
+        run,
+        cram=CRAMConfig(episodic=EpisodicConfig(memory=memory)),
+        transformer=AttentionConfig(context=run.length),
+        price=PriceConfig(),
+        data=to_config(SRCDConfig(length=run.length, batch=run.batch)),
+        dynamics_weight=0.1,
     )
     config.data.table_seed = config.get_ref("seed")  # another seed has other patterns
     return config

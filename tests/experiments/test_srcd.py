@@ -105,7 +105,7 @@ def test_a_run_leaves_what_it_promises(whole):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config.run.stepz=5"], "run.stepz"),
+        (["--config.run.stepz=5"], 'Did you mean "steps" instead of "stepz"?'),
         (["--config.model=lstm"], r"config.model must be one of ['cram', 'transformer'], got 'lstm'"),
         (["--config=experiments/configs/srcd.py:huge"], "unknown variant 'huge' of this config; there are"),
         (["--workdir=/proc/nowhere"], "--workdir=/proc/nowhere cannot be written"),

@@ -275,10 +275,13 @@ def test_an_event_earns_its_place_by_the_attention_it_gets():
         (lambda x, g: (x[..., :-1], g), r"x_BxTxD must have shape \(batch, time, 8\)"),
         (lambda x, g: (x[0], g), r"x_BxTxD must have shape \(batch, time, 8\)"),
         (lambda x, g: (x, g[:, :-1]), r"gap_BxT has shape \(3, 39\), but x_BxTxD has batch and time \(3, 40\)"),
+        (lambda x, g: (x.astype(int), g), "x_BxTxD must be floating point, got int32; embed token ids first"),
+        (lambda x, g: (x, g.at[1, 7].set(jnp.nan)), "at least 0, got nan at sequence 1, position 7"),
+        (lambda x, g: (x, g.at[2, 3].set(-1.0)), r"at least 0, got -1.0 at sequence 2, position 3"),
     ],
 )
-def test_a_wrong_shape_is_named(change, message, unchecked):
+def test_wrong_input_is_named(change, message, unchecked):
     params, state = lively(CONFIG)
     x_BxTxD, gap_BxT = change(*inputs())
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         cram.apply(params, state, x_BxTxD, cfg=CONFIG, gap_BxT=gap_BxT)

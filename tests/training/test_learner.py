@@ -92,6 +92,15 @@ def test_auditing_all_shows_quality_everywhere_and_changes_no_answer(trained):
     jax.tree.map(np.testing.assert_array_equal, plain, all_)
 
 
+@pytest.mark.parametrize("gap", [np.nan, -1.0, np.inf])
+def test_a_first_batch_with_wrong_gaps_is_refused(gap):
+    state = learning.init(LEARNER, 0, 10)
+    wrong = batch(0)._replace(gap_BxT=batch(0).gap_BxT.at[1, 5].set(gap))
+    with pytest.raises(ValueError, match=f"gap_BxT must be finite and at least 0, got {gap} at sequence 1, position 5"):
+        learning.check_batch(LEARNER, state.params, wrong)
+    learning.check_batch(LEARNER, state.params, batch(0))
+
+
 def test_a_lesion_zeroes_one_part_only(trained):
     state, _ = trained
     for part in ("semantic", "feed_forward"):

@@ -1,0 +1,124 @@
+"""What every experiment's main shares: from settings to a learner, to a trained state, to a summary on disk."""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from cram_jax.analysis import summary
+from cram_jax.functional.attention import AttentionConfig
+from cram_jax.functional.cram import CRAMConfig
+from cram_jax.functional.objective import ObjectiveConfig
+from cram_jax.models.stack import Stack
+from cram_jax.training import loop
+from cram_jax.training.learner import Learner, OptimizerConfig, Task
+from cram_jax.training.loop import Interrupted, RunConfig
+from cram_jax.training.price import PriceConfig
+from cram_jax.training.settings import claim_workdir, from_config, to_config
+
+EXPLAINED = (
+    flags.Error,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OSError,
+    FloatingPointError,
+    Interrupted,
+)
+MODELS = {"cram": CRAMConfig, "transformer": AttentionConfig}
+
+
+def settings(run: RunConfig, cram: CRAMConfig, transformer: AttentionConfig, price: PriceConfig, **more) -> ConfigDict:
+    """The settings every experiment has, and `more`. The learning rate's schedule is as long as the run."""
+    config = ConfigDict(
+        {
+            "seed": 0,
+            "model": "cram",  # or "transformer": the same width, depth, data and curriculum
+            "depth": 2,
+            "cram": to_config(cram),
+            "transformer": to_config(transformer),
+            "optimizer": to_config(OptimizerConfig()),
+            "objective": to_config(ObjectiveConfig()),
+            "price": to_config(price),
+            "run": to_config(run),
+            **more,
+        }
+    )
+    config.optimizer.steps = config.run.get_ref("steps")
+    return config
+
+
+def build(config: ConfigDict, task: Task) -> tuple[Learner, RunConfig]:
+    """What to train and for how long, from the settings.
+
+    Raises:
+      ValueError, KeyError: for settings out of range, unknown, or that do not fit each other.
+    """
+    if config.model not in MODELS:
+        raise ValueError(f"config.model must be one of {sorted(MODELS)}, got {config.model!r}")
+    learner = Learner(
+        task=task,
+        model=Stack(from_config(MODELS[config.model](), config[config.model]), config.depth),
+        optimizer=from_config(OptimizerConfig(), config.optimizer),
+        objective=from_config(ObjectiveConfig(), config.objective),
+        price=from_config(PriceConfig(), config.price),
+    )
+    return learner, from_config(RunConfig(), config.run)
+
+
+def train(config: ConfigDict, learner: Learner, run: RunConfig, workdir: Path, patterns: int = 0):
+    """Claims the directory and trains in it, or goes on: (state, logged lines)."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    for noisy in ("absl", "jax", "orbax"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    claim_workdir(workdir, config)
+    return loop.train(learner, run, config.seed, workdir, patterns)
+
+
+def report(workdir: Path, title: str, out: dict, rows: list[tuple[str, str]]) -> None:
+    """Writes `summary.json` and prints the table."""
+    (workdir / "summary.json").write_text(json.dumps(out, indent=1) + "\n")
+    summary.show(title, rows)
+
+
+@contextlib.contextmanager
+def explained():
+    """Inside, an error that names its cause ends the program in one line.
+
+    A traceback of the same is shown where the environment has CRAM_TRACEBACK=1.
+    """
+    try:
+        yield
+    except EXPLAINED as error:
+        if os.environ.get("CRAM_TRACEBACK") == "1":
+            raise
+        said = error
+        while isinstance(said, Exception) and len(said.args) == 1:  # an error may hold another
+            said = said.args[0]
+        text = str(said)
+        if "Traceback" in text:  # a config file's own error, as its reader passes it on
+            text = text.strip().split("\n")[-1]
+        sys.exit("error: " + " ".join(text.split()))
+
+
+def config_flag(default: str):
+    """The flag --config; settings given on the command line are read, and refused, here."""
+    with explained():
+        return config_flags.DEFINE_config_file("config", default, "File with the settings, and their variant.")
+
+
+def workdir_flag(default: str):
+    """The flag --workdir."""
+    return flags.DEFINE_string("workdir", default, "Where the run leaves its files; a run found there goes on.")
+
+
+def launch(main) -> None:
+    """Runs `main` under absl."""
+    with explained():
+        app.run(main, flags_parser=flags.FLAGS)
