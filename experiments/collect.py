@@ -10,26 +10,34 @@ from pathlib import Path
 import numpy as np
 
 
-def collect(summaries: list[dict]) -> dict:
-    """{"runs": the summaries, "mean": ..., "sd": ...}; sd is that of a sample, and absent for a single run.
+def collect(summaries: list[dict], configs: list[dict]) -> dict:
+    """{"config": of the first run, "runs": summaries, "mean", "sd"}; sd is that of a sample, absent for a single run.
 
     Raises:
-      ValueError: where two runs have the same seed, which would count one run twice.
+      ValueError: where two runs have the same seed, which would count one run twice, or differ in more than that.
     """
     seeds = [s["seed"] for s in summaries]
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"runs must have different seeds, got {seeds}")
+    for config, seed in zip(configs, seeds, strict=True):
+        if _unseeded(config) != _unseeded(configs[0]):
+            raise ValueError(f"the runs of seeds {seeds[0]} and {seed} have different settings: they do not add up")
     names = [n for n, v in summaries[0].items() if isinstance(v, (int, float)) and n != "seed"]
     columns = {n: np.array([s[n] for s in summaries if isinstance(s.get(n), (int, float))], float) for n in names}
-    out = {"runs": summaries, "mean": {n: float(np.mean(v)) for n, v in columns.items()}}
+    out = {"config": configs[0], "runs": summaries, "mean": {n: float(np.mean(v)) for n, v in columns.items()}}
     if len(summaries) > 1:
         out["sd"] = {n: float(np.std(v, ddof=1)) for n, v in columns.items() if len(v) > 1}
     return out
 
 
+def _unseeded(config: dict) -> dict:
+    data = {k: v for k, v in config.get("data", {}).items() if k != "table_seed"}
+    return {**config, "seed": None, "data": data}
+
+
 def main(target: str, *workdirs: str) -> None:
-    summaries = [json.loads((Path(d) / "summary.json").read_text()) for d in workdirs]
-    out = collect(sorted(summaries, key=lambda s: s["seed"]))
+    load = lambda name: [json.loads((Path(d) / name).read_text()) for d in workdirs]
+    out = collect(load("summary.json"), load("config.json"))
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     Path(target).write_text(json.dumps(out, indent=1) + "\n")
     for name in ("retrieval_accuracy", "retrieval_accuracy_new", "attention_tokens_end", "realised_new_share"):
