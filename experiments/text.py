@@ -8,6 +8,7 @@ import logging
 import sys
 from pathlib import Path
 
+import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -86,7 +87,8 @@ def table(out: dict) -> list[tuple[str, str]]:
             ("bytes kept: all (byte, layer) pairs", percent("kept_share")),
             ("q-hat calibration error", f"{out['familiarity_calibration_error']:.3f}"),
         ]
-    for kind in sorted(KINDS, key=lambda kind: -out.get(f"attention_{kind}", 0.0)):
+    seen = [kind for kind in KINDS if np.isfinite(out[f"bits_per_byte_{kind}"])]
+    for kind in sorted(seen, key=lambda kind: -out.get(f"attention_{kind}", 0.0)):
         attends = f"attends {percent(f'attention_{kind}')}  " if f"attention_{kind}" in out else ""
         rows.append((f"having read: {KINDS[kind]}", f"{attends}{out[f'bits_per_byte_{kind}']:.2f} bits"))
     return rows + [

@@ -169,13 +169,13 @@ def _matches(pattern: str) -> list[tuple[str, str]]:
 
 def _size(path: str) -> int:
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            about = os.fstat(file.fileno())
+        about = os.stat(path)
+        if not stat.S_ISREG(about.st_mode):  # to open a pipe would wait for ever
+            raise ValueError(f"{path} is not a regular file; leave it out by naming the others")
+        with open(path, "rb"):
+            return about.st_size
     except OSError as error:
         raise ValueError(_unreadable(path, error)) from error
-    if not stat.S_ISREG(about.st_mode):
-        raise ValueError(f"{path} is not a regular file; leave it out of the files, or name them by a glob")
-    return about.st_size
 
 
 def _unreadable(path: str, error: OSError) -> str:

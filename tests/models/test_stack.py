@@ -83,7 +83,7 @@ def test_a_stack_is_its_layers_one_after_the_other(layer):
     np.testing.assert_allclose(stacked_BxTxD, x_BxTxD, atol=2e-5, rtol=1e-5)
 
 
-def test_a_layer_of_another_kind_is_refused():
+def test_a_layer_of_another_kind_is_refused(unchecked):
     with pytest.raises(TypeError, match="layer must be one of .*CRAMConfig.*, got dict"):
         Stack({"D": 8})
     with pytest.raises(ValueError, match="depth must be at least 1, got 0"):

@@ -156,15 +156,12 @@ def test_files_that_cannot_serve_are_named_with_the_fix(case, tmp_path):
 
 
 def test_a_file_without_permission_is_named(folder, monkeypatch):
-    refused = str(folder / "part0" / "0.txt")
-    real = os.open
-
-    def opened(path, *args):  # root may read everything, so the refusal is played
-        if str(path) == refused:
+    def refuse(path, mode):  # root may read everything, so the refusal is played
+        if path == str(folder / "part0" / "0.txt"):
             raise PermissionError(13, "Permission denied", path)
-        return real(path, *args)
+        return open(path, mode)
 
-    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(text, "open", refuse, raising=False)
     with pytest.raises(ValueError, match=r"part0/0\.txt cannot be read \(Permission denied\); make it readable, or"):
         text.open_corpus.__wrapped__((str(folder),))
 

@@ -18,7 +18,7 @@ class State(NamedTuple):
 
 
 def state(value: float, width: int = 64) -> State:
-    return State(jnp.full((width, 3), value) + jnp.arange(3), jnp.asarray(int(value)), jax.random.key(int(value)))
+    return State(jnp.full((width, 3), float(value)) + jnp.arange(3), jnp.asarray(int(value)), jax.random.key(int(value)))
 
 
 @pytest.fixture
