@@ -18,7 +18,8 @@ class State(NamedTuple):
 
 
 def state(value: float, width: int = 64) -> State:
-    return State(jnp.full((width, 3), float(value)) + jnp.arange(3), jnp.asarray(int(value)), jax.random.key(int(value)))
+    step = int(value)
+    return State(jnp.full((width, 3), float(value)) + jnp.arange(3), jnp.asarray(step), jax.random.key(step))
 
 
 @pytest.fixture
