@@ -17,7 +17,7 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest --numprocesses=2 $(TESTS)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(TESTS)
 
 clean:
 	rm -rf .venv .venv-* *.egg-info

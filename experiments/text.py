@@ -3,54 +3,34 @@
 python experiments/text.py [--files=FOLDER --files='src/**/*.c' ...] [--config.model=transformer] [--workdir=runs/text]
 """
 
-import json
-import logging
-import sys
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
 from cram_jax.analysis import ngram, summary, text_figures
-from cram_jax.functional.attention import AttentionConfig
-from cram_jax.functional.cram import CRAMConfig
-from cram_jax.functional.objective import ObjectiveConfig
-from cram_jax.models.stack import Stack
 from cram_jax.tasks import text
 from cram_jax.tasks.text_task import KINDS, TextTask
-from cram_jax.training import loop
-from cram_jax.training.learner import Learner, OptimizerConfig
+from cram_jax.training import experiment, loop
+from cram_jax.training.learner import Learner
 from cram_jax.training.loop import RunConfig
-from cram_jax.training.price import PriceConfig
-from cram_jax.training.settings import claim_workdir, from_config
 
-CONFIG = config_flags.DEFINE_config_file("config", "experiments/configs/text.py:small", "Settings, and their variant.")
-WORKDIR = flags.DEFINE_string("workdir", "runs/text", "Where the run leaves its files; a run found there goes on.")
+CONFIG = experiment.config_flag("experiments/configs/text.py:small")
+WORKDIR = experiment.workdir_flag("runs/text")
 FILES = flags.DEFINE_multi_string("files", [], "Files, folders or globs; the Python standard library by default.")
-MODELS = {"cram": CRAMConfig(), "transformer": AttentionConfig()}
 
 
 def build(config) -> tuple[Learner, RunConfig]:
-    """What to train and for how long, from the settings; the text is opened and found long enough.
+    """What to train and for how long, from the settings; the text is opened, and found long enough.
 
     Raises:
-      ValueError: for settings out of range, or files that cannot be trained on.
+      ValueError, KeyError: for settings out of range, or files that cannot be trained on.
     """
-    if config.model not in MODELS:
-        raise ValueError(f"config.model must be one of {sorted(MODELS)}, got {config.model!r}")
-    run = from_config(RunConfig(), config.run)
     task = TextTask(tuple(config.files), config.held_out_share)
-    longest = max(length for _, length, _ in (*run.curriculum, (0, run.length, 0)))
+    learner, run = experiment.build(config, task)
+    longest = max([run.length, *(length for _, length, _ in run.curriculum)])
     for split in text.SPLITS:
         task.corpus.windows(split, config.seed, 0, longest, 1)
-    learner = Learner(
-        task=task,
-        model=Stack(from_config(MODELS[config.model], config[config.model]), config.depth),
-        optimizer=from_config(OptimizerConfig(), config.optimizer),
-        objective=from_config(ObjectiveConfig(), config.objective),
-        price=from_config(PriceConfig(), config.price),
-    )
     return learner, run
 
 
@@ -83,7 +63,7 @@ def table(out: dict) -> list[tuple[str, str]]:
             ("bytes that attend: start, peak, end", curve("attention_tokens")),
             ("(byte, layer) pairs that attend: start, peak, end", curve("attention_utilisation")),
             ("bytes that attend in training at the end, audits included", percent("attention_tokens_training_end")),
-            ("router released, attention fell at step", f"{out['router_released_step']}  {out['transition_step']}"),
+            ("router released by step, transition at step", f"{out['router_released_step']}  {out['transition_step']}"),
             ("bytes kept: all (byte, layer) pairs", percent("kept_share")),
             ("q-hat calibration error", f"{out['familiarity_calibration_error']:.3f}"),
         ]
@@ -98,25 +78,18 @@ def table(out: dict) -> list[tuple[str, str]]:
 
 
 def main(_) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-    for noisy in ("absl", "jax", "orbax"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     config, workdir = CONFIG.value, Path(WORKDIR.value)
-    try:
-        config.files = tuple(FILES.value) or tuple(config.files) or text.python_sources()
-        learner, run = build(config)
-        config.corpus = learner.task.corpus.fingerprint
-        claim_workdir(workdir, config)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
+    config.files = tuple(FILES.value) or tuple(config.files) or text.python_sources()
+    learner, run = build(config)
+    config.corpus = learner.task.corpus.fingerprint
     print(f"text: {config.corpus}")
-    state, lines = loop.train(learner, run, config.seed, workdir)
+    state, lines = experiment.train(config, learner, run, workdir)
     out = finish(learner, run, config.seed, state, lines)
-    (workdir / "summary.json").write_text(json.dumps(out, indent=1) + "\n")
-    summary.show(f"Text, {config.model}, {run.length} bytes, seed {config.seed}", table(out))
-    text_figures.text_figure(lines, out, KINDS, workdir / "figures" / "text.png")
-    print(f"figure: {workdir / 'figures' / 'text.png'}")
+    experiment.report(workdir, f"Text, {config.model}, {run.length} bytes, seed {config.seed}", out, table(out))
+    path = workdir / "figures" / "text.png"
+    text_figures.text_figure(lines, out, KINDS, path)
+    print(f"figure: {path}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    experiment.launch(main)

@@ -27,7 +27,7 @@ def as_shown(value: float, shown: str) -> str:
     return f"{value * (100 if number[3] == '%' else 1):.{decimals}f}{number[3] or ''}"
 
 
-@pytest.mark.parametrize(("shown", "file", "path"), quotes())
+@pytest.mark.parametrize(("shown", "file", "path"), list(quotes()))
 def test_a_quoted_figure_is_the_measured_one(shown, file, path):
     value = json.loads((ROOT / file).read_text())
     for part in path.split("."):

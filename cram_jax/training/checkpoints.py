@@ -15,37 +15,42 @@ import orbax.checkpoint as ocp
 log = logging.getLogger(__name__)
 
 
-def to_host(tree):
-    """The tree as numpy arrays; typed random keys as their data."""
+def to_host(tree) -> dict[str, np.ndarray]:
+    """Every array of the tree by its path, in numpy; typed random keys as their data."""
     is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.tree.map(lambda leaf: np.array(jax.random.key_data(leaf) if is_key(leaf) else leaf), tree)
+    array = lambda leaf: np.array(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+    return {jax.tree_util.keystr(path): array(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def from_host(arrays, like):
+def from_host(arrays: dict[str, np.ndarray], like):
     """`to_host` undone, with the types of `like`."""
 
-    def one(array, leaf):
+    def one(path, leaf):
+        array = arrays[jax.tree_util.keystr(path)]
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
         return jax.numpy.array(array, leaf.dtype)
 
-    return jax.tree.map(one, arrays, like)
+    return jax.tree_util.tree_map_with_path(one, like)
 
 
-def shapes(tree) -> dict[str, str]:
-    """Every array's path and its dtype and shape: what makes two states those of the same model."""
-    return {
-        jax.tree_util.keystr(path): f"{a.dtype}{list(a.shape)}" for path, a in jax.tree_util.tree_leaves_with_path(tree)
-    }
+def shapes(arrays: dict[str, np.ndarray]) -> dict[str, str]:
+    """Every array's dtype and shape: what makes two states those of the same model."""
+    return {path: f"{array.dtype}{list(array.shape)}" for path, array in arrays.items()}
 
 
-def digest(tree) -> str:
+def digest(arrays: dict[str, np.ndarray]) -> str:
     """SHA-256 over every array's path, dtype, shape and bytes."""
     sha = hashlib.sha256()
-    for path, array in jax.tree_util.tree_leaves_with_path(tree):
-        sha.update(f"{jax.tree_util.keystr(path)}{array.dtype}{array.shape}".encode())
+    for path in sorted(arrays):
+        array = arrays[path]
+        sha.update(f"{path}{array.dtype}{array.shape}".encode())
         sha.update(np.ascontiguousarray(array).tobytes())
     return sha.hexdigest()
+
+
+def _full(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {path: array for path, array in arrays.items() if array.size}  # orbax saves no empty arrays
 
 
 class Checkpoints:
@@ -61,7 +66,7 @@ class Checkpoints:
         arrays = to_host(state)
         facts = {"digest": digest(arrays), "shapes": shapes(arrays)}
         self.manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), facts=ocp.args.JsonSave(facts))
+            step, args=ocp.args.Composite(state=ocp.args.StandardSave(_full(arrays)), facts=ocp.args.JsonSave(facts))
         )
 
     def restore(self, like):
@@ -79,8 +84,8 @@ class Checkpoints:
                 continue
             self._check_model(step, facts["shapes"], shapes(wanted))
             try:
-                restore = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
-                arrays = self.manager.restore(step, args=restore).state
+                restore = ocp.args.Composite(state=ocp.args.StandardRestore(_full(wanted)))
+                arrays = wanted | self.manager.restore(step, args=restore).state
             except Exception as error:
                 log.warning("checkpoint %d cannot be read (%s); trying an older one", step, _line(error))
                 continue

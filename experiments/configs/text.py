@@ -12,22 +12,14 @@ from ml_collections import ConfigDict
 from cram_jax.functional.attention import AttentionConfig
 from cram_jax.functional.cram import CRAMConfig
 from cram_jax.functional.episodic import EpisodicConfig
-from cram_jax.functional.objective import ObjectiveConfig
 from cram_jax.functional.semantic import SemanticConfig
 from cram_jax.functional.working_memory import WorkingConfig
-from cram_jax.training.learner import OptimizerConfig
+from cram_jax.training import experiment
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.price import PriceConfig
-from cram_jax.training.settings import to_config
 
-VARIANTS = {
-    "small": {
-        "run": RunConfig(steps=1200, log_every=100, checkpoint_every=600, held_out_tokens=32768, final_tokens=250_000),
-        "D": 96,
-        "F": 256,
-        "memory": 64,
-    },
-}  # fmt: skip
+VARIANTS = {"small": {"run": RunConfig(steps=1000, log_every=50, checkpoint_every=250, final_tokens=250_000)}}
+D, F, MEMORY = 96, 256, 64
 
 
 def get_config(variant: str = "small") -> ConfigDict:
@@ -38,27 +30,21 @@ def get_config(variant: str = "small") -> ConfigDict:
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r} of this config; there are {sorted(VARIANTS)}")
-    run, D, F, memory = (VARIANTS[variant][name] for name in ("run", "D", "F", "memory"))
-    cram = CRAMConfig(
-        D=D,
-        F=F,
-        working=WorkingConfig(body="gated_scan", width=D),
-        episodic=EpisodicConfig(memory=memory, rotary=True),
-        semantic=SemanticConfig(rank=D),
+    run = VARIANTS[variant]["run"]
+    config = experiment.settings(
+        run,
+        cram=CRAMConfig(
+            D=D,
+            F=F,
+            working=WorkingConfig(body="gated_scan", width=D),  # text needs what came before, not only the token
+            episodic=EpisodicConfig(memory=MEMORY, rotary=True),
+            semantic=SemanticConfig(rank=D),
+        ),
+        transformer=AttentionConfig(D=D, F=F, rotary=True, context=run.length),
+        price=PriceConfig(start=400, ramp=200, top=0.2),
+        files=(),  # the main's --files; the sources of the Python standard library where there are none
+        held_out_share=0.1,  # of the files
+        corpus="",  # what the files hold, filled in by the main: a run goes on with the text it began with
     )
-    return ConfigDict(
-        {
-            "seed": 0,
-            "model": "cram",  # or "transformer": the same width, depth and data
-            "depth": 2,
-            "files": (),  # the main's --files; the sources of the Python standard library where there are none
-            "held_out_share": 0.1,  # of the files
-            "corpus": "",  # what the files held, by the main: a run goes on with the text it began with
-            "cram": to_config(cram),
-            "transformer": to_config(AttentionConfig(D=D, F=F, rotary=True, context=run.length)),
-            "optimizer": to_config(OptimizerConfig(learning_rate=3e-3, warmup=100, steps=run.steps)),
-            "objective": to_config(ObjectiveConfig()),
-            "price": to_config(PriceConfig(start=500, plateau=0.2, top=0.3, ramp=300, tolerance=0.1)),
-            "run": to_config(run),
-        }
-    )
+    config.optimizer.learning_rate, config.optimizer.warmup, config.optimizer.weight_decay = 3e-3, 100, 0.01
+    return config
