@@ -2,7 +2,7 @@
 
 | variant | windows | steps | what for |
 |---|---|---|---|
-| small | 256 bytes | TODO | task, model and loop on real input; a few minutes on 2 CPU cores |
+| small | 256 bytes | 1000 | task, model and loop on real input; a few minutes on 2 CPU cores |
 
 Every field is a field of the dataclass of its section, where its meaning stands; `--config.section.field=value`.
 """
