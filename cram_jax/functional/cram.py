@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cram_jax import kernels
 from cram_jax.dims import Array, Bool, Float, Gap, Gaps, Int, Key, Scalar, Segments, Token, Tokens
 from cram_jax.functional import consolidation, episodic, routing, semantic, uncertainty, working_memory
 from cram_jax.functional.common import (
@@ -188,6 +189,21 @@ def _margin(decided: _Decisions, released) -> Array:
     return jax.lax.stop_gradient(jnp.minimum(route, jnp.abs(decided.writes.logit_BxT)))
 
 
+def _lessons(plan: kernels.SkipPlan, params: semantic.SemanticParams, z_BxTxD, retrieved_BxTxD, sigma2):
+    """(Eq 5's sum, quality of each token, statistics) from the rows that retrieved.
+
+    Distillation teaches the semantic memory, not the features it reads.
+    """
+    recalled_BxCxD = semantic.recall(params, jax.lax.stop_gradient(plan.gather_queries(z_BxTxD)))
+    r_BxCxD, found_BxC = plan.gather_queries(retrieved_BxTxD), plan.end_BxC > plan.start_BxC
+    quality_BxC = consolidation.quality(recalled_BxCxD, r_BxCxD, found_BxC, sigma2)
+    return (
+        semantic.distillation(recalled_BxCxD, r_BxCxD, found_BxC),
+        plan.scatter(quality_BxC, z_BxTxD.shape[1]),
+        consolidation.statistics(r_BxCxD, found_BxC),
+    )
+
+
 def apply(
     params: CRAMParams,
     state: consolidation.ConsolidationState,
@@ -224,20 +240,18 @@ def apply(
     decided = _decide(params, state, z_BxTxD, gap_BxT, magnitude_BxT, uniform_BxTx5, cfg=cfg, train=train)
     routes = decided.routes
     attended_BxT = routes.routed_BxT | routes.audited_BxT
-    retrieved_BxTxD, use_BxT, found_BxT = episodic.read(
-        params.episodic, z_BxTxD, decided.writes, attended_BxT, segment_BxT, cfg=cfg.episodic
-    )
+    plan = episodic.plan_reads(decided.writes, attended_BxT, segment_BxT, cfg=cfg.episodic)
+    retrieved_BxTxD, use_BxT = episodic.read(params.episodic, plan, z_BxTxD, decided.writes.worth_BxT, cfg=cfg.episodic)
     recalled_BxTxD = semantic.recall(params.semantic, z_BxTxD)
     x_BxTxD = x_BxTxD + routing.mix(routes, worked_BxTxD, retrieved_BxTxD, recalled_BxTxD, cfg=cfg.routing)
     y_BxTxD = x_BxTxD + feed_forward(params.feed_forward, rms_norm(params.norm_ff_D, x_BxTxD))
 
     # Who attends an empty buffer retrieves nothing, and there is nothing to learn from it.
-    retrieved_BxT = attended_BxT & found_BxT
+    retrieved_BxT = attended_BxT & plan.scatter(plan.end_BxC > plan.start_BxC, T)
     sigma2 = consolidation.variance(state)
-    quality_BxT = consolidation.quality(recalled_BxTxD, retrieved_BxTxD, retrieved_BxT, sigma2)
-    stats = consolidation.statistics(retrieved_BxTxD, retrieved_BxT)
-    # Distillation teaches the semantic memory, not the features it reads.
-    taught_BxTxD = semantic.recall(params.semantic, jax.lax.stop_gradient(z_BxTxD))
+    distillation, quality_BxT, stats = kernels.on_ladder(
+        _lessons, plan, params.semantic, z_BxTxD, retrieved_BxTxD, sigma2, rungs=episodic.RUNGS
+    )
     prediction, predicted = uncertainty.loss(params.uncertainty_DxU, z_BxTxD, segment_BxT)
     sums = CRAMSums(
         tokens=jnp.asarray(B * T, stats.count.dtype),
@@ -247,7 +261,7 @@ def apply(
         # While every token attends, use says nothing about worth: the gate does not learn yet.
         write=jnp.sum(decided.writes.gate_BxT, where=state.released),
         use=jnp.sum(use_BxT, where=routes.routed_BxT & state.released),
-        distillation=semantic.distillation(taught_BxTxD, retrieved_BxTxD, retrieved_BxT) / sigma2,
+        distillation=distillation / sigma2,
         familiarity=consolidation.familiarity_loss(decided.familiarity_logit, quality_BxT, retrieved_BxT),
         prediction=prediction,
         predicted=predicted,

@@ -1,6 +1,7 @@
 """Episodic memory: a bounded buffer of kept events, written through a gate and read by attention (CRAM, Eq 3)."""
 
 import dataclasses
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,9 @@ import jax.numpy as jnp
 from cram_jax import kernels
 from cram_jax.dims import Array, Bool, Float, Int, Key, Marks, Segments, Token, Tokens
 from cram_jax.functional.common import FeedForward, feed_forward, init_feed_forward, normal, rotate
+
+# After the release a training attends with some 5% of tokens, audits included, and keeps under 20%.
+RUNGS = ((8, 4), (1, 1))
 
 
 @jax.tree_util.register_static
@@ -147,30 +151,34 @@ def _output(params: EpisodicParams, o_BxCxHxV):
     return jnp.einsum("bchv,hvd->bcd", o_BxCxHxV[..., :-1], params.o_HxVxD), jnp.mean(o_BxCxHxV[..., -1], axis=-1)
 
 
+def plan_reads(
+    writes: Writes, attends_BxT: Marks, segment_BxT: Segments | None, *, cfg: EpisodicConfig
+) -> kernels.SkipPlan:
+    """The tokens that attend, and for each the last M events kept, up to and with its own."""
+    return kernels.make_plan(attends_BxT, kept_BxT=writes.kept_BxT, memory=cfg.memory, segment_BxT=segment_BxT)
+
+
 def read(
     params: EpisodicParams,
+    plan: kernels.SkipPlan,
     x_BxTxD: Tokens,
-    writes: Writes,
-    attends_BxT: Marks,
-    segment_BxT: Segments | None,
+    worth_BxT: Float[Array, "B T"],
     *,
     cfg: EpisodicConfig,
-) -> tuple[Tokens, Float[Array, "B T"], Marks]:
-    """What the tokens that attend read in the last M events kept, up to and with their own (Eq 3); 0 elsewhere.
-
-    Returns:
-      r^E, the use that the write gate learns from, and whether there was anything to read.
+) -> tuple[Tokens, Float[Array, "B T"]]:
+    """What the tokens that attend read in the buffer (Eq 3), and the use the write gate learns from; 0 elsewhere.
 
     Queries and outputs are projected for rows of the plan only, keys and values for its kept slots.
     """
-    plan = kernels.make_plan(attends_BxT, kept_BxT=writes.kept_BxT, memory=cfg.memory, segment_BxT=segment_BxT)
-    q = _queries(params, plan.gather_queries(x_BxTxD), plan.rows_BxC, cfg)
-    k, v = _keys_values(params, plan.gather_keys(x_BxTxD), plan.gather_keys(writes.worth_BxT), plan.slots_BxS, cfg)
-    o_BxCxHxV = kernels.skip_attention_compact(q, k, v, plan)
-    r_BxCxD, use_BxC = _output(params, o_BxCxHxV)
+    return kernels.on_ladder(partial(_read, cfg), plan, params, x_BxTxD, worth_BxT, rungs=RUNGS)
+
+
+def _read(cfg: EpisodicConfig, plan, params, x_BxTxD, worth_BxT):
     T = x_BxTxD.shape[1]
-    found_BxC = plan.end_BxC > plan.start_BxC
-    return plan.scatter(r_BxCxD, T), plan.scatter(use_BxC, T), plan.scatter(found_BxC, T)
+    q = _queries(params, plan.gather_queries(x_BxTxD), plan.rows_BxC, cfg)
+    k, v = _keys_values(params, plan.gather_keys(x_BxTxD), plan.gather_keys(worth_BxT), plan.slots_BxS, cfg)
+    r_BxCxD, use_BxC = _output(params, kernels.skip_attention_compact(q, k, v, plan))
+    return plan.scatter(r_BxCxD, T), plan.scatter(use_BxC, T)
 
 
 def write(

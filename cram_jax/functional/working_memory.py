@@ -65,13 +65,16 @@ class ScanParams(NamedTuple):
 
 
 def init(key: Key, D: int, cfg: WorkingConfig) -> ODEParams | ScanParams:
-    """Unit-variance reads; gated_scan forgets over about 1 to 1000 events, spread over its W numbers."""
+    """Unit-variance reads; ct_ode's gates turn at gaps from 1 to 19; gated_scan forgets over about 1 to 1000 events, spread over its W numbers."""
     W = cfg.width
     a, b, c, d = jax.random.split(key, 4)
     if cfg.body == "ct_ode":
-        rate_W = jax.random.normal(d, (W,))
+        # Each gate opens or closes at a gap of its own, from 1 to 19, so that the dynamics can follow the gap finely.
+        slope_W = 4 * jax.random.normal(d, (W,))
+        turn_W = jnp.linspace(jnp.log(2.0), jnp.log(20.0), W)  # of log(1 + gap)
+        rate_bias_W = -slope_W * turn_W
         return ODEParams(
-            rate_W, jnp.zeros(W), normal(a, (W, W), W), normal(b, (D, W), D), jnp.zeros(W), normal(c, (W, D), W)
+            slope_W, rate_bias_W, normal(a, (W, W), W), normal(b, (D, W), D), jnp.zeros(W), normal(c, (W, D), W)
         )
     rate_W = jnp.logspace(0, -3, W)
     bias_W = jnp.log(jnp.expm1(rate_W))  # softplus^-1

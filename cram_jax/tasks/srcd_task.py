@@ -33,7 +33,7 @@ class SRCDTask:
     """data: what is sampled. dynamics_weight: of the squared error beside the cross-entropy of answers."""
 
     data: SRCDConfig = SRCDConfig()
-    dynamics_weight: float = 0.1
+    dynamics_weight: float = 1.0
 
     def batch(self, split: str, seed: int, index: int, length: int, size: int) -> SRCDBatch:
         """Batch `index` of "train" or "held_out": `size` sequences of `length` events."""

@@ -55,7 +55,7 @@ class OptimizerConfig:
     warmup: int = 200
     steps: int = 3000
     final: float = 0.05
-    weight_decay: float = 0.5
+    weight_decay: float = 0.7
     clip: float = 1.0
 
     def build(self) -> optax.GradientTransformation:

@@ -54,7 +54,7 @@ def get_config(variant: str = "small") -> ConfigDict:
         transformer=AttentionConfig(context=run.length),
         price=PriceConfig(),
         data=to_config(SRCDConfig(length=run.length, batch=run.batch)),
-        dynamics_weight=0.1,
+        dynamics_weight=1.0,
     )
     config.data.table_seed = config.get_ref("seed")  # another seed has other patterns
     return config

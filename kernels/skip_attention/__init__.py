@@ -1,21 +1,32 @@
 """Attention that is computed only for routed queries over kept keys: the dispatch over backends."""
 
+from functools import partial
+
+import jax
 from jaxtyping import Array, Float
 
-from . import reference
+from . import reference, xla
+from .ladder import on_ladder, switch
 from .plan import SkipPlan, make_plan
 
-BACKENDS = {"reference": reference.attend}
+# Each has `forward` and `backward` over compact rows.
+BACKENDS = {"reference": reference, "xla": xla}
 
-__all__ = ["BACKENDS", "SkipPlan", "make_plan", "skip_attention", "skip_attention_compact"]
+__all__ = ["BACKENDS", "SkipPlan", "make_plan", "on_ladder", "skip_attention", "skip_attention_compact"]
 
 
-def _backend(name: str):
-    if name == "auto":
-        name = "reference"
-    if name not in BACKENDS:
-        raise ValueError(f"backend must be one of {('auto', *BACKENDS)}, got {name!r}")
-    return BACKENDS[name]
+def _named(backend: str) -> str:
+    if backend != "auto" and backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {('auto', *BACKENDS)}, got {backend!r}")
+    return "xla" if backend == "auto" else backend
+
+
+def _scale(scale: float | None, q, k) -> float:
+    H, K = q.shape[2:]
+    G = k.shape[2]
+    if H % G:
+        raise ValueError(f"query heads must be a multiple of key-value heads, got H={H} and G={G}")
+    return K**-0.5 if scale is None else float(scale)
 
 
 def skip_attention(
@@ -36,16 +47,7 @@ def skip_attention(
     Raises:
       ValueError: where H is not a multiple of G, or the backend is unknown.
     """
-    T = q_BxTxHxK.shape[1]
-    o_BxCxHxV = skip_attention_compact(
-        plan.gather_queries(q_BxTxHxK),
-        plan.gather_keys(k_BxTxGxK),
-        plan.gather_keys(v_BxTxGxV),
-        plan,
-        scale=scale,
-        backend=backend,
-    )
-    return plan.scatter(o_BxCxHxV, T)
+    return _whole(_named(backend), _scale(scale, q_BxTxHxK, k_BxTxGxK), q_BxTxHxK, k_BxTxGxK, v_BxTxGxV, plan)
 
 
 def skip_attention_compact(
@@ -58,8 +60,51 @@ def skip_attention_compact(
     backend: str = "auto",
 ) -> Float[Array, "B C H V"]:
     """As `skip_attention`, on rows gathered before projecting (`plan.gather_queries`, `plan.gather_keys`)."""
-    H, K = q_BxCxHxK.shape[2:]
-    G = k_BxSxGxK.shape[2]
-    if H % G:
-        raise ValueError(f"query heads must be a multiple of key-value heads, got H={H} and G={G}")
-    return _backend(backend)(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan, K**-0.5 if scale is None else scale)
+    return _compact(_named(backend), _scale(scale, q_BxCxHxK, k_BxSxGxK), q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _compact(backend, scale, q, k, v, plan):
+    return BACKENDS[backend].forward(q, k, v, plan, scale)[0]
+
+
+def _compact_fwd(backend, scale, q, k, v, plan):
+    o, lse = BACKENDS[backend].forward(q, k, v, plan, scale)
+    return o, (q, k, v, plan, o, lse)
+
+
+def _compact_bwd(backend, scale, kept, do):
+    q, k, v, plan, o, lse = kept
+    return *BACKENDS[backend].backward(q, k, v, plan, scale, o, lse, do), None
+
+
+_compact.defvjp(_compact_fwd, _compact_bwd)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _whole(backend, scale, q, k, v, plan):
+    return _whole_fwd(backend, scale, q, k, v, plan)[0]
+
+
+def _whole_fwd(backend, scale, q, k, v, plan):
+    def attend(plan, q, k, v):
+        compact = plan.gather_queries(q), plan.gather_keys(k), plan.gather_keys(v)
+        return [plan.scatter(x, q.shape[1]) for x in BACKENDS[backend].forward(*compact, plan, scale)]
+
+    o, lse = switch(attend, plan, q, k, v)
+    return o, (q, k, v, plan, o, lse)
+
+
+def _whole_bwd(backend, scale, kept, do):
+    def back(plan, q, k, v, o, lse, do):
+        T = q.shape[1]
+        compact = plan.gather_queries(q), plan.gather_keys(k), plan.gather_keys(v)
+        rows = [plan.gather_queries(x) for x in (o, lse, do)]
+        dq, dk, dv = BACKENDS[backend].backward(*compact, plan, scale, *rows)
+        return plan.scatter(dq, T), plan.scatter_keys(dk, T), plan.scatter_keys(dv, T)
+
+    q, k, v, plan, o, lse = kept
+    return *switch(back, plan, q, k, v, o, lse, do), None
+
+
+_whole.defvjp(_whole_fwd, _whole_bwd)

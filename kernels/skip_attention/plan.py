@@ -5,6 +5,7 @@ query sees one contiguous range of slots: it ends at the last key kept at or bef
 (last M kept), the window (positions back) or the query's segment starts, whichever is latest.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -31,20 +32,49 @@ class SkipPlan(NamedTuple):
 
     def gather_queries(self, x_BxTxX: Float[Array, "B T ..."]) -> Float[Array, "B C ..."]:
         """Rows of routed queries; unused places read 0."""
-        return _gather(x_BxTxX, self.rows_BxC)
+        return _take(x_BxTxX, self.rows_BxC)
 
     def gather_keys(self, x_BxTxX: Float[Array, "B T ..."]) -> Float[Array, "B S ..."]:
         """Rows of kept keys; unused places read 0."""
-        return _gather(x_BxTxX, self.slots_BxS)
+        return _take(x_BxTxX, self.slots_BxS)
 
     def scatter(self, x_BxCxX: Shaped[Array, "B C ..."], T: int) -> Shaped[Array, "B T ..."]:
         """Puts compact rows back at their positions; exact 0 elsewhere."""
-        put = lambda rows, x: jnp.zeros((T, *x.shape[1:]), x.dtype).at[rows].set(x, mode="drop", unique_indices=True)
-        return jax.vmap(put)(self.rows_BxC, x_BxCxX)
+        return _put(T, x_BxCxX, self.rows_BxC)
+
+    def scatter_keys(self, x_BxSxX: Shaped[Array, "B S ..."], T: int) -> Shaped[Array, "B T ..."]:
+        """Likewise, kept slots back at their positions."""
+        return _put(T, x_BxSxX, self.slots_BxS)
 
 
 def _gather(x_BxTxX, index_BxC):
     return jax.vmap(lambda x, i: x.at[i].get(mode="fill", fill_value=0))(x_BxTxX, index_BxC)
+
+
+# Taking rows and putting them back are each other's transpose, and both are gathers: positions do not repeat, so a
+# gradient needs no scatter-add, which costs a CPU ten times as much.
+@jax.custom_vjp
+def _take(x_BxTxX, index_BxC):
+    """Rows of x at ascending positions; 0 for positions T."""
+    return _gather(x_BxTxX, index_BxC)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _put(T: int, x_BxCxX, index_BxC):
+    """(B T ...) with the rows of x at their positions, 0 elsewhere."""
+    C = index_BxC.shape[1]
+    inverse = lambda index_C: jnp.full(T, C).at[index_C].set(jnp.arange(C), mode="drop")
+    return _gather(x_BxCxX, jax.vmap(inverse)(index_BxC))
+
+
+_take.defvjp(
+    lambda x_BxTxX, index_BxC: (_gather(x_BxTxX, index_BxC), (index_BxC, jnp.zeros((x_BxTxX.shape[1], 0)))),
+    lambda kept, d_BxCxX: (_put(kept[1].shape[0], d_BxCxX, kept[0]), None),
+)
+_put.defvjp(
+    lambda T, x_BxCxX, index_BxC: (_put(T, x_BxCxX, index_BxC), index_BxC),
+    lambda T, index_BxC, d_BxTxX: (_gather(d_BxTxX, index_BxC), None),
+)
 
 
 def _positions(marked_BxT, capacity: int):

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from .plan import SkipPlan
 
 
-def attend(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan: SkipPlan, scale: float):
-    """Softmax attention of compact query rows over compact keys; exact 0 where a row sees nothing."""
+def forward(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan: SkipPlan, scale: float):
+    """(attention o_BxCxHxV, log-sum-exp_BxCxH) of compact query rows over compact keys; 0 where a row sees nothing."""
     B, C, H, K = q_BxCxHxK.shape
     S, G, V = v_BxSxGxV.shape[1:]
     Q = H // G  # query heads of a group stand under each other, as more rows
@@ -18,7 +18,17 @@ def attend(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan: SkipPlan, scale: float):
 
     logits_BxGxQCxS = jnp.where(visible_Bx1xQCxS, q_BxGxQCxK @ k_BxGxSxK.swapaxes(2, 3) * scale, -jnp.inf)
     top = jax.lax.stop_gradient(jnp.max(logits_BxGxQCxS, axis=-1, keepdims=True))
-    weight_BxGxQCxS = jnp.exp(logits_BxGxQCxS - jnp.where(jnp.isfinite(top), top, 0))
+    top = jnp.where(jnp.isfinite(top), top, 0)
+    weight_BxGxQCxS = jnp.exp(logits_BxGxQCxS - top)
     total = jnp.sum(weight_BxGxQCxS, axis=-1, keepdims=True)
-    o_BxGxQCxV = (weight_BxGxQCxS @ v_BxGxSxV) / jnp.where(total > 0, total, 1)  # a row that sees nothing gives 0
-    return o_BxGxQCxV.reshape(B, G, Q, C, V).transpose(0, 3, 1, 2, 4).reshape(B, C, H, V)
+    some = jnp.where(total > 0, total, 1)
+    o_BxGxQCxV = (weight_BxGxQCxS @ v_BxGxSxV) / some  # a row that sees nothing gives 0
+    lse_BxGxQCx1 = jnp.where(total > 0, top + jnp.log(some), 0)
+    back = lambda x: x.reshape(B, G, Q, C, -1).transpose(0, 3, 1, 2, 4).reshape(B, C, H, -1)
+    return back(o_BxGxQCxV), back(lse_BxGxQCx1)[..., 0]
+
+
+def backward(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan: SkipPlan, scale: float, o_BxCxHxV, lse_BxCxH, do_BxCxHxV):
+    """(dq, dk, dv) for the gradient do of o."""
+    _, back = jax.vjp(lambda q, k, v: forward(q, k, v, plan, scale)[0], q_BxCxHxK, k_BxSxGxK, v_BxSxGxV)
+    return back(do_BxCxHxV)

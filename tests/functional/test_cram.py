@@ -134,11 +134,12 @@ def test_a_skipped_retrieval_is_not_looked_at(monkeypatch):
     read = episodic.read
     skipped = []
 
-    def poisoned(params, x, writes, attends_BxT, segment, *, cfg):
-        r_BxTxD, use_BxT, found_BxT = read(params, x, writes, attends_BxT, segment, cfg=cfg)
+    def poisoned(params, plan, x, worth, *, cfg):
+        r_BxTxD, use_BxT = read(params, plan, x, worth, cfg=cfg)
+        attends_BxT = plan.scatter(jnp.ones(plan.rows_BxC.shape, bool), T)
         skipped.append(float(jnp.mean(~attends_BxT)))
         nan = lambda a, attends: jnp.where(attends, a, jnp.nan)
-        return nan(r_BxTxD, attends_BxT[..., None]), nan(use_BxT, attends_BxT), found_BxT
+        return nan(r_BxTxD, attends_BxT[..., None]), nan(use_BxT, attends_BxT)
 
     # When training runs on either
     monkeypatch.setattr(episodic, "read", poisoned)
@@ -259,9 +260,8 @@ def test_an_event_earns_its_place_by_the_attention_it_gets():
         cfg = dataclasses.replace(CONFIG.episodic)
         writes = episodic.decide_writes(moved, x_BxTxD, jnp.zeros((B, T)), uniform_BxT, cfg=cfg)
         worth_BxT = (jax.nn.sigmoid(bias) - jax.lax.stop_gradient(jax.nn.sigmoid(bias))) * jnp.ones((B, T))
-        everyone_BxT = jnp.ones((B, T), bool)
-        read = episodic.read(moved, x_BxTxD, writes._replace(worth_BxT=worth_BxT), everyone_BxT, None, cfg=cfg)
-        return jnp.sum(read[1])
+        plan = episodic.plan_reads(writes, jnp.ones((B, T), bool), None, cfg=cfg)
+        return jnp.sum(episodic.read(moved, plan, x_BxTxD, worth_BxT, cfg=cfg)[1])
 
     # d use / d bias = sigmoid'(0) x (attention mass of B T queries, 1 each)
     value, slope = jax.value_and_grad(use)(0.0)

@@ -11,7 +11,7 @@ import pytest
 
 from cram_jax import kernels
 
-BACKENDS = ("reference",)
+BACKENDS = ("reference", "xla")
 B = 2
 EXAMPLES = hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
 
