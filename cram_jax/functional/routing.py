@@ -42,9 +42,7 @@ class RoutingConfig:
         if unknown or not self.features:
             raise ValueError(f"features must be some of {FEATURES}, got {self.features}")
         if not 0 < self.audit_rate <= 1:
-            raise ValueError(
-                f"audit_rate must be in (0, 1]: audits carry the router's gradient; got {self.audit_rate}"
-            )
+            raise ValueError(f"audit_rate must be in (0, 1]: audits carry the router's gradient; got {self.audit_rate}")
 
 
 class Routes(NamedTuple):

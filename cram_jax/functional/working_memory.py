@@ -65,7 +65,7 @@ class ScanParams(NamedTuple):
 
 
 def init(key: Key, D: int, cfg: WorkingConfig) -> ODEParams | ScanParams:
-    """Unit-variance reads; ct_ode's gates turn at gaps from 1 to 19; gated_scan forgets over about 1 to 1000 events, spread over its W numbers."""
+    """Unit-variance reads. ct_ode's gates turn at gaps from 1 to 19; gated_scan forgets over about 1 to 1000 events."""
     W = cfg.width
     a, b, c, d = jax.random.split(key, 4)
     if cfg.body == "ct_ode":

@@ -34,7 +34,7 @@ def _worthwhile(plan: SkipPlan, rungs: tuple) -> tuple:
 
 def _narrow(plan: SkipPlan, rung: tuple[int, int]) -> SkipPlan:
     """The plan with shorter lists, right where it fits them."""
-    C, S = (-(-size // part) for size, part in zip((plan.rows_BxC.shape[1], plan.slots_BxS.shape[1]), rung))
+    C, S = -(-plan.rows_BxC.shape[1] // rung[0]), -(-plan.slots_BxS.shape[1] // rung[1])
     return plan._replace(
         rows_BxC=plan.rows_BxC[:, :C],
         start_BxC=plan.start_BxC[:, :C],
