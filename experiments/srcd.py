@@ -76,7 +76,10 @@ def table(out: dict) -> list[tuple[str, str]]:
                 f"quality of recall of recurring queries, layer {layer}",
                 percent(f"quality_query_recurring_layer_{layer}"),
             ),
-            ("q-hat calibration error", f"{out['familiarity_calibration_error']:.3f}"),
+            (
+                f"q-hat calibration error, layer {layer}: queries, all events",
+                "  ".join(f"{out[f'familiarity_calibration_error_{group}']:.3f}" for group in ("query", "all")),
+            ),
             ("unattended recurring answers lost without semantic memory", percent("recurring_lost_without_semantic")),
             ("... without the feed-forward networks", percent("recurring_lost_without_feed_forward")),
         ]

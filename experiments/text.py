@@ -65,7 +65,7 @@ def table(out: dict) -> list[tuple[str, str]]:
             ("bytes that attend in training at the end, audits included", percent("attention_tokens_training_end")),
             ("router released by step, transition at step", f"{out['router_released_step']}  {out['transition_step']}"),
             ("bytes kept: all (byte, layer) pairs", percent("kept_share")),
-            ("q-hat calibration error", f"{out['familiarity_calibration_error']:.3f}"),
+            ("q-hat calibration error", f"{out['familiarity_calibration_error_all']:.3f}"),
         ]
     seen = [kind for kind in KINDS if np.isfinite(out[f"bits_per_byte_{kind}"])]
     for kind in sorted(seen, key=lambda kind: -out.get(f"attention_{kind}", 0.0)):

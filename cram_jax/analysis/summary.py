@@ -1,6 +1,7 @@
 """A run in a flat dictionary and in a table, from its logged lines and its last evaluation."""
 
 import platform
+import re
 
 import jax
 import numpy as np
@@ -72,9 +73,17 @@ def busiest_layer(lines: list[dict]) -> int:
     return int(np.argmax([np.mean([line[n] for line in after]) for n in layers]))
 
 
-def calibration_error(line: dict, layer: int) -> float:
-    """Mean distance of q-hat from q over bins of q-hat, weighted by tokens: of all tokens of a probe, in one layer."""
-    bins = {n: np.array(line[f"probe/reliability_{n}_layer_{layer}"]) for n in ("count", "familiarity", "quality")}
+def calibration_errors(line: dict, layer: int) -> dict[str, float]:
+    """`familiarity_calibration_error_GROUP` of a probe in one layer, for all tokens and for the first group."""
+    named = re.compile(rf"probe/reliability_(.+)_count_layer_{layer}")
+    groups = [found[1] for found in map(named.fullmatch, line) if found]
+    return {f"familiarity_calibration_error_{group}": calibration_error(line, group, layer) for group in groups}
+
+
+def calibration_error(line: dict, group: str, layer: int) -> float:
+    """Mean distance of q-hat from q over bins of q-hat, weighted by tokens."""
+    parts = ("count", "familiarity", "quality")
+    bins = {n: np.array(line[f"probe/reliability_{group}_{n}_layer_{layer}"]) for n in parts}
     count = bins["count"].sum()
     return float(np.abs(bins["familiarity"] - bins["quality"]).sum() / count) if count else float("nan")
 
@@ -87,7 +96,7 @@ def summarise(lines: list[dict], final: dict, seed: int) -> dict:
         out |= {f"{unit}_end": final[unit] for unit in ("attention_tokens", "attention_utilisation")}
         out |= attention_curve(lines)
         out["busiest_layer"] = busiest_layer(lines)
-        out["familiarity_calibration_error"] = calibration_error(lines[-1], out["busiest_layer"])
+        out |= calibration_errors(lines[-1], out["busiest_layer"])
         out |= {n.removeprefix("probe/"): lines[-1][n] for n in lines[-1] if n.startswith("probe/quality_query_")}
         out |= {n.removeprefix("probe/"): lines[-1][n] for n in lines[-1] if n.startswith("probe/familiarity_query_")}
     out |= {"step_ms_start": _step_ms(lines, True), "step_ms_end": _step_ms(lines, False)}

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cram_jax import kernels
 from cram_jax.dims import Array, Float, Gap, Gaps, Int, Key, Segments, Token, Tokens
 from cram_jax.functional.common import (
     FeedForward,
@@ -103,9 +104,19 @@ def apply(
     check_inputs(x_BxTxD, cfg.D, gap_BxT, segment_BxT)
     B, T, _ = x_BxTxD.shape
     q, k, v = _qkv(params, x_BxTxD, jnp.broadcast_to(jnp.arange(T), (B, T)), cfg)
-    same_Bx1xTxT = None if segment_BxT is None else segment_BxT[:, None, :, None] == segment_BxT[:, None, None, :]
-    o_BxTxHxK = jax.nn.dot_product_attention(q, k, v, mask=same_Bx1xTxT, is_causal=True)
+    # On a CPU our own kernel at full use is the fastest dense attention there is, and its memory grows with T.
+    o_BxTxHxK = jax.lax.platform_dependent(q, k, v, segment_BxT, cpu=_tiled, default=_masked)
     return _finish(params, x_BxTxD, o_BxTxHxK), ()
+
+
+def _tiled(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, segment_BxT):
+    plan = kernels.make_plan(jnp.ones(q_BxTxHxK.shape[:2], bool), segment_BxT=segment_BxT)
+    return kernels.skip_attention_compact(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, plan)  # every row is there already
+
+
+def _masked(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, segment_BxT):
+    same_Bx1xTxT = None if segment_BxT is None else segment_BxT[:, None, :, None] == segment_BxT[:, None, None, :]
+    return jax.nn.dot_product_attention(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, mask=same_Bx1xTxT, is_causal=True)
 
 
 def step(

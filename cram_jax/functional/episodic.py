@@ -25,6 +25,7 @@ class EpisodicConfig:
         they would be worth.
     write_bias: logit of the write gate at the start; 3 keeps 95% of all events.
     width: hidden units of the write gate.
+    backend: of `kernels.skip_attention_compact`.
     """
 
     heads: int = 2
@@ -34,6 +35,7 @@ class EpisodicConfig:
     write_audit_rate: float = 0.02
     write_bias: float = 3.0
     width: int = 32
+    backend: str = "auto"
 
     def __post_init__(self):
         if min(self.heads, self.head_dim - 1, self.memory) < 1:
@@ -177,7 +179,7 @@ def _read(cfg: EpisodicConfig, plan, params, x_BxTxD, worth_BxT):
     T = x_BxTxD.shape[1]
     q = _queries(params, plan.gather_queries(x_BxTxD), plan.rows_BxC, cfg)
     k, v = _keys_values(params, plan.gather_keys(x_BxTxD), plan.gather_keys(worth_BxT), plan.slots_BxS, cfg)
-    r_BxCxD, use_BxC = _output(params, kernels.skip_attention_compact(q, k, v, plan))
+    r_BxCxD, use_BxC = _output(params, kernels.skip_attention_compact(q, k, v, plan, backend=cfg.backend))
     return plan.scatter(r_BxCxD, T), plan.scatter(use_BxC, T)
 
 
@@ -215,12 +217,17 @@ def read_cache(
     *,
     cfg: EpisodicConfig,
 ) -> Token:
-    """r^E of one token from the ring; 0 where it does not attend."""
-    B, M = cache.position_BxM.shape
-    end_B = jnp.where(attends_B, jnp.minimum(cache.written_B, M), 0)
-    zero_B = jnp.zeros(B, jnp.int32)
-    slots_BxM = jnp.broadcast_to(jnp.arange(M), (B, M))
-    plan = kernels.SkipPlan(zero_B[:, None], slots_BxM, zero_B[:, None], end_B[:, None], zero_B, zero_B)
-    q = _queries(params, x_BxD[:, None], jnp.full((B, 1), position), cfg)
-    o_Bx1xHxV = kernels.skip_attention_compact(q, cache.k_BxMxHxK, cache.v_BxMxHxV, plan)
-    return _output(params, o_Bx1xHxV)[0][:, 0]
+    """r^E of one token from the ring; 0 where it does not attend. Where none of the batch attends, nothing is read."""
+
+    def attend():
+        B, M = cache.position_BxM.shape
+        end_B = jnp.where(attends_B, jnp.minimum(cache.written_B, M), 0)
+        zero_B = jnp.zeros(B, jnp.int32)
+        slots_BxM = jnp.broadcast_to(jnp.arange(M), (B, M))
+        plan = kernels.SkipPlan(zero_B[:, None], slots_BxM, zero_B[:, None], end_B[:, None], zero_B, zero_B)
+        q = _queries(params, x_BxD[:, None], jnp.full((B, 1), position), cfg)
+        # One row is less than a tile: the plain computation is the fast one.
+        o_Bx1xHxV = kernels.skip_attention_compact(q, cache.k_BxMxHxK, cache.v_BxMxHxV, plan, backend="reference")
+        return _output(params, o_Bx1xHxV)[0][:, 0]
+
+    return jax.lax.cond(jnp.any(attends_B), attend, lambda: jnp.zeros_like(x_BxD))

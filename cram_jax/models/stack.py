@@ -96,3 +96,20 @@ class Stack:
 
         y_BxD, (caches, aux) = jax.lax.scan(one, x_BxD, (params, states, caches, jnp.arange(self.depth)), unroll=True)
         return y_BxD, caches, aux
+
+    def rollout(self, params, states, caches, x_BxTxD: Tokens, *, gap_BxT: Gaps | None = None, key: Key | None = None):
+        """`step` over a piece of a stream: (tokens, caches, aux with T and L axes in front of each leaf).
+
+        Memory is that of the caches and of the piece, however long the stream. Donate the caches where it is jitted:
+        `jax.jit(stack.rollout, donate_argnums=2)` then writes them in place.
+        """
+
+        def one(caches, now):
+            x_BxD, gap_B = now
+            y_BxD, caches, aux = self.step(params, states, caches, x_BxD, gap_B=gap_B, key=key)
+            return caches, (y_BxD, aux)
+
+        gap_BxT = jnp.ones(x_BxTxD.shape[:2], x_BxTxD.dtype) if gap_BxT is None else gap_BxT
+        over_time = (x_BxTxD.swapaxes(0, 1), gap_BxT.T)
+        caches, (y_TxBxD, aux) = jax.lax.scan(one, caches, over_time)
+        return y_TxBxD.swapaxes(0, 1), caches, aux

@@ -247,11 +247,12 @@ def probe_step(learner: Learner, state: TrainState, batch, key: Key) -> dict[str
 
     Returns:
       Sums: for each layer and group of tokens `quality_*` and `familiarity_*` with counts; for the first group the
-      histogram of q; over all tokens the reliability bins (counts, sums of q-hat and of q in bins of q-hat).
+      histogram of q; over all tokens, and over the first group, the reliability bins (counts, sums of q-hat and of
+      q in bins of q-hat).
     """
     _, _, aux = forward(auditing_all(learner), state.params, state.consolidation, batch, key, train=False)
     groups = learner.task.groups(batch)
-    first = next(iter(groups.values()))
+    first_name, first = next(iter(groups.items()))
     over = lambda what, where: (jnp.sum(what, where=where), jnp.sum(where, dtype=jnp.float32))
     bins = lambda where, values, weights: jnp.zeros(BINS).at[
         jnp.where(where, jnp.clip((values * BINS).astype(jnp.int32), 0, BINS - 1), BINS)
@@ -265,6 +266,7 @@ def probe_step(learner: Learner, state: TrainState, batch, key: Key) -> dict[str
             out[f"familiarity_{name}_layer_{layer}"] = over(q_hat_BxT, among_BxT & known_BxT)
         ones_BxT = jnp.ones_like(q_BxT)
         out[f"quality_bins_layer_{layer}"] = (bins(first & known_BxT, q_BxT, ones_BxT), jnp.ones(()))
-        for name, weights in (("count", ones_BxT), ("familiarity", q_hat_BxT), ("quality", q_BxT)):
-            out[f"reliability_{name}_layer_{layer}"] = (bins(known_BxT, q_hat_BxT, weights), jnp.ones(()))
+        for group, among_BxT in (("all", known_BxT), (first_name, first & known_BxT)):
+            for name, weights in (("count", ones_BxT), ("familiarity", q_hat_BxT), ("quality", q_BxT)):
+                out[f"reliability_{group}_{name}_layer_{layer}"] = (bins(among_BxT, q_hat_BxT, weights), jnp.ones(()))
     return out

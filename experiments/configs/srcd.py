@@ -2,12 +2,14 @@
 
 | variant | sequences | steps | what for |
 |---|---|---|---|
-| tiny | 128 events | 1000 | under a minute; ablations |
+| tiny | 64 events, 30 patterns | 1000 | under a minute; ablations |
 | small | 256 events | 2400 | the demo; a few minutes on 2 CPU cores |
 | paper | 2048 events | 10,000 | the paper's size |
 
 Every field is a field of the dataclass of its section, where its meaning stands; `--config.section.field=value`.
 """
+
+import dataclasses
 
 from ml_collections import ConfigDict
 
@@ -15,6 +17,7 @@ from cram_jax.functional.attention import AttentionConfig
 from cram_jax.functional.cram import CRAMConfig
 from cram_jax.functional.episodic import EpisodicConfig
 from cram_jax.tasks.srcd import SRCDConfig
+from cram_jax.tasks.srcd_task import SRCDTask
 from cram_jax.training import experiment
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.price import PriceConfig
@@ -22,8 +25,10 @@ from cram_jax.training.settings import to_config
 
 VARIANTS = {
     "tiny": {
-        "run": RunConfig(steps=1000, length=128, batch=32, curriculum=((500, 64, 64),), final_tokens=200_000),
-        "memory": 32,
+        "run": RunConfig(steps=1000, length=64, batch=32, log_every=100, held_out_tokens=8192, final_tokens=200_000),
+        "memory": 16,
+        "data": SRCDConfig(patterns=30, answers=32),  # seen as often in 1000 steps as 100 patterns in 2400
+        "price": PriceConfig(start=250, ramp=300),
     },
     "small": {
         "run": RunConfig(steps=2400, length=256, batch=16, curriculum=((600, 64, 64), (200, 128, 32))),
@@ -47,14 +52,16 @@ def get_config(variant: str = "small") -> ConfigDict:
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r} of this config; there are {sorted(VARIANTS)}")
-    run, memory = VARIANTS[variant]["run"], VARIANTS[variant]["memory"]
+    chosen = VARIANTS[variant]
+    run = chosen["run"]
+    data = dataclasses.replace(chosen.get("data", SRCDConfig()), length=run.length, batch=run.batch)
     config = experiment.settings(
         run,
-        cram=CRAMConfig(episodic=EpisodicConfig(memory=memory)),
+        cram=CRAMConfig(episodic=EpisodicConfig(memory=chosen["memory"])),
         transformer=AttentionConfig(context=run.length),
-        price=PriceConfig(),
-        data=to_config(SRCDConfig(length=run.length, batch=run.batch)),
-        dynamics_weight=1.0,
+        price=chosen.get("price", PriceConfig()),
+        data=to_config(data),
+        dynamics_weight=SRCDTask().dynamics_weight,
     )
     config.data.table_seed = config.get_ref("seed")  # another seed has other patterns
     return config

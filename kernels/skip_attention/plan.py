@@ -85,8 +85,10 @@ def _positions(marked_BxT, capacity: int):
 
 def _strongest(marked_BxT, score_BxT, capacity: int):
     """Unmarks the lowest scores where more than `capacity` are marked; ties go to the earlier position."""
-    order_BxT = jnp.argsort(jnp.where(marked_BxT, -score_BxT, jnp.inf), axis=1, stable=True)
-    rank_BxT = jnp.argsort(order_BxT, axis=1)
+    # Unmarked ones come last whatever their score; NaN counts as the lowest.
+    lowest_BxT = jnp.where(jnp.isnan(score_BxT), -jnp.inf, score_BxT)
+    order_TxB = jnp.lexsort((-lowest_BxT.T, ~marked_BxT.T), axis=0)
+    rank_BxT = jnp.argsort(order_TxB, axis=0).T
     return marked_BxT & (rank_BxT < capacity)
 
 

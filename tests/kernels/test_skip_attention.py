@@ -39,7 +39,8 @@ class Case(NamedTuple):
 def cases(draw, lengths=(1, 9)) -> Case:
     T = draw(st.sampled_from(lengths))  # a shape costs a compilation; contents are free
     marks = st.lists(st.booleans(), min_size=B * T, max_size=B * T).map(lambda x: np.reshape(x, (B, T)))
-    scores = st.lists(st.integers(-2, 2), min_size=B * T, max_size=B * T).map(lambda x: np.reshape(x, (B, T)) * 1.0)
+    score = st.sampled_from([-np.inf, -2.0, -1.0, 0.0, 1.0, 2.0])
+    scores = st.lists(score, min_size=B * T, max_size=B * T).map(lambda x: np.reshape(x, (B, T)))
     return Case(
         routed_BxT=draw(marks),
         kept_BxT=draw(st.none() | marks),
