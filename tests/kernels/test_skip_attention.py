@@ -10,10 +10,20 @@ import numpy as np
 import pytest
 
 from cram_jax import kernels
+from cram_jax.kernels.skip_attention import xla
 
 BACKENDS = ("reference", "xla")
 B = 2
 EXAMPLES = hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_tiles():
+    """Several tiles and blocks even in the short sequences here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(xla, "ROWS", 2)
+        patch.setattr(xla, "KEYS", 3)
+        yield
 
 
 class Case(NamedTuple):

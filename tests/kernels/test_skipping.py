@@ -1,0 +1,221 @@
+"""Attention over longer plans: on every rung of the ladder, in both precisions, and with nothing done for the skipped."""
+
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cram_jax import kernels
+from cram_jax.kernels.skip_attention import BACKENDS, xla
+
+B, T, H, G, K, V = 2, 200, 4, 2, 16, 8
+BLOCK = 25  # a rung of the ladder ends here: T / 8
+COUNTS = [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 100, T]
+TESTED = ["reference", "xla", "auto"]
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    monkeypatch.setattr(xla, "ROWS", 16)
+    monkeypatch.setattr(xla, "KEYS", 32)
+
+
+def inputs(dtype=jnp.float32):
+    q, k, v = jax.random.split(jax.random.key(0), 3)
+    normal = lambda key, *shape: jax.random.normal(key, shape).astype(dtype)
+    return normal(q, B, T, H, K), normal(k, B, T, G, K), normal(v, B, T, G, V)
+
+
+def marks(count: int, seed: int):
+    """`count` random places in each sequence."""
+    return np.stack([np.random.default_rng([seed, b]).permutation(T) < count for b in range(B)])
+
+
+def graded(q, k, v, routed_BxT, kept_BxT, backend, **limits):
+    """(output, its gradients), from one plan."""
+    plan = kernels.make_plan(routed_BxT, kept_BxT=kept_BxT, **limits)
+
+    def value(q, k, v):
+        o = kernels.skip_attention(q, k, v, plan, backend=backend)
+        return jnp.sum(jnp.sin(3 * o.astype(jnp.float32))), o
+
+    return jax.value_and_grad(value, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+
+
+@jax.jit
+@partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
+def masked(q, k, v, visible_BxTxT):
+    logits = jnp.einsum("bthk,bshk->bhts", q, jnp.repeat(k, H // G, axis=2)) * K**-0.5
+    weight = jnp.exp(logits) * visible_BxTxT[:, None]
+    total = weight.sum(-1, keepdims=True)
+    o = jnp.einsum("bhts,bshv->bthv", weight / jnp.where(total > 0, total, 1), jnp.repeat(v, H // G, axis=2))
+    return jnp.sum(jnp.sin(3 * o)), o
+
+
+def truth(q, k, v, routed_BxT, kept_BxT, window=None, memory=None, segment_BxT=None):
+    """The same in float64, by masking all there is."""
+    with jax.enable_x64(True):
+        q, k, v = (jnp.asarray(np.asarray(x, np.float64)) for x in (q, k, v))
+        rank_BxT = np.cumsum(kept_BxT, axis=1)
+        at = np.arange(T)
+        visible_BxTxT = kept_BxT[:, None] & (at[:, None] >= at) & routed_BxT[..., None]
+        if memory is not None:
+            visible_BxTxT &= rank_BxT[..., None] - rank_BxT[:, None] < memory
+        if window is not None:
+            visible_BxTxT &= at[:, None] - at < window
+        if segment_BxT is not None:
+            visible_BxTxT &= segment_BxT[..., None] == segment_BxT[:, None]
+
+        return jax.tree.map(np.asarray, masked(q, k, v, visible_BxTxT))
+
+
+def off(got, want) -> float:
+    """Distance relative to the tensor's norm."""
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    return np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-30)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(jnp.float32, 2e-5), (jnp.bfloat16, 1e-2)], ids=["float32", "bfloat16"]
+)
+@pytest.mark.parametrize("backend", TESTED)
+@pytest.mark.parametrize("limits", [{}, {"memory": 20}, {"window": 40}], ids=str)
+def test_every_rung_and_precision_is_the_float64_truth(backend, limits, dtype, tolerance):
+    q, k, v = inputs(dtype)
+    run = jax.jit(partial(graded, backend=backend, **limits))
+    for count in COUNTS:
+        for kept in (T, 40):
+            routed_BxT, kept_BxT = marks(count, 1), marks(kept, 2)
+            (_, o), gradient = run(q, k, v, jnp.asarray(routed_BxT), jnp.asarray(kept_BxT))
+            (_, want), want_gradient = truth(q, k, v, routed_BxT, kept_BxT, **limits)
+            assert off(o, want) < tolerance, (count, kept)
+            for name, got, wanted in zip("qkv", gradient, want_gradient, strict=True):
+                if np.any(wanted):
+                    assert off(got, wanted) < tolerance, (name, count, kept)
+            sees_BxT = np.any(np.asarray(want) != 0, axis=(2, 3))
+            assert np.all(np.asarray(o)[~sees_BxT] == 0) and np.all(np.asarray(gradient[0])[~sees_BxT] == 0)
+    assert run._cache_size() == 1  # no number of routed queries or kept keys compiles anew
+
+
+@pytest.mark.parametrize("backend", TESTED)
+def test_a_second_run_gives_the_same_bits(backend):
+    q, k, v = inputs()
+    run = jax.jit(partial(graded, backend=backend))
+    args = (q, k, v, jnp.asarray(marks(60, 1)), jnp.asarray(marks(150, 2)))
+    jax.tree.map(np.testing.assert_array_equal, run(*args), run(*args))
+
+
+def test_packed_segments_on_a_ladder():
+    q, k, v = inputs()
+    segment_BxT = np.broadcast_to(np.arange(T) // 37, (B, T)).astype(np.int32)
+    routed_BxT, kept_BxT = marks(20, 1), marks(45, 2)
+    (_, o), gradient = jax.jit(partial(graded, backend="xla"))(
+        q, k, v, jnp.asarray(routed_BxT), jnp.asarray(kept_BxT), segment_BxT=jnp.asarray(segment_BxT)
+    )
+    (_, want), want_gradient = truth(q, k, v, routed_BxT, kept_BxT, segment_BxT=segment_BxT)
+    assert off(o, want) < 2e-5 and all(off(g, w) < 2e-5 for g, w in zip(gradient, want_gradient, strict=True))
+
+
+# Four pieces of evidence that what was skipped was not done: counts, visits, NaN, and the clock.
+
+
+def tiles_needed(routed_BxT, kept_BxT, rows: int, keys: int) -> int:
+    """Tiles of rows x blocks of keys that some visible pair lies in, rows being counted from the first that sees."""
+    total = 0
+    for routed_T, kept_T in zip(routed_BxT, kept_BxT, strict=True):
+        slots, positions = np.flatnonzero(kept_T), np.flatnonzero(routed_T)
+        for block in range(0, len(slots), keys):
+            total += -(-int(np.sum(positions >= slots[block])) // rows)
+    return total
+
+
+@pytest.mark.parametrize(("count", "kept"), [(0, T), (1, T), (20, 40), (20, T), (T, T)])
+def test_only_the_plans_tiles_are_visited(count, kept, monkeypatch):
+    # Given a counter in the loop's body, which runs once for each tile that is worked on
+    visits = []
+    visible = xla._visible
+
+    def counted(*args):
+        jax.debug.callback(lambda: visits.append(1))
+        return visible(*args)
+
+    monkeypatch.setattr(xla, "_visible", counted)
+    routed_BxT, kept_BxT = marks(count, 1), marks(kept, 2)
+    q, k, v = inputs()
+    needed = tiles_needed(routed_BxT, kept_BxT, 16, 32)
+    assert needed == 0 or count > 0
+    plan = kernels.make_plan(jnp.asarray(routed_BxT), kept_BxT=jnp.asarray(kept_BxT))
+    attend = jax.jit(lambda q: jnp.sum(kernels.skip_attention(q, k, v, plan, backend="xla") ** 2))
+    jax.block_until_ready(attend(q))
+    jax.effects_barrier()
+    assert len(visits) == needed
+    # The gradient visits them once forward and once backward.
+    visits.clear()
+    jax.block_until_ready(jax.jit(jax.grad(attend))(q))
+    jax.effects_barrier()
+    assert len(visits) == 2 * needed
+
+
+def test_nan_in_skipped_blocks_changes_nothing():
+    # Given queries in the first half only: no block of keys after them is seen
+    routed_BxT = marks(20, 1) & (np.arange(T) < T // 2)
+    q, k, v = inputs()
+    late_Tx1x1 = (np.arange(T) >= 96 + 32)[:, None, None]  # whole blocks of 32 kept keys
+    unrouted_BxTx1x1 = ~routed_BxT[..., None, None]
+    poisoned = jnp.where(unrouted_BxTx1x1, jnp.nan, q), *(jnp.where(late_Tx1x1, jnp.nan, x) for x in (k, v))
+    run = jax.jit(partial(graded, backend="xla"))
+    args = (jnp.asarray(routed_BxT), jnp.ones((B, T), bool))
+    clean, dirty = run(q, k, v, *args), run(*poisoned, *args)
+    jax.tree.map(np.testing.assert_array_equal, clean, dirty)
+
+
+def test_the_clock_sees_what_was_skipped():
+    # Given 2048 positions, all routed or 1.6% of them; 62 times less work. A factor of 6 is left for a busy machine.
+    long = 2048
+    q, k, v = (jax.random.normal(jax.random.key(i), (1, long, 4, 64)) for i in range(3))
+
+    @jax.jit
+    def attend(routed_BxT):
+        return kernels.skip_attention(q, k, v, kernels.make_plan(routed_BxT), backend="xla")
+
+    def fastest(routed_BxT):
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            jax.block_until_ready(attend(routed_BxT))
+            times.append(time.perf_counter() - start)
+        return min(times[1:])
+
+    everyone, few = jnp.ones((1, long), bool), jnp.asarray(np.random.default_rng(0).random((1, long)) < 0.016)
+    assert fastest(everyone) > 6 * fastest(few)
+
+
+def test_vmap_adds_sequences_to_the_list(monkeypatch):
+    # Given three plans, one of them full: the others must not pay for it
+    visits = []
+    visible = xla._visible
+
+    def counted(*args):
+        jax.debug.callback(lambda: visits.append(1))
+        return visible(*args)
+
+    monkeypatch.setattr(xla, "_visible", counted)
+    q, k, v = inputs()
+    routed_3xBxT = np.stack([marks(count, 1) for count in (0, 1, T)])
+    everyone_BxT = np.ones((B, T), bool)
+
+    def attend(q, routed_BxT):
+        return kernels.skip_attention(q, k, v, kernels.make_plan(routed_BxT), backend="xla")
+
+    mapped = jax.jit(jax.vmap(attend, in_axes=(None, 0)))(q, jnp.asarray(routed_3xBxT))
+    jax.effects_barrier()
+    assert len(visits) == sum(tiles_needed(routed_BxT, everyone_BxT, 16, 32) for routed_BxT in routed_3xBxT)
+    for o, routed_BxT in zip(mapped, routed_3xBxT, strict=True):
+        np.testing.assert_allclose(o, attend(q, jnp.asarray(routed_BxT)), atol=1e-6)
+
+
+def test_every_backend_is_tested_or_has_its_own_file():
+    assert set(BACKENDS) - {"tpu", "tpu_interpret", "gpu", "gpu_interpret"} == set(TESTED) - {"auto"}
