@@ -10,6 +10,8 @@ def forward(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan: SkipPlan, scale: float):
     """(attention o_BxCxHxV, log-sum-exp_BxCxH) of compact query rows over compact keys; 0 where a row sees nothing."""
     B, C, H, K = q_BxCxHxK.shape
     S, G, V = v_BxSxGxV.shape[1:]
+    wide, narrow = jnp.promote_types(q_BxCxHxK.dtype, jnp.float32), v_BxSxGxV.dtype
+    q_BxCxHxK, k_BxSxGxK, v_BxSxGxV = (x.astype(wide) for x in (q_BxCxHxK, k_BxSxGxK, v_BxSxGxV))
     Q = H // G  # query heads of a group stand under each other, as more rows
     q_BxGxQCxK = q_BxCxHxK.reshape(B, C, G, Q, K).transpose(0, 2, 3, 1, 4).reshape(B, G, Q * C, K)
     k_BxGxSxK, v_BxGxSxV = k_BxSxGxK.swapaxes(1, 2), v_BxSxGxV.swapaxes(1, 2)
@@ -25,7 +27,7 @@ def forward(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan: SkipPlan, scale: float):
     o_BxGxQCxV = (weight_BxGxQCxS @ v_BxGxSxV) / some  # a row that sees nothing gives 0
     lse_BxGxQCx1 = jnp.where(total > 0, top + jnp.log(some), 0)
     back = lambda x: x.reshape(B, G, Q, C, -1).transpose(0, 3, 1, 2, 4).reshape(B, C, H, -1)
-    return back(o_BxGxQCxV), back(lse_BxGxQCx1)[..., 0]
+    return back(o_BxGxQCxV).astype(narrow), back(lse_BxGxQCx1)[..., 0]
 
 
 def backward(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan: SkipPlan, scale: float, o_BxCxHxV, lse_BxCxH, do_BxCxHxV):

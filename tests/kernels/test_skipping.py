@@ -1,4 +1,4 @@
-"""Attention over longer plans: on every rung of the ladder, in both precisions, and with nothing done for the skipped."""
+"""Attention over longer plans: each rung of the ladder, both precisions, and nothing done for what is skipped."""
 
 import time
 from functools import partial
@@ -78,13 +78,24 @@ def off(got, want) -> float:
     return np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-30)
 
 
+TOLERANCE = {"float32": 2e-5, "bfloat16": 1e-2}
+
+
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(jnp.float32, 2e-5), (jnp.bfloat16, 1e-2)], ids=["float32", "bfloat16"]
+    ("backend", "limits", "dtype"),
+    [
+        ("reference", {}, "float32"),
+        ("xla", {}, "float32"),
+        ("xla", {"memory": 20}, "float32"),
+        ("xla", {"window": 40}, "float32"),
+        ("xla", {"memory": 20}, "bfloat16"),
+        ("auto", {"memory": 20}, "bfloat16"),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("backend", TESTED)
-@pytest.mark.parametrize("limits", [{}, {"memory": 20}, {"window": 40}], ids=str)
-def test_every_rung_and_precision_is_the_float64_truth(backend, limits, dtype, tolerance):
+def test_every_rung_and_precision_is_the_float64_truth(backend, limits, dtype):
     q, k, v = inputs(dtype)
+    tolerance = TOLERANCE[dtype]
     run = jax.jit(partial(graded, backend=backend, **limits))
     for count in COUNTS:
         for kept in (T, 40):
@@ -132,31 +143,36 @@ def tiles_needed(routed_BxT, kept_BxT, rows: int, keys: int) -> int:
     return total
 
 
-@pytest.mark.parametrize(("count", "kept"), [(0, T), (1, T), (20, 40), (20, T), (T, T)])
-def test_only_the_plans_tiles_are_visited(count, kept, monkeypatch):
-    # Given a counter in the loop's body, which runs once for each tile that is worked on
-    visits = []
-    visible = xla._visible
+@pytest.fixture
+def visits(monkeypatch):
+    """A list that grows by one for each tile that is worked on: a counter in the body of the loop."""
+    seen, visible = [], xla._visible
 
     def counted(*args):
-        jax.debug.callback(lambda: visits.append(1))
+        jax.debug.callback(lambda: seen.append(1))
         return visible(*args)
 
     monkeypatch.setattr(xla, "_visible", counted)
-    routed_BxT, kept_BxT = marks(count, 1), marks(kept, 2)
+    return seen
+
+
+def test_only_the_plans_tiles_are_visited(visits):
     q, k, v = inputs()
-    needed = tiles_needed(routed_BxT, kept_BxT, 16, 32)
-    assert needed == 0 or count > 0
-    plan = kernels.make_plan(jnp.asarray(routed_BxT), kept_BxT=jnp.asarray(kept_BxT))
-    attend = jax.jit(lambda q: jnp.sum(kernels.skip_attention(q, k, v, plan, backend="xla") ** 2))
-    jax.block_until_ready(attend(q))
-    jax.effects_barrier()
-    assert len(visits) == needed
-    # The gradient visits them once forward and once backward.
-    visits.clear()
-    jax.block_until_ready(jax.jit(jax.grad(attend))(q))
-    jax.effects_barrier()
-    assert len(visits) == 2 * needed
+
+    def attend(q, routed_BxT, kept_BxT):
+        plan = kernels.make_plan(routed_BxT, kept_BxT=kept_BxT)
+        return jnp.sum(kernels.skip_attention(q, k, v, plan, backend="xla") ** 2)
+
+    forward, backward = jax.jit(attend), jax.jit(jax.grad(attend))
+    for count, kept in [(0, T), (1, T), (20, 40), (20, T), (T, T)]:
+        routed_BxT, kept_BxT = marks(count, 1), marks(kept, 2)
+        needed = tiles_needed(routed_BxT, kept_BxT, 16, 32)
+        assert (needed == 0) == (count == 0)
+        for run, times in ((forward, 1), (backward, 2)):  # a gradient visits them forward and backward
+            visits.clear()
+            jax.block_until_ready(run(q, jnp.asarray(routed_BxT), jnp.asarray(kept_BxT)))
+            jax.effects_barrier()
+            assert len(visits) == times * needed
 
 
 def test_nan_in_skipped_blocks_changes_nothing():
@@ -193,28 +209,21 @@ def test_the_clock_sees_what_was_skipped():
     assert fastest(everyone) > 6 * fastest(few)
 
 
-def test_vmap_adds_sequences_to_the_list(monkeypatch):
+def test_vmap_adds_sequences_to_the_list(visits):
     # Given three plans, one of them full: the others must not pay for it
-    visits = []
-    visible = xla._visible
-
-    def counted(*args):
-        jax.debug.callback(lambda: visits.append(1))
-        return visible(*args)
-
-    monkeypatch.setattr(xla, "_visible", counted)
     q, k, v = inputs()
     routed_3xBxT = np.stack([marks(count, 1) for count in (0, 1, T)])
-    everyone_BxT = np.ones((B, T), bool)
 
     def attend(q, routed_BxT):
-        return kernels.skip_attention(q, k, v, kernels.make_plan(routed_BxT), backend="xla")
+        return kernels.skip_attention_compact(q, k, v, kernels.make_plan(routed_BxT), backend="xla")
 
     mapped = jax.jit(jax.vmap(attend, in_axes=(None, 0)))(q, jnp.asarray(routed_3xBxT))
     jax.effects_barrier()
+    everyone_BxT = np.ones((B, T), bool)
     assert len(visits) == sum(tiles_needed(routed_BxT, everyone_BxT, 16, 32) for routed_BxT in routed_3xBxT)
+    apart = jax.jit(attend)
     for o, routed_BxT in zip(mapped, routed_3xBxT, strict=True):
-        np.testing.assert_allclose(o, attend(q, jnp.asarray(routed_BxT)), atol=1e-6)
+        np.testing.assert_allclose(o, apart(q, jnp.asarray(routed_BxT)), atol=1e-6)
 
 
 def test_every_backend_is_tested_or_has_its_own_file():
