@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from cram_jax.dims import Array, Bool, Float, Key, Marks, Scalar, Tokens
 from cram_jax.functional.common import FeedForward, feed_forward, init_feed_forward
 
+FLOOR = 0.01  # of sigma^2, in units of a token's mean square per coordinate
+
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +74,14 @@ def release(state: ConsolidationState, when: Bool[Array, ""] | bool = True) -> C
 def variance(state: ConsolidationState) -> Float[Array, "*layers"]:
     """sigma^2 of Eq 6: the mean squared distance of retrievals from their mean; 1 before any was seen.
 
-    It is centred: with an uncentred one, retrievals with a large constant part would all look familiar.
+    It is centred: with an uncentred one, retrievals with a large constant part would all look familiar. It is at least
+    FLOOR: in a layer that stopped attending, retrievals shrink together, and divided by their own variance the noise
+    of distilling them would be the largest gradient there is.
     """
     seen = state.weight > 0
     weight = jnp.where(seen, state.weight, 1)
     centred = state.square / weight - jnp.sum((state.mean_D / weight[..., None]) ** 2, axis=-1)
-    return jnp.where(seen, jnp.maximum(centred, 1e-6), 1)
+    return jnp.where(seen, jnp.maximum(centred, FLOOR), 1)
 
 
 def statistics(retrieved_BxTxD: Tokens, retrieved_BxT: Marks) -> ConsolidationStats:
