@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 TESTS ?= tests
 
-.PHONY: demo test clean
+.PHONY: demo test bench clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,9 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(TESTS)
+
+bench: $(VENV)/installed
+	$(BIN)/python experiments/kernels.py
 
 clean:
 	rm -rf .venv .venv-* *.egg-info

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cram_jax.analysis import accounting
 from cram_jax.dims import Array, Float, Int, Key, Scalar
 from cram_jax.functional import consolidation, objective
 from cram_jax.functional.common import check_inputs
@@ -146,10 +147,12 @@ def check_batch(learner: Learner, params: Params, batch) -> None:
 
 
 def forward(learner: Learner, params: Params, states, batch, key: Key | None, train: bool):
-    """(task loss, metrics, aux) of a batch."""
+    """(task loss, metrics, aux) of a batch; the operations that were executed are among the metrics."""
     x_BxTxD, gap_BxT = learner.task.embed(params.task, batch)
     y_BxTxD, aux = learner.model.apply(params.model, states, x_BxTxD, gap_BxT=gap_BxT, key=key, train=train)
     loss, metrics = learner.task.score(params.task, y_BxTxD, batch)
+    routes = aux.routes if learner.model.routes else ()
+    metrics |= accounting.executed(learner.model.layer, learner.model.depth, routes, x_BxTxD.shape[:2], train)
     return loss, metrics, aux
 
 

@@ -93,3 +93,12 @@ def test_only_retrievals_teach_the_semantic_memory(poison):
     lessons, teacher = jax.grad(lesson, argnums=(0, 1))(params, target_BxTxD)
     np.testing.assert_array_equal(teacher, 0)  # the teacher gets no gradient
     assert np.all(np.isfinite(lessons.up_RxD)) and np.any(lessons.up_RxD != 0)
+
+
+def test_a_layer_that_stopped_attending_does_not_own_the_gradient():
+    # Retrievals that hardly differ (1e-4 a coordinate): their own variance would make the lesson 1e6 times as large
+    state = consolidation.init_state(D, CFG)
+    for seed in range(30):
+        r_BxTxD = 1e-4 * retrievals(seed, count=100, mean=0.0)
+        state = consolidation.update(state, consolidation.statistics(r_BxTxD, jnp.ones(r_BxTxD.shape[:2], bool)))
+    assert consolidation.variance(state) == np.float32(consolidation.FLOOR)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cram_jax.functional import episodic
 from cram_jax.functional.cram import CRAMConfig
 from cram_jax.functional.episodic import EpisodicConfig
 from cram_jax.models.stack import Stack
@@ -132,3 +133,27 @@ def test_a_transformer_takes_the_same_step():
     state, report = run([batch(0), batch(1)], plain)
     assert np.isfinite(report["loss"][0]) and "attention_tokens" not in report
     assert state.consolidation == ()
+
+
+def test_twenty_steps_with_and_without_skipping_agree(monkeypatch):
+    # Given one state after the release, in sequences long enough for short lists to be used
+    long = lambda i: LEARNER.task.batch("train", 0, i, 160, 4)
+    start, _ = run([long(i) for i in range(4)])
+    assert np.all(start.consolidation.released)
+
+    def twenty(backend):
+        episodic = dataclasses.replace(LEARNER.model.layer.episodic, backend=backend)
+        model = dataclasses.replace(LEARNER.model, layer=dataclasses.replace(LEARNER.model.layer, episodic=episodic))
+        learner, state, losses = dataclasses.replace(LEARNER, model=model), jax.tree.map(jnp.copy, start), []
+        for i in range(4, 24):
+            state, report = learning.train_step(learner, state, long(i))
+            losses.append(report["loss"][0])
+        return np.array(losses), report["attention_tokens"]
+
+    # When 20 steps are trained from it, with lists as long as needed, and with everything computed
+    skipping, attention = twenty("xla")
+    monkeypatch.setattr(episodic, "RUNGS", ((1, 1),))
+    dense, dense_attention = twenty("reference")
+    # Then they agree; sums are ordered differently, and 20 steps let that grow
+    np.testing.assert_allclose(skipping, dense, rtol=1e-4)
+    assert attention == dense_attention and 0 < attention[0] < 0.7 * attention[1]

@@ -1,0 +1,110 @@
+"""What a layer really computed: floating-point operations, counted from the plans it executed.
+
+A multiply-add is two operations; only products of matrices are counted. Nothing is asked of a compiler, whose own
+count takes a loop's body once and a branch's cost whether it was taken or not.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cram_jax import kernels
+from cram_jax.dims import Array, Scalar, Segments
+from cram_jax.functional import uncertainty
+from cram_jax.functional.attention import AttentionConfig
+from cram_jax.functional.cram import CRAMConfig, CRAMRoutes
+from cram_jax.functional.routing import feature_width
+
+
+class Work(NamedTuple):
+    """Attributes: counts over a batch, of one layer or with a leading L axis.
+    tokens: all of them.
+    rows: queries projected and answered.
+    slots: keys and values projected.
+    pairs: (query, key) pairs.
+    """
+
+    tokens: Scalar
+    rows: Scalar
+    slots: Scalar
+    pairs: Scalar
+
+
+def work(routes: CRAMRoutes, cfg: CRAMConfig, segment_BxT: Segments | None = None) -> Work:
+    """The work of one layer's plan, which its attended and kept tokens decide."""
+    kept_BxT = routes.kept_BxT
+    plan = kernels.make_plan(
+        routes.attended_BxT, kept_BxT=kept_BxT, memory=cfg.episodic.memory, segment_BxT=segment_BxT
+    )
+    seen_BxC = jnp.maximum(plan.end_BxC - plan.start_BxC, 0)
+    total = lambda x: jnp.sum(x, dtype=jnp.float32)
+    tokens, slots = jnp.asarray(kept_BxT.size, jnp.float32), total(jnp.max(plan.end_BxC, axis=1))
+    return Work(tokens, total(seen_BxC > 0), slots, total(seen_BxC))
+
+
+def dense_work(batch: int, length: int) -> Work:
+    """The work of a layer in which every token attends to all before it."""
+    tokens = float(batch * length)
+    return Work(*(jnp.asarray(x) for x in (tokens, tokens, tokens, tokens * (length + 1) / 2)))
+
+
+def flops(cfg: CRAMConfig | AttentionConfig, work: Work, *, train: bool = False) -> tuple[Array, Array]:
+    """(attention_flops, total_flops) of a layer.
+
+    Args:
+      train: forward, backward and what the backward pass computes again; else forward alone.
+    """
+    if isinstance(cfg, AttentionConfig):
+        H, K, V, again = cfg.heads, cfg.head_dim, cfg.head_dim, 0
+        beside = 4 * cfg.D * cfg.F
+    else:
+        H, K, V, again = cfg.episodic.heads, cfg.episodic.head_dim, cfg.episodic.head_dim, 1
+        beside = _beside(cfg)
+    row, slot, pair = 2 * cfg.D * H * (K + V), 2 * cfg.D * H * (K + V), 2 * H * (K + V)
+    # The gradient of a product is two; attention's weights are computed once more: 5 products for 2. CRAM's backward
+    # pass repeats its forward one for the rows of the plan.
+    projections, pairs = (3 + again, 3.5 + again) if train else (1, 1)
+    attention = projections * (row * work.rows + slot * work.slots) + pairs * pair * work.pairs
+    lessons = 0.0
+    if train and isinstance(cfg, CRAMConfig):  # distillation: forward, again, and the gradient of the parameters
+        lessons = 3 * 4 * cfg.D * cfg.semantic.rank * work.rows
+    return attention, attention + lessons + (3 if train else 1) * beside * work.tokens
+
+
+def _beside(cfg: CRAMConfig) -> int:
+    """Operations a token that no route saves."""
+    D, W = cfg.D, cfg.working.width
+    if cfg.working.body == "ct_ode":
+        working = 2 * D * W + 2 * W * W * (cfg.working.steps - 1) + 2 * W * D
+    else:
+        working = 3 * 2 * D * W + 2 * W * D
+    network = lambda inputs, hidden, outputs: 2 * hidden * (inputs + outputs)
+    return (
+        working
+        + network(D, cfg.semantic.rank, D)
+        + network(D, cfg.consolidation.width, 1)
+        + network(feature_width(D, cfg.routing), cfg.routing.width, 3)
+        + network(D + 1, cfg.episodic.width, 1)
+        + network(D, cfg.F, D)
+        + 2 * D * uncertainty.CODES
+    )
+
+
+def executed(
+    cfg: CRAMConfig | AttentionConfig, depth: int, routes: CRAMRoutes | tuple[()], shape: tuple[int, int], train: bool
+) -> dict[str, tuple[Scalar, Scalar]]:
+    """{"attention_flops", "total_flops"} of all layers, as (sum, tokens): their mean is a token's.
+
+    Args:
+      routes: of all layers, with a leading L axis; not looked at for a transformer.
+      shape: (batch, length).
+    """
+    if isinstance(cfg, AttentionConfig):
+        attention, total = flops(cfg, dense_work(*shape), train=train)
+        attention, total = depth * attention, depth * total
+    else:
+        attention_L, total_L = flops(cfg, jax.vmap(lambda one: work(one, cfg))(routes), train=train)
+        attention, total = jnp.sum(attention_L), jnp.sum(total_L)
+    tokens = jnp.asarray(shape[0] * shape[1], jnp.float32)
+    return {"attention_flops": (attention, tokens), "total_flops": (total, tokens)}
