@@ -4,7 +4,7 @@ python experiments/kernels.py [--parts=attention,kept,stream] [--lengths=1024,40
 
 | part | what is timed |
 |---|---|
-| attention | plan, gather, attention, scatter against utilisation; forward, and forward with backward; dense baselines |
+| attention | plan, gather, attention, scatter against utilisation; forward, and with backward; dense baselines |
 | kept | the same read with 15% of the keys kept, and with all |
 | stream | a CRAM model's time a token as its context grows, against dense attention with a full cache |
 """

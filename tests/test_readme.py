@@ -16,13 +16,17 @@ def test_a_block_of_code_runs(name, code):
     key = jax.random.key(0)
     names = {"key": key, "x_BxTxD": jax.random.normal(key, (2, 16, 64)), "gap_BxT": jnp.ones((2, 16))}
     exec(code, names)
+    if name == "Depths":
+        attends_BxT = jnp.any(names["y_BxTxHxV"] != 0, axis=(2, 3))
+        assert jnp.all(jnp.sum(attends_BxT, axis=1) == 32)
+        return
     y_BxTxD = names["y_BxTxD"]
     assert y_BxTxD.shape == (2, 16, 64) and jnp.all(jnp.isfinite(y_BxTxD))
     assert names["aux"].sums.tokens == 32
 
 
 def test_there_are_blocks():
-    assert [name for name, _ in BLOCKS] == ["NNX", "Linen"]
+    assert [name for name, _ in BLOCKS] == ["NNX", "Linen", "Depths"]
 
 
 def test_every_file_it_names_exists():
