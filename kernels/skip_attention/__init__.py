@@ -5,12 +5,12 @@ from functools import partial
 import jax
 from jaxtyping import Array, Float
 
-from . import reference, xla
+from . import reference, tpu, xla
 from .ladder import on_ladder, switch
 from .plan import SkipPlan, make_plan
 
 # Each has `forward` and `backward` over compact rows.
-BACKENDS = {"reference": reference, "xla": xla}
+BACKENDS = {"reference": reference, "xla": xla, "tpu": tpu, "tpu_interpret": tpu.interpreted}
 
 __all__ = ["BACKENDS", "SkipPlan", "make_plan", "on_ladder", "skip_attention", "skip_attention_compact"]
 
@@ -18,7 +18,9 @@ __all__ = ["BACKENDS", "SkipPlan", "make_plan", "on_ladder", "skip_attention", "
 def _named(backend: str) -> str:
     if backend != "auto" and backend not in BACKENDS:
         raise ValueError(f"backend must be one of {('auto', *BACKENDS)}, got {backend!r}")
-    return "xla" if backend == "auto" else backend
+    if backend == "auto":
+        return "tpu" if jax.default_backend() == "tpu" else "xla"
+    return backend
 
 
 def _scale(scale: float | None, q, k) -> float:

@@ -36,12 +36,16 @@ class Tiles(NamedTuple):
     keys: int
 
 
-DEFAULT = Tiles(512, 512)
+# Rows: as many as a block of keys needs to keep the matrix unit busy while the next is read - the chip's operations per
+# byte (v5e 240, v5p 166, v6e 560), in bfloat16 - and no more, for a tile that few routed rows fill is computed in full.
+# Keys: a step long enough to hide its own cost, of which a window or a causal edge wastes half a block.
+DEFAULT = Tiles(256, 512)
+TILES = {"TPU v5 lite": DEFAULT, "TPU v5": DEFAULT, "TPU v6 lite": Tiles(512, 512)}  # by device kind
 HIDDEN = -1e30  # the logit of a key a row does not see: minus infinity that stays finite under subtraction
 LOWEST = -5e29  # where a row's maximum starts: far above HIDDEN, so that hidden keys weigh exactly 0 from the start
 SCALARS = 2**20 // 4 - 2**12  # 32-bit words of scalar memory, less what the compiler keeps
-FIRST, LAST, WHOLE = 1, 2, 4  # flags of an item: begins a sum, ends it, every row sees every key
-FLAG_BITS = 3
+FIRST, LAST = 1, 2  # flags of an item: it begins a sum, it ends one
+FLAG_BITS = 2
 
 
 class _Sizes(NamedTuple):
@@ -123,7 +127,7 @@ def _pad(x, axis: int, size: int):
 
 def _laid_out(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan, scale, tiles, interpret):
     (_, C, H, _), (_, S, G, _) = q_BxCxHxK.shape, k_BxSxGxK.shape
-    most = tiles or DEFAULT
+    most = tiles or TILES.get(jax.devices()[0].device_kind, DEFAULT)
     in_lanes = lambda size: -(-size // 128) * 128
     tiles = Tiles(min(most.rows, in_lanes(C * H // G)), min(most.keys, in_lanes(S)))
     limits_Bx2xN = jnp.repeat(jnp.stack([plan.start_BxC, plan.end_BxC], axis=1), H // G, axis=2)
@@ -134,33 +138,31 @@ def _laid_out(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan, scale, tiles, interpret):
 
 
 def _pairs(limits_Bx2xN, S: int, tiles: Tiles):
-    """(sequences, tiles, blocks): whether any row of the tile sees any key of the block; whether every one sees all."""
-    start_BxTxR, end_BxTxR = jnp.moveaxis(limits_Bx2xN.reshape(len(limits_Bx2xN), 2, -1, tiles.rows), 1, 0)
-    edge_N = jnp.arange(0, S, tiles.keys, dtype=jnp.int32)
-    start, end = start_BxTxR[:, :, None], end_BxTxR[:, :, None]
-    low, high = edge_N[:, None], edge_N[:, None] + tiles.keys
-    sees = (start < end) & (start < high) & (end > low)
-    return jnp.any(sees, axis=-1), jnp.all((start <= low) & (end >= high), axis=-1)
+    """(sequences, tiles, blocks): whether any row of the tile sees any key of the block."""
+    start, end = jnp.moveaxis(limits_Bx2xN.reshape(len(limits_Bx2xN), 2, -1, 1, tiles.rows), 1, 0)
+    edge = jnp.arange(0, S, tiles.keys, dtype=jnp.int32)[:, None]
+    return jnp.any((start < end) & (start < edge + tiles.keys) & (end > edge), axis=-1)
 
 
-def _work(live_BxTxN, whole_BxTxN, by_block: bool) -> _Work:
-    B, tiles, blocks = live_BxTxN.shape
-    if live_BxTxN.size > SCALARS:
+def _work(live, by_block: bool) -> _Work:
+    """The list of pairs out of `_pairs`, tile by tile or block by block."""
+    B, tiles, blocks = live.shape
+    if live.size > SCALARS:
         raise ValueError(
-            f"a plan of {B} sequences x {tiles} tiles of rows x {blocks} blocks of keys may list {live_BxTxN.size} "
+            f"a plan of {B} sequences x {tiles} tiles of rows x {blocks} blocks of keys may list {live.size} "
             f"pairs, but scalar memory holds {SCALARS}; use larger tiles, smaller capacities, or fewer sequences a call"
         )
     tile_bits, block_bits = (tiles - 1).bit_length(), (blocks - 1).bit_length()
-    b, tile, block = (jax.lax.broadcasted_iota(jnp.int32, live_BxTxN.shape, axis) for axis in range(3))
+    b, tile, block = (jax.lax.broadcasted_iota(jnp.int32, live.shape, axis) for axis in range(3))
     along = 1 if by_block else 2  # a sum runs along tiles, or along blocks
-    rank = jnp.cumsum(live_BxTxN, axis=along, dtype=jnp.int32)
-    total = jnp.sum(live_BxTxN, axis=along, keepdims=True, dtype=jnp.int32)
-    flags = jnp.where(rank == 1, FIRST, 0) + jnp.where(rank == total, LAST, 0) + jnp.where(whole_BxTxN, WHOLE, 0)
+    rank = jnp.cumsum(live, axis=along, dtype=jnp.int32)
+    total = jnp.sum(live, axis=along, keepdims=True, dtype=jnp.int32)
+    flags = jnp.where(rank == 1, FIRST, 0) + jnp.where(rank == total, LAST, 0)
     word = ((((b << tile_bits) + tile) << block_bits) + block << FLAG_BITS) + flags
     if by_block:
-        live_BxTxN, word = live_BxTxN.swapaxes(1, 2), word.swapaxes(1, 2)
-    order_I = jnp.argsort(~live_BxTxN.reshape(-1), stable=True)
-    return _Work(jnp.sum(live_BxTxN, dtype=jnp.int32), word.reshape(-1)[order_I], tile_bits, block_bits)
+        live, word = live.swapaxes(1, 2), word.swapaxes(1, 2)
+    order_I = jnp.argsort(~live.reshape(-1), stable=True)
+    return _Work(jnp.sum(live, dtype=jnp.int32), word.reshape(-1)[order_I], tile_bits, block_bits)
 
 
 def _unpack(work: _Work, item):
@@ -187,9 +189,13 @@ def _visit(kernel, sizes: _Sizes, work: _Work, inputs: dict, outputs: dict, scra
             case "rows":
                 return pl.BlockSpec((None, None, x.shape[2], tiles.rows), at(lambda g, b, tile, block: (b, g, 0, tile)))
             case "keys":
-                return pl.BlockSpec((None, None, tiles.keys, x.shape[3]), at(lambda g, b, tile, block: (b, g, block, 0)))
+                return pl.BlockSpec(
+                    (None, None, tiles.keys, x.shape[3]), at(lambda g, b, tile, block: (b, g, block, 0))
+                )
             case "across":
-                return pl.BlockSpec((None, None, x.shape[2], tiles.keys), at(lambda g, b, tile, block: (b, g, 0, block)))
+                return pl.BlockSpec(
+                    (None, None, x.shape[2], tiles.keys), at(lambda g, b, tile, block: (b, g, 0, block))
+                )
 
     specs = lambda arrays: [spec(cut, x) for cut, group in arrays.items() for x in group]
     flat = lambda arrays: [x for group in arrays.values() for x in group]
@@ -223,8 +229,9 @@ def _dot(x, y, contract: tuple[int, int]):
 def _logits(sizes, block, limits_2xN, k_SxK, q_KxN):
     """(keys, rows), scaled; HIDDEN where not seen."""
     logits_SxN = _dot(k_SxK[...], q_KxN[...], (1, 0)) * sizes.scale
-    slot_SxN = block * sizes.tiles.keys + jax.lax.broadcasted_iota(jnp.int32, logits_SxN.shape, 0)
-    visible_SxN = (slot_SxN >= limits_2xN[0:1]) & (slot_SxN < limits_2xN[1:2])
+    here_2xN = limits_2xN[...] - block * sizes.tiles.keys  # a subtraction a row, not one a key and row
+    slot_SxN = jax.lax.broadcasted_iota(jnp.int32, logits_SxN.shape, 0)
+    visible_SxN = (slot_SxN >= here_2xN[0:1]) & (slot_SxN < here_2xN[1:2])
     return jnp.where(visible_SxN, logits_SxN, HIDDEN)
 
 
@@ -256,7 +263,7 @@ def _forward(sizes: _Sizes, q_BxGxKxN, k_BxGxSxK, v_BxGxSxV, limits_Bx2xN):
     """(o_BxGxVxN, log-sum-exp_BxGx1xN); 0 where a row sees nothing."""
     (B, G, _, N), (S, V) = q_BxGxKxN.shape, v_BxGxSxV.shape[2:]
     kind = jnp.promote_types(q_BxGxKxN.dtype, jnp.float32)
-    work = _work(*_pairs(limits_Bx2xN, S, sizes.tiles), by_block=False)
+    work = _work(_pairs(limits_Bx2xN, S, sizes.tiles), by_block=False)
     out = jax.ShapeDtypeStruct((B, G, V, N), v_BxGxSxV.dtype), jax.ShapeDtypeStruct((B, G, 1, N), kind)
     o, lse = _visit(
         _forward_kernel,
@@ -317,7 +324,7 @@ def _backward(sizes: _Sizes, q_BxGxKxN, k_BxGxSxK, v_BxGxSxV, limits_Bx2xN, stat
     """(dq_BxGxKxN, dk_BxGxKxS, dv_BxGxVxS)."""
     (B, G, K, _), (S, V) = q_BxGxKxN.shape, v_BxGxSxV.shape[2:]
     kind = jnp.promote_types(q_BxGxKxN.dtype, jnp.float32)
-    live_BxTxN, whole_BxTxN = _pairs(limits_Bx2xN, S, sizes.tiles)
+    live = _pairs(limits_Bx2xN, S, sizes.tiles)
     inputs = {
         "limits": [limits_Bx2xN],
         "rows": [q_BxGxKxN, stats_BxGx2xN, do_BxGxVxN],
@@ -327,7 +334,7 @@ def _backward(sizes: _Sizes, q_BxGxKxN, k_BxGxSxK, v_BxGxSxV, limits_Bx2xN, stat
     visit = lambda kernel, by_block, outputs, size, sums: _visit(
         kernel,
         sizes,
-        _work(live_BxTxN, whole_BxTxN, by_block),
+        _work(live, by_block),
         inputs,
         outputs,
         [pltpu.VMEM((X, size), kind) for X in sums],
@@ -338,5 +345,5 @@ def _backward(sizes: _Sizes, q_BxGxKxN, k_BxGxSxK, v_BxGxSxV, limits_Bx2xN, stat
     dk, dv = visit(_dkv_kernel, True, dkv, sizes.tiles.keys, [K, V])
     # What was not visited holds anything
     sees_Bx1x1xN = (limits_Bx2xN[:, 1] > limits_Bx2xN[:, 0])[:, None, None]
-    seen_Bx1x1xS = jnp.repeat(jnp.any(live_BxTxN, axis=1), sizes.tiles.keys, axis=1)[:, None, None]
+    seen_Bx1x1xS = jnp.repeat(jnp.any(live, axis=1), sizes.tiles.keys, axis=1)[:, None, None]
     return jnp.where(sees_Bx1x1xN, dq, 0), jnp.where(seen_Bx1x1xS, dk, 0), jnp.where(seen_Bx1x1xS, dv, 0)
