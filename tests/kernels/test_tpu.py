@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import topologies
-from jax.experimental.pallas import tpu as pltpu
 
 from cram_jax import kernels
 from cram_jax.kernels.skip_attention import reference, tpu
