@@ -5,12 +5,12 @@ from functools import partial
 import jax
 from jaxtyping import Array, Float
 
-from . import reference, xla
+from . import reference, tpu, xla
 from .ladder import on_ladder, switch
 from .plan import SkipPlan, make_plan
 
 # Each has `forward` and `backward` over compact rows.
-BACKENDS = {"reference": reference, "xla": xla}
+BACKENDS = {"reference": reference, "xla": xla, "tpu": tpu, "tpu_interpret": tpu.interpreted}
 
 __all__ = ["BACKENDS", "SkipPlan", "make_plan", "on_ladder", "skip_attention", "skip_attention_compact"]
 
@@ -21,6 +21,15 @@ SHORT = 128  # keys: up to here a batch of small products is faster than a loop 
 def _resolve(backend: str, keys: int):
     if backend == "auto":
         backend = "reference" if keys <= SHORT else "xla"
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {('auto', *BACKENDS)}, got {backend!r}")
+SHORT = 128  # keys: up to here a batch of small products is faster on a CPU than a loop over them
+
+
+def _resolve(backend: str, keys: int):
+    if backend == "auto":
+        on_cpu = "reference" if keys <= SHORT else "xla"
+        backend = {"tpu": "tpu", "cpu": on_cpu}.get(jax.default_backend(), "xla")
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {('auto', *BACKENDS)}, got {backend!r}")
     return BACKENDS[backend]
