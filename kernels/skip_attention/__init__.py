@@ -1,16 +1,24 @@
 """Attention that is computed only for routed queries over kept keys: the dispatch over backends."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 from jaxtyping import Array, Float
 
-from . import reference, xla
+from . import gpu, reference, xla
 from .ladder import on_ladder, switch
 from .plan import SkipPlan, make_plan
 
 # Each has `forward` and `backward` over compact rows.
-BACKENDS = {"reference": reference, "xla": xla}
+BACKENDS = {
+    "reference": reference,
+    "xla": xla,
+    "gpu": gpu,
+    "gpu_interpret": SimpleNamespace(  # the same kernels on a CPU, checked for races; slow
+        forward=partial(gpu.forward, interpret=True), backward=partial(gpu.backward, interpret=True)
+    ),
+}
 
 __all__ = ["BACKENDS", "SkipPlan", "make_plan", "on_ladder", "skip_attention", "skip_attention_compact"]
 
