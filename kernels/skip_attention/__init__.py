@@ -50,7 +50,8 @@ def skip_attention(
 
     Args:
       scale: factor on q.k; K**-0.5 by default.
-      backend: "auto" picks by platform among backends whose numbers were verified.
+      backend: "auto" picks by platform among backends whose numbers were verified on it, today "xla" everywhere.
+        "gpu" (Hopper and newer) was verified without a GPU: see `gpu.py`.
 
     Raises:
       ValueError: where H is not a multiple of G, or the backend is unknown.

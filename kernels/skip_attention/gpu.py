@@ -3,11 +3,16 @@
 Rows of one group's query heads stand under each other, 64 to a tile; kept keys come in blocks of 64. The forward and
 the dQ kernel give each row tile the contiguous range of key blocks it sees, the dK/dV kernel gives each key block the
 contiguous range of row tiles that see it. How long a range is, is read from memory inside the kernel: the work follows
-the plan, a new plan does not recompile, and a tile or block with an empty range is answered with exact 0. One
-warpgroup computes while another fetches. Nothing is added up across programs: results repeat bit by bit.
+the plan, a new plan does not recompile, and a tile or block with an empty range is answered with exact 0. Softmax is
+taken online, the backward pass recomputes the weights from the log-sum-exp. Nothing is added up across programs:
+results repeat bit by bit. A program is one warpgroup, which has the next block fetched while it computes; with one
+program's registers that few, several share a processor and fill each other's waits.
 
 bfloat16 with head sizes up to 128 (padded to 64 or 128) runs here. All else, float32 above all, runs in `xla.py`: the
 tensor cores would round float32 operands, which is far from what float32 promises.
+
+Verified without a GPU only: numbers and races under JAX's interpreter (`tests/kernels/test_gpu.py`), and compiled for
+sm_90 without spilled registers (`make aot-gpu`). Until it ran on one, `auto` does not choose it.
 """
 
 import inspect
@@ -23,7 +28,7 @@ from . import xla
 from .plan import SkipPlan
 
 TILE = 64  # rows in a tile and keys in a block: what one warpgroup multiplies without spilling registers
-STEPS = 2  # fetched ahead
+STEPS = 2  # blocks in shared memory: the one computed with, and the next
 LOW = -1e30  # stands for minus infinity, and stays finite under subtraction
 LOG2E = math.log2(math.e)  # the hardware's exponential is that of 2
 TILED = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)  # how tensor cores want bfloat16 in shared memory
@@ -112,37 +117,32 @@ def _ranges(start_BxR, end_BxR, S: int):
 
 
 def _call(interpret: bool, body, out_type, grid, scratch_types):
-    """Runs a kernel with one computing and one fetching warpgroup to a program."""
+    """A kernel; interpreted (jax 0.12), it runs on a CPU and stops with an error at the first race."""
     return plgpu.kernel(
         body,
         out_type=out_type,
         grid=grid,
         grid_names=GRID,
-        num_threads=2,
-        thread_name="warpgroup",
         scratch_types=scratch_types,
         compiler_params=plgpu.CompilerParams(approx_math=True),
         **{"interpret": plgpu.InterpretGPUParams(detect_races=True, on_race="raise")} if interpret else {},
     )
 
 
-def _pipelined(body, context, first, count, widths):
-    """Fetches blocks first, first + 1, ... of several arrays, (TILE width) or (TILE,), and computes with each in turn."""
-    spec = lambda width: (
-        plgpu.BlockSpec((TILE, width), lambda i: (i + first, 0), transforms=TILED)
-        if width
+def _over_blocks(body, first, count, arrays, carry):
+    """body(block, *its parts in shared memory, carry) over blocks first, first + 1, ...; the next are being fetched."""
+    spec = lambda ref: (
+        plgpu.BlockSpec((TILE, ref.shape[1]), lambda i: (i + first, 0), transforms=TILED)
+        if len(ref.shape) == 2
         else plgpu.BlockSpec((TILE,), lambda i: (i + first,))
     )
-    return plgpu.emit_pipeline_warp_specialized(
-        body,
+    return plgpu.emit_pipeline(
+        lambda index, *parts_and_carry: body(index[0] + first, *parts_and_carry),
         grid=(count,),
-        in_specs=[spec(width) for width in widths],
+        in_specs=[spec(ref) for ref in arrays],
         max_concurrent_steps=STEPS,
-        num_compute_wgs=1,
-        memory_registers=40,
-        wg_axis="warpgroup",
-        compute_context=context,
-    )
+        init_carry=carry,
+    )(*arrays)
 
 
 def _where_am_i():
@@ -192,31 +192,19 @@ def _forward(scale, interpret, q_BxGxRxK, k_BxSxGxK, v_BxSxGxV, start_BxR, end_B
     first_BxI, count_BxI, _, _ = _ranges(start_BxR, end_BxR, S)
     layout = plgpu.Layout.WGMMA
 
-    def attend(q, k, v, start, end, firsts, counts, o, lse, q_smem, start_smem, end_smem, p_smem, o_smem, lse_smem, bar):
+    def attend(q, k, v, start, end, firsts, counts, o, lse, *scratch):
+        q_smem, start_smem, end_smem, p_smem, o_smem, lse_smem, barrier = scratch
         b, g, i = _where_am_i()
         rows = pl.ds(i * TILE, TILE)
         first, count = firsts[b, i], counts[b, i]
 
-        def compute(run):
-            _fetch(bar, (q.at[b, g, rows], start.at[b, rows], end.at[b, rows]), (q_smem, start_smem, end_smem))
-            per_row = layout.reduce(1)
-            begin = _filled(LOW, (TILE,), per_row), _filled(0, (TILE,), per_row), _filled(0, (TILE, V), layout)
-            top, total, sums = run(begin)
-            some = jnp.where(total > 0, total, 1.0)
-            o_smem[...] = (sums / _spread(some, 0, V)).astype(kind)
-            lse_smem[...] = jnp.where(total > 0, top * (1 / LOG2E) + jnp.log(some), 0.0)
-            plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(o_smem, o.at[b, g, rows])
-            plgpu.copy_smem_to_gmem(lse_smem, lse.at[b, g, rows])
-            plgpu.wait_smem_to_gmem(0)
+        _fetch(barrier, (q.at[b, g, rows], start.at[b, rows], end.at[b, rows]), (q_smem, start_smem, end_smem))
 
-        def step(index, k_smem, v_smem, carry):
+        def step(block, k_smem, v_smem, carry):
             top, total, sums = carry
-            visible = _visible(_per_row(start_smem, 0), _per_row(end_smem, 0), first + index[0], 0)
+            visible = _visible(_per_row(start_smem, 0), _per_row(end_smem, 0), block, 0)
             logits = _multiply(q_smem, k_smem.transpose((1, 0))) * (scale * LOG2E)
-            logits = jnp.where(visible, logits, LOW)
-            new_top = jnp.maximum(top, jnp.max(logits, axis=1))
-            # Where a row sees nothing yet, the top is LOW and the weights would be 1
+            new_top = jnp.maximum(top, jnp.max(jnp.where(visible, logits, LOW), axis=1))
             weight = jnp.where(visible, jnp.exp2(logits - _spread(new_top, 0)), 0.0)
             fade = jnp.exp2(top - new_top)
             p_smem[...] = weight.astype(kind)
@@ -226,7 +214,16 @@ def _forward(scale, interpret, q_BxGxRxK, k_BxSxGxK, v_BxSxGxV, start_BxR, end_B
             cast = plgpu.layout_cast
             return cast(new_top, layout.reduce(1)), cast(total, layout.reduce(1)), cast(sums, layout)
 
-        _pipelined(step, compute, first, count, (K, V))(k.at[b, :, g], v.at[b, :, g])
+        per_row = layout.reduce(1)
+        begin = _filled(LOW, (TILE,), per_row), _filled(0, (TILE,), per_row), _filled(0, (TILE, V), layout)
+        top, total, sums = _over_blocks(step, first, count, (k.at[b, :, g], v.at[b, :, g]), begin)
+        some = jnp.where(total > 0, total, 1.0)
+        o_smem[...] = (sums / _spread(some, 0, V)).astype(kind)
+        lse_smem[...] = jnp.where(total > 0, top * (1 / LOG2E) + jnp.log(some), 0.0)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(o_smem, o.at[b, g, rows])
+        plgpu.copy_smem_to_gmem(lse_smem, lse.at[b, g, rows])
+        plgpu.wait_smem_to_gmem(0)
 
     scratch = [
         plgpu.SMEM((TILE, K), kind, transforms=TILED),
@@ -242,10 +239,9 @@ def _forward(scale, interpret, q_BxGxRxK, k_BxSxGxK, v_BxSxGxV, start_BxR, end_B
     return kernel(q_BxGxRxK, k_BxSxGxK, v_BxSxGxV, start_BxR, end_BxR, first_BxI, count_BxI)
 
 
-def _backward(scale, interpret, q_BxGxRxK, do_BxGxRxV, lse_BxGxR, delta_BxGxR, k_BxSxGxK, v_BxSxGxV, start_BxR, end_BxR):
-    S = k_BxSxGxK.shape[1]
-    first_BxI, tiles_BxI, since_BxJ, blocks_BxJ = _ranges(start_BxR, end_BxR, S)
-    arrays = q_BxGxRxK, do_BxGxRxV, lse_BxGxR, delta_BxGxR, k_BxSxGxK, v_BxSxGxV, start_BxR, end_BxR
+def _backward(scale, interpret, *arrays):
+    *_, k_BxSxGxK, _, start_BxR, end_BxR = arrays
+    first_BxI, tiles_BxI, since_BxJ, blocks_BxJ = _ranges(start_BxR, end_BxR, k_BxSxGxK.shape[1])
     dq = _gradient_of_rows(scale, interpret, *arrays, first_BxI, tiles_BxI)
     return dq, *_gradient_of_keys(scale, interpret, *arrays, since_BxJ, blocks_BxJ)
 
@@ -253,33 +249,35 @@ def _backward(scale, interpret, q_BxGxRxK, do_BxGxRxV, lse_BxGxR, delta_BxGxR, k
 def _gradient_of_rows(scale, interpret, q_BxGxRxK, do_BxGxRxV, *others):
     B, G, R, K = q_BxGxRxK.shape
     V, kind = do_BxGxRxV.shape[3], q_BxGxRxK.dtype
-    layout = plgpu.Layout.WGMMA
 
-    def differentiate(q, do, lse, delta, k, v, start, end, firsts, counts, dq, *scratch):
+    def differentiate_rows(q, do, lse, delta, k, v, start, end, firsts, counts, dq, *scratch):
         q_smem, do_smem, lse_smem, delta_smem, start_smem, end_smem, ds_smem, barrier = scratch
         b, g, i = _where_am_i()
         rows = pl.ds(i * TILE, TILE)
         first, count = firsts[b, i], counts[b, i]
 
-        def compute(run):
-            sources = [x.at[b, g, rows] for x in (q, do, lse, delta)] + [x.at[b, rows] for x in (start, end)]
-            _fetch(barrier, sources, (q_smem, do_smem, lse_smem, delta_smem, start_smem, end_smem))
-            sums = run(_filled(0, (TILE, K), layout))
-            q_smem[...] = (sums * scale).astype(kind)
-            plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(q_smem, dq.at[b, g, rows])
-            plgpu.wait_smem_to_gmem(0)
+        sources = [x.at[b, g, rows] for x in (q, do, lse, delta)] + [x.at[b, rows] for x in (start, end)]
+        _fetch(barrier, sources, (q_smem, do_smem, lse_smem, delta_smem, start_smem, end_smem))
 
-        def step(index, k_smem, v_smem, sums):
-            visible = _visible(_per_row(start_smem, 0), _per_row(end_smem, 0), first + index[0], 0)
-            logits = _multiply(q_smem, k_smem.transpose((1, 0))) * (scale * LOG2E)
-            weight = jnp.where(visible, jnp.exp2(logits - _spread(_per_row(lse_smem, 0) * LOG2E, 0)), 0.0)
-            dweight = _multiply(do_smem, v_smem.transpose((1, 0)))
-            ds_smem[...] = (weight * (dweight - _spread(_per_row(delta_smem, 0), 0))).astype(kind)
-            plgpu.commit_smem()
-            return plgpu.layout_cast(sums + _multiply(ds_smem, k_smem), layout)
+        def accumulate(sums):
+            def step(block, k_smem, v_smem, _):
+                visible = _visible(_per_row(start_smem, 0), _per_row(end_smem, 0), block, 0)
+                logits = _multiply(q_smem, k_smem.transpose((1, 0))) * (scale * LOG2E)
+                weight = jnp.where(visible, jnp.exp2(logits - _spread(_per_row(lse_smem, 0) * LOG2E, 0)), 0.0)
+                dweight = _multiply(do_smem, v_smem.transpose((1, 0)))
+                ds_smem[...] = (weight * (dweight - _spread(_per_row(delta_smem, 0), 0))).astype(kind)
+                plgpu.commit_smem()
+                plgpu.wgmma(sums, ds_smem, k_smem)
+                plgpu.wgmma_wait(0)
+                return _
 
-        _pipelined(step, compute, first, count, (K, V))(k.at[b, :, g], v.at[b, :, g])
+            _over_blocks(step, first, count, (k.at[b, :, g], v.at[b, :, g]), ())
+            return sums[...]
+
+        q_smem[...] = (pl.run_scoped(accumulate, plgpu.ACC((TILE, K), jnp.float32)) * scale).astype(kind)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(q_smem, dq.at[b, g, rows])
+        plgpu.wait_smem_to_gmem(0)
 
     scratch = [
         plgpu.SMEM((TILE, K), kind, transforms=TILED),
@@ -292,45 +290,48 @@ def _gradient_of_rows(scale, interpret, q_BxGxRxK, do_BxGxRxV, *others):
         plgpu.Barrier(num_arrivals=6),
     ]
     out = jax.ShapeDtypeStruct(q_BxGxRxK.shape, kind)
-    return _call(interpret, differentiate, out, (B, G, R // TILE), scratch)(q_BxGxRxK, do_BxGxRxV, *others)
+    return _call(interpret, differentiate_rows, out, (B, G, R // TILE), scratch)(q_BxGxRxK, do_BxGxRxV, *others)
 
 
-def _gradient_of_keys(scale, interpret, q_BxGxRxK, do_BxGxRxV, lse, delta, k_BxSxGxK, v_BxSxGxV, *others):
+def _gradient_of_keys(scale, interpret, q_BxGxRxK, do_BxGxRxV, lse_BxGxR, delta_BxGxR, k_BxSxGxK, v_BxSxGxV, *others):
     B, S, G, K = k_BxSxGxK.shape
     V, kind = v_BxSxGxV.shape[3], k_BxSxGxK.dtype
-    layout = plgpu.Layout.WGMMA
 
-    def differentiate(q, do, lse, delta, k, v, start, end, firsts, counts, dk, dv, *scratch):
+    def differentiate_keys(q, do, lse, delta, k, v, start, end, firsts, counts, dk, dv, *scratch):
         k_smem, v_smem, p_smem, ds_smem, barrier = scratch
         b, g, j = _where_am_i()
         keys = pl.ds(j * TILE, TILE)
         first, count = firsts[b, j], counts[b, j]
 
-        def compute(run):
-            _fetch(barrier, (k.at[b, keys, g], v.at[b, keys, g]), (k_smem, v_smem))
-            dk_sums, dv_sums = run((_filled(0, (TILE, K), layout), _filled(0, (TILE, V), layout)))
-            k_smem[...] = (dk_sums * scale).astype(kind)
-            v_smem[...] = dv_sums.astype(kind)
-            plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(k_smem, dk.at[b, keys, g])
-            plgpu.copy_smem_to_gmem(v_smem, dv.at[b, keys, g])
-            plgpu.wait_smem_to_gmem(0)
+        _fetch(barrier, (k.at[b, keys, g], v.at[b, keys, g]), (k_smem, v_smem))
 
-        def step(_, q_smem, do_smem, lse_smem, delta_smem, start_smem, end_smem, carry):
-            # Keys down, rows across: the products below then need no transposed left operand
-            dk_sums, dv_sums = carry
-            visible = _visible(_per_row(start_smem, 1), _per_row(end_smem, 1), j, 1)
-            logits = _multiply(k_smem, q_smem.transpose((1, 0))) * (scale * LOG2E)
-            weight = jnp.where(visible, jnp.exp2(logits - _spread(_per_row(lse_smem, 1) * LOG2E, 1)), 0.0)
-            dweight = _multiply(v_smem, do_smem.transpose((1, 0)))
-            p_smem[...] = weight.astype(kind)
-            ds_smem[...] = (weight * (dweight - _spread(_per_row(delta_smem, 1), 1))).astype(kind)
-            plgpu.commit_smem()  # also hands the numbers read above back to the fetching warpgroup
-            dv_sums = plgpu.layout_cast(dv_sums + _multiply(p_smem, do_smem), layout)
-            return plgpu.layout_cast(dk_sums + _multiply(ds_smem, q_smem), layout), dv_sums
+        def accumulate(dk_sums, dv_sums):
+            def step(_, q_smem, do_smem, lse_smem, delta_smem, start_smem, end_smem, carry):
+                # Keys down, rows across: no product then has a transposed left operand
+                visible = _visible(_per_row(start_smem, 1), _per_row(end_smem, 1), j, 1)
+                logits = _multiply(k_smem, q_smem.transpose((1, 0))) * (scale * LOG2E)
+                weight = jnp.where(visible, jnp.exp2(logits - _spread(_per_row(lse_smem, 1) * LOG2E, 1)), 0.0)
+                p_smem[...] = weight.astype(kind)
+                dweight = _multiply(v_smem, do_smem.transpose((1, 0)))
+                ds_smem[...] = (weight * (dweight - _spread(_per_row(delta_smem, 1), 1))).astype(kind)
+                plgpu.commit_smem()  # also ends the reads above, before the parts are fetched anew
+                plgpu.wgmma(dv_sums, p_smem, do_smem)
+                plgpu.wgmma(dk_sums, ds_smem, q_smem)
+                plgpu.wgmma_wait(0)
+                return carry
 
-        by_row = [x.at[b, g] for x in (q, do, lse, delta)] + [x.at[b] for x in (start, end)]
-        _pipelined(step, compute, first, count, (K, V, None, None, None, None))(*by_row)
+            by_row = [x.at[b, g] for x in (q, do, lse, delta)] + [x.at[b] for x in (start, end)]
+            _over_blocks(step, first, count, by_row, ())
+            return dk_sums[...], dv_sums[...]
+
+        sums = [plgpu.ACC((TILE, width), jnp.float32) for width in (K, V)]
+        dk_sums, dv_sums = pl.run_scoped(accumulate, *sums)
+        k_smem[...] = (dk_sums * scale).astype(kind)
+        v_smem[...] = dv_sums.astype(kind)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(k_smem, dk.at[b, keys, g])
+        plgpu.copy_smem_to_gmem(v_smem, dv.at[b, keys, g])
+        plgpu.wait_smem_to_gmem(0)
 
     scratch = [
         plgpu.SMEM((TILE, K), kind, transforms=TILED),
@@ -340,5 +341,5 @@ def _gradient_of_keys(scale, interpret, q_BxGxRxK, do_BxGxRxV, lse, delta, k_BxS
         plgpu.Barrier(num_arrivals=2),
     ]
     out = [jax.ShapeDtypeStruct(x.shape, kind) for x in (k_BxSxGxK, v_BxSxGxV)]
-    kernel = _call(interpret, differentiate, out, (B, G, S // TILE), scratch)
-    return kernel(q_BxGxRxK, do_BxGxRxV, lse, delta, k_BxSxGxK, v_BxSxGxV, *others)
+    kernel = _call(interpret, differentiate_keys, out, (B, G, S // TILE), scratch)
+    return kernel(q_BxGxRxK, do_BxGxRxV, lse_BxGxR, delta_BxGxR, k_BxSxGxK, v_BxSxGxV, *others)
