@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 TESTS ?= tests
 
-.PHONY: demo test bench clean
+.PHONY: demo test bench aot-gpu clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,17 @@ test: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python experiments/kernels.py
+
+# The GPU kernels through the real compiler for sm_90, without a GPU. Not part of `test`: 1.5 GB to download.
+$(VENV)-aot-gpu/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-aot-gpu
+	$(VENV)-aot-gpu/bin/python -m pip install --quiet --constraint constraints.txt --editable . \
+		jax-cuda12-plugin jax-cuda12-pjrt 'nvidia-cuda-nvcc-cu12>=12.9.86' \
+		nvidia-cuda-runtime-cu12 nvidia-nvshmem-cu12
+	touch $@
+
+aot-gpu: $(VENV)-aot-gpu/installed
+	$(VENV)-aot-gpu/bin/python tests/kernels/aot_gpu.py
 
 clean:
 	rm -rf .venv .venv-* *.egg-info

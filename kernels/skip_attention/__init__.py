@@ -1,29 +1,30 @@
 """Attention that is computed only for routed queries over kept keys: the dispatch over backends."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 from jaxtyping import Array, Float
 
-from . import reference, tpu, xla
+from . import gpu, reference, tpu, xla
 from .ladder import on_ladder, switch
 from .plan import SkipPlan, make_plan
 
-# Each has `forward` and `backward` over compact rows.
-BACKENDS = {"reference": reference, "xla": xla, "tpu": tpu, "tpu_interpret": tpu.interpreted}
+# Each has `forward` and `backward` over compact rows. The interpreted ones run an accelerator's kernels on a CPU,
+# checked for races, and slowly.
+BACKENDS = {
+    "reference": reference,
+    "xla": xla,
+    "tpu": tpu,
+    "tpu_interpret": tpu.interpreted,
+    "gpu": gpu,
+    "gpu_interpret": SimpleNamespace(
+        forward=partial(gpu.forward, interpret=True), backward=partial(gpu.backward, interpret=True)
+    ),
+}
+SHORT = 128  # keys: up to here a batch of small products is faster on a CPU than a loop over them
 
 __all__ = ["BACKENDS", "SkipPlan", "make_plan", "on_ladder", "skip_attention", "skip_attention_compact"]
-
-
-SHORT = 128  # keys: up to here a batch of small products is faster than a loop over them
-
-
-def _resolve(backend: str, keys: int):
-    if backend == "auto":
-        backend = "reference" if keys <= SHORT else "xla"
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {('auto', *BACKENDS)}, got {backend!r}")
-SHORT = 128  # keys: up to here a batch of small products is faster on a CPU than a loop over them
 
 
 def _resolve(backend: str, keys: int):
@@ -56,7 +57,8 @@ def skip_attention(
 
     Args:
       scale: factor on q.k; K**-0.5 by default.
-      backend: "auto" picks by platform among backends whose numbers were verified.
+      backend: "auto" picks by platform among backends whose numbers were verified on it, today "xla" everywhere.
+        "gpu" (Hopper and newer) was verified without a GPU: see `gpu.py`.
 
     Raises:
       ValueError: where H is not a multiple of G, or the backend is unknown.

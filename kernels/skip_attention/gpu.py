@@ -1,0 +1,345 @@
+"""Attention over a plan on NVIDIA GPUs from Hopper on: Mosaic GPU kernels that visit what the plan lists, no more.
+
+Rows of one group's query heads stand under each other, 64 to a tile; kept keys come in blocks of 64. The forward and
+the dQ kernel give each row tile the contiguous range of key blocks it sees, the dK/dV kernel gives each key block the
+contiguous range of row tiles that see it. How long a range is, is read from memory inside the kernel: the work follows
+the plan, a new plan does not recompile, and a tile or block with an empty range is answered with exact 0. Softmax is
+taken online, the backward pass recomputes the weights from the log-sum-exp. Nothing is added up across programs:
+results repeat bit by bit. A program is one warpgroup, which has the next block fetched while it computes; with one
+program's registers that few, several share a processor and fill each other's waits.
+
+bfloat16 with head sizes up to 128 (padded to 64 or 128) runs here. All else, float32 above all, runs in `xla.py`: the
+tensor cores would round float32 operands, which is far from what float32 promises.
+
+Verified without a GPU only: numbers and races under JAX's interpreter (`tests/kernels/test_gpu.py`), and compiled for
+sm_90 without spilled registers (`make aot-gpu`). Until it ran on one, `auto` does not choose it.
+"""
+
+import inspect
+import math
+from functools import partial
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+
+from . import xla
+from .plan import SkipPlan
+
+TILE = 64  # rows in a tile and keys in a block: what one warpgroup multiplies without spilling registers
+STEPS = 2  # blocks in shared memory: the one computed with, and the next
+LOW = -1e30  # stands for minus infinity, and stays finite under subtraction
+LOG2E = math.log2(math.e)  # the hardware's exponential is that of 2
+TILED = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)  # how tensor cores want bfloat16 in shared memory
+GRID = ("batch", "group", "tile")
+ALL = {"idx": ()} if "idx" in inspect.signature(plgpu.load).parameters else {}  # jax 0.10 asks for an index
+
+
+def forward(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan: SkipPlan, scale: float, interpret: bool = False):
+    """(attention o_BxCxHxV, log-sum-exp_BxCxH) of compact query rows over compact keys; 0 where a row sees nothing."""
+    if not _runs_here(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV):
+        return xla.forward(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan, scale)
+    G, V = v_BxSxGxV.shape[2:]
+    arrays = [_rows(q_BxCxHxK, G), _keys(k_BxSxGxK), _keys(v_BxSxGxV), *_limits(plan, q_BxCxHxK.shape[2] // G)]
+    o, lse = xla._in_one_list(partial(_forward, scale, interpret), arrays)
+    return _rows_back(o, q_BxCxHxK)[..., :V], _rows_back(lse, q_BxCxHxK)
+
+
+def backward(
+    q_BxCxHxK,
+    k_BxSxGxK,
+    v_BxSxGxV,
+    plan: SkipPlan,
+    scale: float,
+    o_BxCxHxV,
+    lse_BxCxH,
+    do_BxCxHxV,
+    interpret: bool = False,
+):
+    """(dq, dk, dv) for the gradient do of o."""
+    if not _runs_here(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV):
+        return xla.backward(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan, scale, o_BxCxHxV, lse_BxCxH, do_BxCxHxV)
+    S, G, K = k_BxSxGxK.shape[1:]
+    V = v_BxSxGxV.shape[3]
+    delta_BxCxH = jnp.sum(do_BxCxHxV.astype(jnp.float32) * o_BxCxHxV.astype(jnp.float32), axis=-1)
+    rows = [_rows(x, G) for x in (q_BxCxHxK, do_BxCxHxV.astype(v_BxSxGxV.dtype), lse_BxCxH, delta_BxCxH)]
+    arrays = [*rows, _keys(k_BxSxGxK), _keys(v_BxSxGxV), *_limits(plan, q_BxCxHxK.shape[2] // G)]
+    dq, dk, dv = xla._in_one_list(partial(_backward, scale, interpret), arrays)
+    return _rows_back(dq, q_BxCxHxK)[..., :K], dk[:, :S, :, :K], dv[:, :S, :, :V]
+
+
+def _runs_here(q, k, v) -> bool:
+    return all(x.dtype == jnp.bfloat16 and x.shape[-1] <= 128 for x in (q, k, v))
+
+
+def _padded(x, *multiples):
+    """x with zeros up to a multiple in each axis; 1 leaves an axis alone."""
+    return jnp.pad(x, [(0, -size % multiple) for size, multiple in zip(x.shape, multiples, strict=True)])
+
+
+def _keys(x_BxSxGxK):
+    return _padded(x_BxSxGxK, 1, TILE, 1, 64)
+
+
+def _rows(x_BxCxHx, G: int):
+    """(B G R ...): the query heads of a group side by side for every row, padded to whole tiles."""
+    B, C, H, *K = x_BxCxHx.shape
+    x_BxGxRx = x_BxCxHx.reshape(B, C, G, H // G, *K).swapaxes(1, 2).reshape(B, G, C * H // G, *K)
+    return _padded(x_BxGxRx, 1, 1, TILE, *[64] * len(K))
+
+
+def _rows_back(x_BxGxRx, q_BxCxHxK):
+    B, C, H = q_BxCxHxK.shape[:3]
+    G, R, *K = x_BxGxRx.shape[1:]
+    return x_BxGxRx[:, :, : C * H // G].reshape(B, G, C, H // G, *K).swapaxes(1, 2).reshape(B, C, H, *K)
+
+
+def _limits(plan: SkipPlan, Q: int):
+    return [_padded(jnp.repeat(x_BxC, Q, axis=1), 1, TILE) for x_BxC in (plan.start_BxC, plan.end_BxC)]
+
+
+def _ranges(start_BxR, end_BxR, S: int):
+    """What there is to do: (first block, how many) for each row tile, and (first tile, how many) for each key block."""
+    sees_BxIxR, start_BxIxR, end_BxIxR = (
+        x.reshape(x.shape[0], -1, TILE) for x in (end_BxR > start_BxR, start_BxR, end_BxR)
+    )
+    none_BxI = ~jnp.any(sees_BxIxR, axis=2)
+    first_BxI = jnp.where(none_BxI, 0, jnp.min(jnp.where(sees_BxIxR, start_BxIxR, S), axis=2) // TILE)
+    last_BxI = jnp.where(none_BxI, 0, -(-jnp.max(jnp.where(sees_BxIxR, end_BxIxR, 0), axis=2) // TILE))
+    block_Jx1 = jnp.arange(S // TILE)[:, None]
+    meets_BxJxI = (first_BxI[:, None] <= block_Jx1) & (block_Jx1 < last_BxI[:, None])
+    tile_I = jnp.arange(first_BxI.shape[1])
+    until_BxJ = jnp.max(jnp.where(meets_BxJxI, tile_I + 1, 0), axis=2)
+    since_BxJ = jnp.min(jnp.where(meets_BxJxI, tile_I, until_BxJ[..., None]), axis=2)
+    out = first_BxI, last_BxI - first_BxI, since_BxJ, until_BxJ - since_BxJ
+    return [x.astype(jnp.int32) for x in out]
+
+
+def _call(interpret: bool, body, out_type, grid, scratch_types):
+    """A kernel; interpreted (jax 0.12), it runs on a CPU and stops with an error at the first race."""
+    return plgpu.kernel(
+        body,
+        out_type=out_type,
+        grid=grid,
+        grid_names=GRID,
+        scratch_types=scratch_types,
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+        **{"interpret": plgpu.InterpretGPUParams(detect_races=True, on_race="raise")} if interpret else {},
+    )
+
+
+def _over_blocks(body, first, count, arrays, carry):
+    """body(block, *its parts in shared memory, carry) over blocks first, first + 1, ...; the next are being fetched."""
+    spec = lambda ref: (
+        plgpu.BlockSpec((TILE, ref.shape[1]), lambda i: (i + first, 0), transforms=TILED)
+        if len(ref.shape) == 2
+        else plgpu.BlockSpec((TILE,), lambda i: (i + first,))
+    )
+    return plgpu.emit_pipeline(
+        lambda index, *parts_and_carry: body(index[0] + first, *parts_and_carry),
+        grid=(count,),
+        in_specs=[spec(ref) for ref in arrays],
+        max_concurrent_steps=STEPS,
+        init_carry=carry,
+    )(*arrays)
+
+
+def _where_am_i():
+    return [jax.lax.axis_index(name) for name in GRID]
+
+
+def _fetch(barrier, sources, targets):
+    for source, target in zip(sources, targets, strict=True):
+        plgpu.copy_gmem_to_smem(source, target, barrier)
+    plgpu.barrier_wait(barrier)
+
+
+def _multiply(x_ref, y_ref):
+    """x @ y, both in shared memory, in float32 registers."""
+
+    def product(out_ref):
+        plgpu.wgmma(out_ref, x_ref, y_ref)
+        return out_ref[...]
+
+    return pl.run_scoped(product, plgpu.ACC((x_ref.shape[0], y_ref.shape[1]), jnp.float32))
+
+
+def _filled(value, shape, layout):
+    return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
+
+
+def _spread(x_R, axis: int, width: int = TILE):
+    """One number a row of a tile, over the columns; `axis` is that of the rows."""
+    return jax.lax.broadcast_in_dim(x_R, (TILE, width) if axis == 0 else (width, TILE), (axis,))
+
+
+def _per_row(ref, axis: int):
+    """One number a row, laid out to be spread over a tile."""
+    return plgpu.load(ref, **ALL, layout=plgpu.Layout.WGMMA.reduce(1 - axis))
+
+
+def _visible(start_R, end_R, block, axis: int):
+    """Which keys of a block each row sees."""
+    slot = plgpu.broadcasted_iota(jnp.int32, (TILE, TILE), 1 - axis, layout=plgpu.Layout.WGMMA) + block * TILE
+    return (slot >= _spread(start_R, axis)) & (slot < _spread(end_R, axis))
+
+
+def _forward(scale, interpret, q_BxGxRxK, k_BxSxGxK, v_BxSxGxV, start_BxR, end_BxR):
+    B, G, R, K = q_BxGxRxK.shape
+    S, V = v_BxSxGxV.shape[1], v_BxSxGxV.shape[3]
+    kind = q_BxGxRxK.dtype
+    first_BxI, count_BxI, _, _ = _ranges(start_BxR, end_BxR, S)
+    layout = plgpu.Layout.WGMMA
+
+    def attend(q, k, v, start, end, firsts, counts, o, lse, *scratch):
+        q_smem, start_smem, end_smem, p_smem, o_smem, lse_smem, barrier = scratch
+        b, g, i = _where_am_i()
+        rows = pl.ds(i * TILE, TILE)
+        first, count = firsts[b, i], counts[b, i]
+
+        _fetch(barrier, (q.at[b, g, rows], start.at[b, rows], end.at[b, rows]), (q_smem, start_smem, end_smem))
+
+        def step(block, k_smem, v_smem, carry):
+            top, total, sums = carry
+            visible = _visible(_per_row(start_smem, 0), _per_row(end_smem, 0), block, 0)
+            logits = _multiply(q_smem, k_smem.transpose((1, 0))) * (scale * LOG2E)
+            new_top = jnp.maximum(top, jnp.max(jnp.where(visible, logits, LOW), axis=1))
+            weight = jnp.where(visible, jnp.exp2(logits - _spread(new_top, 0)), 0.0)
+            fade = jnp.exp2(top - new_top)
+            p_smem[...] = weight.astype(kind)
+            plgpu.commit_smem()
+            total = total * fade + jnp.sum(weight, axis=1)
+            sums = sums * _spread(fade, 0, V) + _multiply(p_smem, v_smem)
+            cast = plgpu.layout_cast
+            return cast(new_top, layout.reduce(1)), cast(total, layout.reduce(1)), cast(sums, layout)
+
+        per_row = layout.reduce(1)
+        begin = _filled(LOW, (TILE,), per_row), _filled(0, (TILE,), per_row), _filled(0, (TILE, V), layout)
+        top, total, sums = _over_blocks(step, first, count, (k.at[b, :, g], v.at[b, :, g]), begin)
+        some = jnp.where(total > 0, total, 1.0)
+        o_smem[...] = (sums / _spread(some, 0, V)).astype(kind)
+        lse_smem[...] = jnp.where(total > 0, top * (1 / LOG2E) + jnp.log(some), 0.0)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(o_smem, o.at[b, g, rows])
+        plgpu.copy_smem_to_gmem(lse_smem, lse.at[b, g, rows])
+        plgpu.wait_smem_to_gmem(0)
+
+    scratch = [
+        plgpu.SMEM((TILE, K), kind, transforms=TILED),
+        plgpu.SMEM((TILE,), jnp.int32),
+        plgpu.SMEM((TILE,), jnp.int32),
+        plgpu.SMEM((TILE, TILE), kind, transforms=TILED),
+        plgpu.SMEM((TILE, V), kind, transforms=TILED),
+        plgpu.SMEM((TILE,), jnp.float32),
+        plgpu.Barrier(num_arrivals=3),
+    ]
+    out = jax.ShapeDtypeStruct((B, G, R, V), kind), jax.ShapeDtypeStruct((B, G, R), jnp.float32)
+    kernel = _call(interpret, attend, out, (B, G, R // TILE), scratch)
+    return kernel(q_BxGxRxK, k_BxSxGxK, v_BxSxGxV, start_BxR, end_BxR, first_BxI, count_BxI)
+
+
+def _backward(scale, interpret, *arrays):
+    *_, k_BxSxGxK, _, start_BxR, end_BxR = arrays
+    first_BxI, tiles_BxI, since_BxJ, blocks_BxJ = _ranges(start_BxR, end_BxR, k_BxSxGxK.shape[1])
+    dq = _gradient_of_rows(scale, interpret, *arrays, first_BxI, tiles_BxI)
+    return dq, *_gradient_of_keys(scale, interpret, *arrays, since_BxJ, blocks_BxJ)
+
+
+def _gradient_of_rows(scale, interpret, q_BxGxRxK, do_BxGxRxV, *others):
+    B, G, R, K = q_BxGxRxK.shape
+    V, kind = do_BxGxRxV.shape[3], q_BxGxRxK.dtype
+
+    def differentiate_rows(q, do, lse, delta, k, v, start, end, firsts, counts, dq, *scratch):
+        q_smem, do_smem, lse_smem, delta_smem, start_smem, end_smem, ds_smem, barrier = scratch
+        b, g, i = _where_am_i()
+        rows = pl.ds(i * TILE, TILE)
+        first, count = firsts[b, i], counts[b, i]
+
+        sources = [x.at[b, g, rows] for x in (q, do, lse, delta)] + [x.at[b, rows] for x in (start, end)]
+        _fetch(barrier, sources, (q_smem, do_smem, lse_smem, delta_smem, start_smem, end_smem))
+
+        def accumulate(sums):
+            def step(block, k_smem, v_smem, _):
+                visible = _visible(_per_row(start_smem, 0), _per_row(end_smem, 0), block, 0)
+                logits = _multiply(q_smem, k_smem.transpose((1, 0))) * (scale * LOG2E)
+                weight = jnp.where(visible, jnp.exp2(logits - _spread(_per_row(lse_smem, 0) * LOG2E, 0)), 0.0)
+                dweight = _multiply(do_smem, v_smem.transpose((1, 0)))
+                ds_smem[...] = (weight * (dweight - _spread(_per_row(delta_smem, 0), 0))).astype(kind)
+                plgpu.commit_smem()
+                plgpu.wgmma(sums, ds_smem, k_smem)
+                plgpu.wgmma_wait(0)
+                return _
+
+            _over_blocks(step, first, count, (k.at[b, :, g], v.at[b, :, g]), ())
+            return sums[...]
+
+        q_smem[...] = (pl.run_scoped(accumulate, plgpu.ACC((TILE, K), jnp.float32)) * scale).astype(kind)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(q_smem, dq.at[b, g, rows])
+        plgpu.wait_smem_to_gmem(0)
+
+    scratch = [
+        plgpu.SMEM((TILE, K), kind, transforms=TILED),
+        plgpu.SMEM((TILE, V), kind, transforms=TILED),
+        plgpu.SMEM((TILE,), jnp.float32),
+        plgpu.SMEM((TILE,), jnp.float32),
+        plgpu.SMEM((TILE,), jnp.int32),
+        plgpu.SMEM((TILE,), jnp.int32),
+        plgpu.SMEM((TILE, TILE), kind, transforms=TILED),
+        plgpu.Barrier(num_arrivals=6),
+    ]
+    out = jax.ShapeDtypeStruct(q_BxGxRxK.shape, kind)
+    return _call(interpret, differentiate_rows, out, (B, G, R // TILE), scratch)(q_BxGxRxK, do_BxGxRxV, *others)
+
+
+def _gradient_of_keys(scale, interpret, q_BxGxRxK, do_BxGxRxV, lse_BxGxR, delta_BxGxR, k_BxSxGxK, v_BxSxGxV, *others):
+    B, S, G, K = k_BxSxGxK.shape
+    V, kind = v_BxSxGxV.shape[3], k_BxSxGxK.dtype
+
+    def differentiate_keys(q, do, lse, delta, k, v, start, end, firsts, counts, dk, dv, *scratch):
+        k_smem, v_smem, p_smem, ds_smem, barrier = scratch
+        b, g, j = _where_am_i()
+        keys = pl.ds(j * TILE, TILE)
+        first, count = firsts[b, j], counts[b, j]
+
+        _fetch(barrier, (k.at[b, keys, g], v.at[b, keys, g]), (k_smem, v_smem))
+
+        def accumulate(dk_sums, dv_sums):
+            def step(_, q_smem, do_smem, lse_smem, delta_smem, start_smem, end_smem, carry):
+                # Keys down, rows across: no product then has a transposed left operand
+                visible = _visible(_per_row(start_smem, 1), _per_row(end_smem, 1), j, 1)
+                logits = _multiply(k_smem, q_smem.transpose((1, 0))) * (scale * LOG2E)
+                weight = jnp.where(visible, jnp.exp2(logits - _spread(_per_row(lse_smem, 1) * LOG2E, 1)), 0.0)
+                p_smem[...] = weight.astype(kind)
+                dweight = _multiply(v_smem, do_smem.transpose((1, 0)))
+                ds_smem[...] = (weight * (dweight - _spread(_per_row(delta_smem, 1), 1))).astype(kind)
+                plgpu.commit_smem()  # also ends the reads above, before the parts are fetched anew
+                plgpu.wgmma(dv_sums, p_smem, do_smem)
+                plgpu.wgmma(dk_sums, ds_smem, q_smem)
+                plgpu.wgmma_wait(0)
+                return carry
+
+            by_row = [x.at[b, g] for x in (q, do, lse, delta)] + [x.at[b] for x in (start, end)]
+            _over_blocks(step, first, count, by_row, ())
+            return dk_sums[...], dv_sums[...]
+
+        sums = [plgpu.ACC((TILE, width), jnp.float32) for width in (K, V)]
+        dk_sums, dv_sums = pl.run_scoped(accumulate, *sums)
+        k_smem[...] = (dk_sums * scale).astype(kind)
+        v_smem[...] = dv_sums.astype(kind)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(k_smem, dk.at[b, keys, g])
+        plgpu.copy_smem_to_gmem(v_smem, dv.at[b, keys, g])
+        plgpu.wait_smem_to_gmem(0)
+
+    scratch = [
+        plgpu.SMEM((TILE, K), kind, transforms=TILED),
+        plgpu.SMEM((TILE, V), kind, transforms=TILED),
+        plgpu.SMEM((TILE, TILE), kind, transforms=TILED),
+        plgpu.SMEM((TILE, TILE), kind, transforms=TILED),
+        plgpu.Barrier(num_arrivals=2),
+    ]
+    out = [jax.ShapeDtypeStruct(x.shape, kind) for x in (k_BxSxGxK, v_BxSxGxV)]
+    kernel = _call(interpret, differentiate_keys, out, (B, G, S // TILE), scratch)
+    return kernel(q_BxGxRxK, do_BxGxRxV, lse_BxGxR, delta_BxGxR, k_BxSxGxK, v_BxSxGxV, *others)
