@@ -57,8 +57,9 @@ def skip_attention(
 
     Args:
       scale: factor on q.k; K**-0.5 by default.
-      backend: "auto" picks by platform among backends whose numbers were verified on it, today "xla" everywhere.
-        "gpu" (Hopper and newer) was verified without a GPU: see `gpu.py`.
+      backend: "auto" picks by platform among backends whose numbers were verified: "tpu" on TPUs (interpreter and
+        compiler), else "xla", or "reference" on a CPU where there are few keys. "gpu" (Hopper and newer) goes by name
+        until it ran on one: see `gpu.py`.
 
     Raises:
       ValueError: where H is not a multiple of G, or the backend is unknown.
