@@ -137,6 +137,6 @@ def step(
     place = cache.position % cfg.context
     k_BxTxHxK = jax.lax.dynamic_update_slice_in_dim(cache.k_BxTxHxK, k.astype(cache.k_BxTxHxK.dtype), place, axis=1)
     v_BxTxHxK = jax.lax.dynamic_update_slice_in_dim(cache.v_BxTxHxK, v.astype(cache.v_BxTxHxK.dtype), place, axis=1)
-    filled_1x1x1xT = (jnp.arange(cfg.context) <= cache.position)[None, None, None]
-    o = jax.nn.dot_product_attention(q, k_BxTxHxK, v_BxTxHxK, mask=filled_1x1x1xT)
+    plan = kernels.one_row(jnp.full(x_BxD.shape[0], jnp.minimum(cache.position + 1, cfg.context)), cfg.context)
+    o = kernels.skip_attention_compact(q, k_BxTxHxK, v_BxTxHxK, plan, backend="reference")
     return _finish(params, x_Bx1xD, o)[:, 0], AttentionCache(cache.position + 1, k_BxTxHxK, v_BxTxHxK), ()

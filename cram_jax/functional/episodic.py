@@ -220,12 +220,9 @@ def read_cache(
     """r^E of one token from the ring; 0 where it does not attend. Where none of the batch attends, nothing is read."""
 
     def attend():
-        B, M = cache.position_BxM.shape
-        end_B = jnp.where(attends_B, jnp.minimum(cache.written_B, M), 0)
-        zero_B = jnp.zeros(B, jnp.int32)
-        slots_BxM = jnp.broadcast_to(jnp.arange(M), (B, M))
-        plan = kernels.SkipPlan(zero_B[:, None], slots_BxM, zero_B[:, None], end_B[:, None], zero_B, zero_B)
-        q = _queries(params, x_BxD[:, None], jnp.full((B, 1), position), cfg)
+        M = cache.position_BxM.shape[1]
+        plan = kernels.one_row(jnp.where(attends_B, jnp.minimum(cache.written_B, M), 0), M)
+        q = _queries(params, x_BxD[:, None], jnp.full((x_BxD.shape[0], 1), position), cfg)
         # One row is less than a tile: the plain computation is the fast one.
         o_Bx1xHxV = kernels.skip_attention_compact(q, cache.k_BxMxHxK, cache.v_BxMxHxV, plan, backend="reference")
         return _output(params, o_Bx1xHxV)[0][:, 0]

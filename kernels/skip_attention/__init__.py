@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from . import gpu, reference, tpu, xla
 from .ladder import on_ladder, switch
-from .plan import SkipPlan, make_plan
+from .plan import SkipPlan, make_plan, one_row
 
 # Each has `forward` and `backward` over compact rows. The interpreted ones run an accelerator's kernels on a CPU,
 # checked for races, and slowly.
@@ -24,7 +24,7 @@ BACKENDS = {
 }
 SHORT = 128  # keys: up to here a batch of small products is faster on a CPU than a loop over them
 
-__all__ = ["BACKENDS", "SkipPlan", "make_plan", "on_ladder", "skip_attention", "skip_attention_compact"]
+__all__ = ["BACKENDS", "SkipPlan", "make_plan", "on_ladder", "one_row", "skip_attention", "skip_attention_compact"]
 
 
 def _resolve(backend: str, keys: int):

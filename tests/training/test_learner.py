@@ -90,7 +90,10 @@ def test_auditing_all_shows_quality_everywhere_and_changes_no_answer(trained):
     audited = learning.auditing_all(LEARNER)
     _, all_, aux = learning.forward(audited, state.params, state.consolidation, one, jax.random.key(0), False)
     assert np.all(aux.routes.attended_BxT)
-    jax.tree.map(np.testing.assert_array_equal, plain, all_)
+    work = {"attention_flops", "total_flops"}  # what it costs does change
+    answers = lambda metrics: {name: value for name, value in metrics.items() if name not in work}
+    jax.tree.map(np.testing.assert_array_equal, answers(plain), answers(all_))
+    assert all_["attention_flops"][0] > plain["attention_flops"][0]
 
 
 @pytest.mark.parametrize("gap", [np.nan, -1.0, np.inf])
@@ -140,6 +143,12 @@ def test_twenty_steps_with_and_without_skipping_agree(monkeypatch):
     long = lambda i: LEARNER.task.batch("train", 0, i, 160, 4)
     start, _ = run([long(i) for i in range(4)])
     assert np.all(start.consolidation.released)
+    # ... and a router that sends tokens everywhere
+    model = start.params.model
+    out_LxFx3 = jax.random.normal(jax.random.key(1), model.router.out_FxD.shape)
+    start = start._replace(
+        params=start.params._replace(model=model._replace(router=model.router._replace(out_FxD=out_LxFx3)))
+    )
 
     def twenty(backend):
         episodic = dataclasses.replace(LEARNER.model.layer.episodic, backend=backend)
@@ -156,4 +165,4 @@ def test_twenty_steps_with_and_without_skipping_agree(monkeypatch):
     dense, dense_attention = twenty("reference")
     # Then they agree; sums are ordered differently, and 20 steps let that grow
     np.testing.assert_allclose(skipping, dense, rtol=1e-4)
-    assert attention == dense_attention and 0 < attention[0] < 0.7 * attention[1]
+    assert attention == dense_attention and 0 < attention[0] < 0.9 * attention[1]
