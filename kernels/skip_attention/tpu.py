@@ -25,27 +25,40 @@ from .xla import _in_one_list
 
 
 class Tiles(NamedTuple):
-    """What one step of the grid works on; both multiples of 128 on a TPU.
+    """What one step of the grid works on; multiples of 128 on a TPU.
 
     Attributes:
       rows: query rows, each head of a group counted.
       keys: kept keys.
+      part: of the keys, whose softmax the forward pass takes at once. Parts overlap: while the vector unit is at one,
+        the matrix unit is at the next. Fewer keys also need fewer registers.
     """
 
     rows: int
     keys: int
+    part: int = 128
 
 
-# Rows: as many as a block of keys needs to keep the matrix unit busy while the next is read - the chip's operations per
-# byte (v5e 240, v5p 166, v6e 560), in bfloat16 - and no more, for a tile that few routed rows fill is computed in full.
-# Keys: a step long enough to hide its own cost, of which a window or a causal edge wastes half a block.
+# Chosen from the compiler's static schedules (bfloat16, head dimension 128), not from run times.
+# Rows: as many as keep the matrix unit busy while the next block of keys is read, and no more: a tile that few routed
+# rows fill is computed in full. 256 take 0.6 us a block of 512 keys on v5e, and reading the block takes 0.3 us.
+# Keys: more of them cost fewer instructions each, but a window or a causal edge wastes half a block. That is worth it
+# where the vector unit is the bottleneck (v6e: a quarter fewer in the forward pass).
 DEFAULT = Tiles(256, 512)
-TILES = {"TPU v5 lite": DEFAULT, "TPU v5": DEFAULT, "TPU v6 lite": Tiles(512, 512)}  # by device kind
+TILES = {"TPU v5 lite": DEFAULT, "TPU v5": DEFAULT, "TPU v6 lite": Tiles(256, 1024)}  # by device kind
+
+
 HIDDEN = -1e30  # the logit of a key a row does not see: minus infinity that stays finite under subtraction
 LOWEST = -5e29  # where a row's maximum starts: far above HIDDEN, so that hidden keys weigh exactly 0 from the start
 SCALARS = 2**20 // 4 - 2**12  # 32-bit words of scalar memory, less what the compiler keeps
 FIRST, LAST = 1, 2  # flags of an item: it begins a sum, it ends one
 FLAG_BITS = 2
+
+
+def best_tiles(device_kind: str, V: int) -> Tiles:
+    tiles = TILES.get(device_kind, DEFAULT)
+    # At head dimension 64, fading the sums part by part costs more than the overlap saves (v5e: 1003 bundles, not 730)
+    return tiles if V >= 128 else tiles._replace(part=tiles.keys)
 
 
 class _Sizes(NamedTuple):
@@ -127,9 +140,9 @@ def _pad(x, axis: int, size: int):
 
 def _laid_out(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan, scale, tiles, interpret):
     (_, C, H, _), (_, S, G, _) = q_BxCxHxK.shape, k_BxSxGxK.shape
-    most = tiles or TILES.get(jax.devices()[0].device_kind, DEFAULT)
+    most = tiles or best_tiles(jax.devices()[0].device_kind, v_BxSxGxV.shape[-1])
     in_lanes = lambda size: -(-size // 128) * 128
-    tiles = Tiles(min(most.rows, in_lanes(C * H // G)), min(most.keys, in_lanes(S)))
+    tiles = Tiles(min(most.rows, in_lanes(C * H // G)), min(most.keys, in_lanes(S)), most.part)
     limits_Bx2xN = jnp.repeat(jnp.stack([plan.start_BxC, plan.end_BxC], axis=1), H // G, axis=2)
     k_BxGxSxK, v_BxGxSxV = (_pad(x.swapaxes(1, 2), 2, tiles.keys) for x in (k_BxSxGxK, v_BxSxGxV))
     q_BxGxKxN = _rows_laid_out(q_BxCxHxK, G, tiles.rows)
@@ -226,10 +239,10 @@ def _dot(x, y, contract: tuple[int, int]):
     return jax.lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=kind)
 
 
-def _logits(sizes, block, limits_2xN, k_SxK, q_KxN):
-    """(keys, rows), scaled; HIDDEN where not seen."""
-    logits_SxN = _dot(k_SxK[...], q_KxN[...], (1, 0)) * sizes.scale
-    here_2xN = limits_2xN[...] - block * sizes.tiles.keys  # a subtraction a row, not one a key and row
+def _logits(sizes, at, limits_2xN, k_SxK, q_KxN):
+    """(keys, rows) from slot `at` on, scaled; HIDDEN where not seen."""
+    logits_SxN = _dot(k_SxK, q_KxN[...], (1, 0)) * sizes.scale
+    here_2xN = limits_2xN[...] - at  # a subtraction a row, not one a key and row
     slot_SxN = jax.lax.broadcasted_iota(jnp.int32, logits_SxN.shape, 0)
     visible_SxN = (slot_SxN >= here_2xN[0:1]) & (slot_SxN < here_2xN[1:2])
     return jnp.where(visible_SxN, logits_SxN, HIDDEN)
@@ -244,13 +257,17 @@ def _forward_kernel(sizes, work, item_I, limits_2xN, q_KxN, k_SxK, v_SxV, o_VxN,
         total_1xN[...] = jnp.zeros_like(total_1xN)
         sum_VxN[...] = jnp.zeros_like(sum_VxN)
 
-    logits_SxN = _logits(sizes, _unpack(work, item)[2], limits_2xN, k_SxK, q_KxN)
-    new_1xN = jnp.maximum(top_1xN[...], jnp.max(logits_SxN, axis=0, keepdims=True))
-    weight_SxN = jnp.exp(logits_SxN - new_1xN)
-    fade_1xN = jnp.exp(top_1xN[...] - new_1xN)
-    top_1xN[...] = new_1xN
-    total_1xN[...] = total_1xN[...] * fade_1xN + jnp.sum(weight_SxN, axis=0, keepdims=True)
-    sum_VxN[...] = sum_VxN[...] * fade_1xN + _dot(v_SxV[...], weight_SxN.astype(v_SxV.dtype), (0, 0))
+    top, total, total_VxN = top_1xN[...], total_1xN[...], sum_VxN[...]
+    for at in range(0, sizes.tiles.keys, sizes.tiles.part):
+        part = slice(at, at + sizes.tiles.part)
+        slot = _unpack(work, item)[2] * sizes.tiles.keys + at
+        logits_SxN = _logits(sizes, slot, limits_2xN, k_SxK[part], q_KxN)
+        new_top = jnp.maximum(top, jnp.max(logits_SxN, axis=0, keepdims=True))
+        weight_SxN = jnp.exp(logits_SxN - new_top)
+        fade = jnp.exp(top - new_top)
+        top, total = new_top, total * fade + jnp.sum(weight_SxN, axis=0, keepdims=True)
+        total_VxN = total_VxN * fade + _dot(v_SxV[part], weight_SxN.astype(v_SxV.dtype), (0, 0))
+    top_1xN[...], total_1xN[...], sum_VxN[...] = top, total, total_VxN
 
     @pl.when(item & LAST != 0)
     def _():
@@ -280,7 +297,8 @@ def _forward(sizes: _Sizes, q_BxGxKxN, k_BxGxSxK, v_BxGxSxV, limits_Bx2xN):
 
 def _weights(sizes, work, item, limits_2xN, q_KxN, stats_2xN, do_VxN, k_SxK, v_SxV):
     """(weights, gradients of the logits before scaling), both (keys, rows)."""
-    logits_SxN = _logits(sizes, _unpack(work, item)[2], limits_2xN, k_SxK, q_KxN)
+    slot = _unpack(work, item)[2] * sizes.tiles.keys
+    logits_SxN = _logits(sizes, slot, limits_2xN, k_SxK[...], q_KxN)
     weight_SxN = jnp.exp(logits_SxN - stats_2xN[0:1])  # exactly 0 where hidden
     return weight_SxN, weight_SxN * (_dot(v_SxV[...], do_VxN[...], (1, 0)) - stats_2xN[1:2])
 
