@@ -2,7 +2,7 @@
 
 | variant | sequences | steps | what for |
 |---|---|---|---|
-| tiny | 64 events, 30 patterns | 1000 | under a minute; ablations |
+| tiny | 64 events, 30 patterns | 1000 | a minute and a half; ablations |
 | small | 256 events | 2400 | the demo; a few minutes on 2 CPU cores |
 | paper | 2048 events | 10,000 | the paper's size |
 
