@@ -9,9 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from cram_jax.analysis.summary import strict
+
 
 def collect(summaries: list[dict], configs: list[dict]) -> dict:
-    """{"config": of the first run, "runs": summaries, "mean", "sd"}; sd is that of a sample, absent for a single run.
+    """{"config": of the first run, "runs": summaries, "mean", "sd", "missing"}.
+
+    sd is that of a sample, absent for a single run. missing: for each number that some runs lack (a transition that
+    never came, say), how many; mean and sd leave it out.
 
     Raises:
       ValueError: where two runs have the same seed, which would count one run twice, or differ in more than that.
@@ -22,12 +27,15 @@ def collect(summaries: list[dict], configs: list[dict]) -> dict:
     for config, seed in zip(configs, seeds, strict=True):
         if _unseeded(config) != _unseeded(configs[0]):
             raise ValueError(f"the runs of seeds {seeds[0]} and {seed} have different settings: they do not add up")
-    names = [n for n, v in summaries[0].items() if isinstance(v, (int, float)) and n != "seed"]
-    columns = {n: np.array([s[n] for s in summaries if isinstance(s.get(n), (int, float))], float) for n in names}
+    number = lambda v: isinstance(v, (int, float)) and np.isfinite(v)
+    names = dict.fromkeys(n for s in summaries for n, v in s.items() if number(v) and n != "seed")
+    missing = {n: sum(not number(s.get(n)) for s in summaries) for n in names}
+    columns = {n: np.array([s[n] for s in summaries], float) for n in names if not missing[n]}
     out = {"config": configs[0], "runs": summaries, "mean": {n: float(np.mean(v)) for n, v in columns.items()}}
     if len(summaries) > 1:
-        out["sd"] = {n: float(np.std(v, ddof=1)) for n, v in columns.items() if len(v) > 1}
-    return out
+        out["sd"] = {n: float(np.std(v, ddof=1)) for n, v in columns.items()}
+        out["missing"] = {n: count for n, count in missing.items() if count}
+    return strict(out)
 
 
 def _unseeded(config: dict) -> dict:

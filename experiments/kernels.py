@@ -1,14 +1,16 @@
 """How the time of skipped attention falls: `make bench`. JSON and figures go to experiments/results/kernels.
 
-python experiments/kernels.py [--parts=attention,kept,stream] [--lengths=1024,4096] [--rounds=9]
+python experiments/kernels.py [--parts=attention,kept,memory,stream] [--lengths=1024,4096] [--rounds=9]
 
-| part | what is timed |
+| part | what is measured |
 |---|---|
-| attention | plan, gather, attention, scatter against utilisation; forward, and with backward; dense baselines |
+| attention | time of plan, gather, attention, scatter against utilisation; forward, and with backward; dense too |
 | kept | the same read with 15% of the keys kept, and with all |
+| memory | working memory of the compiled programs as sequences grow, skipping and dense |
 | stream | a CRAM model's time a token as its context grows, against dense attention with a full cache |
 """
 
+import itertools
 import json
 from functools import partial
 from pathlib import Path
@@ -29,13 +31,15 @@ from cram_jax.functional.episodic import EpisodicConfig
 from cram_jax.functional.routing import RoutingConfig
 from cram_jax.models.stack import Stack
 
-PARTS = flags.DEFINE_list("parts", ["attention", "kept", "stream"], "What to measure.")
+PARTS = flags.DEFINE_list("parts", ["attention", "kept", "memory", "stream"], "What to measure.")
 LENGTHS = flags.DEFINE_list("lengths", ["1024", "4096"], "Sequence lengths of the attention part.")
 ROUNDS = flags.DEFINE_integer("rounds", 9, "Measurements of each time; the median counts.")
 RESULTS = flags.DEFINE_string("results", "experiments/results/kernels", "Where JSON and figures go.")
 
 SHARES = (0.0, 0.004, 0.016, 0.05, 0.125, 0.25, 0.5, 1.0)
 HEADS, DIM = 4, 64
+PATTERNS = ("random", "clustered")
+WAYS = ("forward", "forward_backward")
 
 
 def inputs(T: int):
@@ -75,18 +79,27 @@ def library(q, k, v):
 
 
 def attention(rounds: int) -> dict:
-    """Times against utilisation, for each length, pattern and direction."""
+    """Times against utilisation, for each length, pattern and direction.
+
+    cheaper: time at full use over the time. efficiency: share times that, 1 where time follows use. Dense attention
+    is timed in rounds of its own, beside ours at full use: what it does to caches and to the allocator with its T x T
+    matrices is not to be charged to the small calls.
+    """
     out = {}
     for T in map(int, LENGTHS.value):
         qkv, everything = inputs(T), jnp.ones((1, T), bool)
-        for way, name in enumerate(("forward", "forward_backward")):
-            ours = both_ways(skipping)[way]
-            calls = {"naive": partial(both_ways(naive)[way], *qkv), "jax.nn": partial(both_ways(library)[way], *qkv)}
-            for pattern in ("random", "clustered"):
-                for share in SHARES:
-                    marks = routed(T, share, pattern)
-                    calls[f"{pattern} {float(marks.mean()):.4f}"] = partial(ours, *qkv, marks, everything)
-            out[f"{name} {T}"] = timed(calls, rounds)
+        for way, name in enumerate(WAYS):
+            ours, calls, shares = both_ways(skipping)[way], {}, {}
+            for pattern, share in itertools.product(PATTERNS, SHARES):
+                marks, call = routed(T, share, pattern), f"{pattern}_{1000 * share:.0f}"  # per mille
+                calls[call], shares[call] = partial(ours, *qkv, marks, everything), float(marks.mean())
+            dense = {"naive": partial(both_ways(naive)[way], *qkv), "jax_nn": partial(both_ways(library)[way], *qkv)}
+            dense["ours"] = calls["random_1000"]
+            times, full = timed(calls, rounds), timed(dense, rounds)
+            for call, time in times.items():
+                cheaper = times[f"{call.split('_')[0]}_1000"]["ms"] / time["ms"]
+                time |= {"share": shares[call], "cheaper": cheaper, "efficiency": shares[call] * cheaper}
+            out[f"{name}_{T}"] = times | {"dense": full}
     return out
 
 
@@ -95,40 +108,62 @@ def kept(rounds: int) -> dict:
     T = int(LENGTHS.value[-1])
     marks, read = routed(T, 0.016, "random"), jax.jit(skipping)
     some = {share: jnp.asarray(np.random.default_rng(1).random((1, T)) < share) for share in (0.15, 1.0)}
-    return timed({f"kept {share}": partial(read, *inputs(T), marks, keys) for share, keys in some.items()}, rounds)
+    calls = {f"kept_{100 * share:.0f}": partial(read, *inputs(T), marks, keys) for share, keys in some.items()}
+    return timed(calls, rounds)
+
+
+def memory(rounds: int) -> dict:
+    """Megabytes that the compiled programs need beside their arguments and results, by length; nothing is run."""
+    del rounds
+    out = {}
+    for T in (1024, 2048, 4096, 8192):
+        qkv = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in jax.eval_shape(partial(inputs, T))]
+        marks = jax.ShapeDtypeStruct((1, T), bool)
+        for way, name in enumerate(WAYS):
+            programs = {"skipping": both_ways(skipping)[way].lower(*qkv, marks, marks)}
+            programs |= {"naive": both_ways(naive)[way].lower(*qkv), "jax_nn": both_ways(library)[way].lower(*qkv)}
+            used = {n: p.compile().memory_analysis().temp_size_in_bytes / 1e6 for n, p in programs.items()}
+            out[f"{name}_{T}"] = used
+    return out
 
 
 class Stream:
-    """A model that goes on reading, its caches donated: each call is a piece of 64 tokens."""
+    """A model that goes on reading, its caches donated: each call is a piece of so many tokens."""
 
-    piece = 64
-
-    def __init__(self, stack: Stack, batch: int, context: int):
+    def __init__(self, stack: Stack, batch: int, context: int, piece: int):
         params, states = stack.init(jax.random.key(0)), stack.init_state()
         states = consolidation.release(states) if stack.routes else states
-        key = jax.random.key(1)
-        self.run = jax.jit(lambda c, x: stack.rollout(params, states, c, x, key=key)[:2], donate_argnums=0)
-        self.x_BxTxD = jax.random.normal(jax.random.key(2), (batch, self.piece, stack.layer.D))
+        self.x_BxTxD = jax.random.normal(jax.random.key(2), (batch, piece, stack.layer.D))
         caches = stack.init_cache(batch)
         self.caches = caches._replace(position=jnp.full_like(caches.position, context))
+        run = jax.jit(lambda c, x: stack.rollout(params, states, c, x, key=jax.random.key(1))[:2], donate_argnums=0)
+        self.run = run.lower(self.caches, self.x_BxTxD).compile()
 
     def __call__(self):
         y_BxTxD, self.caches = self.run(self.caches, self.x_BxTxD)
         return y_BxTxD
 
+    @property
+    def megabytes(self) -> float:
+        """Of the caches and of what the program needs beside them."""
+        caches = sum(leaf.nbytes for leaf in jax.tree.leaves(self.caches))
+        return (caches + self.run.memory_analysis().temp_size_in_bytes) / 1e6
+
 
 def stream(rounds: int) -> dict:
-    """Milliseconds a token once the context is as long as named."""
+    """Milliseconds a token once the context is as long as named, and the memory that takes."""
     depth, M = 2, 512
     # An indifferent router attends never, so the audits are what attends: 1.6% of tokens, as a converged one would.
     routing = RoutingConfig(evaluation_audit_rate=0.016)
     cram, out = Stack(CRAMConfig(episodic=EpisodicConfig(memory=M), routing=routing), depth), {}
-    for batch in (1, 16):
-        for context in (1024, 4096, 16384, 32768):
-            dense = Stack(AttentionConfig(context=context), depth)
-            calls = {"cram": Stream(cram, batch, context), "dense": Stream(dense, batch, context)}
-            scale = lambda time: {part: ms / Stream.piece for part, ms in time.items()}
-            out[f"batch {batch} context {context}"] = {n: scale(t) for n, t in timed(calls, rounds).items()}
+    pieces = {"cram": 64, "dense": 8}  # tokens a call
+    for batch, context in itertools.product((1, 16), (1024, 4096, 16384, 32768)):
+        stacks = {"cram": cram, "dense": Stack(AttentionConfig(context=context), depth)}
+        calls = {name: Stream(stack, batch, context, pieces[name]) for name, stack in stacks.items()}
+        times = {name: {part: ms / pieces[name] for part, ms in t.items()} for name, t in timed(calls, rounds).items()}
+        for name, time in times.items():
+            time["megabytes"] = calls[name].megabytes
+        out[f"batch_{batch}_context_{context}"] = times | {"cheaper": times["dense"]["ms"] / times["cram"]["ms"]}
     return out | {"memory": M}
 
 
@@ -136,8 +171,8 @@ def main(_) -> None:
     folder = Path(RESULTS.value)
     folder.mkdir(parents=True, exist_ok=True)
     for part in PARTS.value:
-        result = {"attention": attention, "kept": kept, "stream": stream}[part](ROUNDS.value)
-        (folder / f"{part}.json").write_text(json.dumps({"times": result, **versions()}, indent=1) + "\n")
+        result = {"attention": attention, "kept": kept, "memory": memory, "stream": stream}[part](ROUNDS.value)
+        (folder / f"{part}.json").write_text(json.dumps({"result": result, **versions()}, indent=1) + "\n")
         print(json.dumps(result, indent=1))
     kernel_figures.draw(folder)
 

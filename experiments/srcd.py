@@ -29,6 +29,7 @@ def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]
     final = loop.evaluate(learner, run, state, seed, run.final_tokens)
     out = summary.summarise(lines, final, seed)
     out["dynamics_mse_excess"] = out["dynamics_mse"] - learner.task.data.noise**2
+    out |= {"length": run.length, "length_start": run.shape(0)[0]}
     out["held_out_tokens"] = run.held_out_batches(run.final_tokens) * run.length * run.batch
     if learner.model.routes:
         batches = [learner.task.batch("held_out", seed, i, run.length, run.batch) for i in range(16)]
@@ -57,24 +58,23 @@ def table(out: dict) -> list[tuple[str, str]]:
         layer = out["busiest_layer"]
         kept = percent(f"kept_share_layer_{layer}")
         curve = lambda unit: "  ".join(percent(f"{unit}_{when}") for when in ("start", "peak", "end"))
-        start_end = out["attention_tokens_start"] / max(out["attention_tokens_end"], 1e-9)
+        peak = out["attention_tokens_peak_after_release"] or float("nan")
+        fewer = lambda share: share / max(out["attention_tokens_end"], 1e-9)
         rows += [
             ("tokens that attend: start, peak, end", curve("attention_tokens")),
             ("(token, layer) pairs that attend: start, peak, end", curve("attention_utilisation")),
             ("tokens that attend in training at the end, audits included", percent("attention_tokens_training_end")),
-            ("reduction of attending tokens, against this run's own start", f"{start_end:.1f}x"),
-            (
-                "reduction, against a dense transformer (every token attends)",
-                f"{1 / max(out['attention_tokens_end'], 1e-9):.1f}x",
-            ),
+            ("at the end, times fewer tokens attend than at the start (all, by design)", f"{fewer(1):.1f}x"),
+            ("... than at the peak once the router was released", f"{fewer(peak):.1f}x"),
+            ("... than if every query did and nothing else", f"{fewer(out['realised_query_share']):.1f}x"),
             (
                 "router released by step, transition at step",
                 f"{out['router_released_step']}  {out['transition_step']}",
             ),
             (f"events kept in layer {layer}, in all (event, layer) pairs", f"{kept}  {percent('kept_share')}"),
             (
-                f"quality of recall of recurring queries, layer {layer}",
-                percent(f"quality_query_recurring_layer_{layer}"),
+                f"quality of recall, layer {layer}: recurring, new queries",
+                "  ".join(percent(f"quality_query_{kind}_layer_{layer}") for kind in ("recurring", "new")),
             ),
             (
                 f"q-hat calibration error, layer {layer}: queries, all events",
@@ -84,7 +84,10 @@ def table(out: dict) -> list[tuple[str, str]]:
             ("... without the feed-forward networks", percent("recurring_lost_without_feed_forward")),
         ]
     return rows + [
-        ("step time: start, end", f"{out['step_ms_start']:.0f} ms  {out['step_ms_end']:.0f} ms"),
+        (
+            f"step time: start ({out['length_start']} events), end ({out['length']})",
+            f"{out['step_ms_start']:.0f} ms  {out['step_ms_end']:.0f} ms",
+        ),
         ("training time, peak memory", f"{out['train_seconds']:.0f} s  {out['peak_memory_mb']:.0f} MB"),
     ]
 

@@ -2,6 +2,8 @@
 
 import platform
 import re
+import subprocess
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -24,7 +26,19 @@ def versions() -> dict[str, str]:
         "jax": jax.__version__,
         "flax": flax.__version__,
         "optax": optax.__version__,
+        "commit": _commit(),
     }
+
+
+def _commit() -> str | None:
+    """Of the code that runs, with a + where files differ from it; None outside a repository."""
+    git = lambda *args: subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), *args], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _cpu() -> str:
@@ -86,6 +100,15 @@ def calibration_error(line: dict, group: str, layer: int) -> float:
     bins = {n: np.array(line[f"probe/reliability_{group}_{n}_layer_{layer}"]) for n in parts}
     count = bins["count"].sum()
     return float(np.abs(bins["familiarity"] - bins["quality"]).sum() / count) if count else float("nan")
+
+
+def strict(value):
+    """The same with None for numbers that are not finite: JSON has none of those."""
+    if isinstance(value, dict):
+        return {name: strict(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def summarise(lines: list[dict], final: dict, seed: int) -> dict:

@@ -75,10 +75,10 @@ class CRAMSums(NamedTuple):
     Attributes:
       tokens: how many there were.
       retrieved: how many retrieved something, audits included.
-      episodic: expected use of episodic memory, sum of pi^(2).
+      episodic: sum of pi^(2), the router's lean to episodic memory, which is priced.
       familiar: sum of pi^(3) q-hat, semantic use where it is good.
-      write: expected number of kept events.
-    use: 0, with the gradient of the attention that kept events received from routed queries (see `episodic.py`).
+      write: expected reads of all events, over their price.
+      use: 0, with the gradient of the attention that kept events received from routed queries (see `episodic.py`).
       distillation: sum of |f_sem - r^E|^2 / sigma^2 over those that retrieved (Eq 5, in units of sigma^2).
       familiarity: summed cross-entropy of q-hat against q over the same.
       prediction, predicted: summed cross-entropy of the uncertainty read-out, and over how many tokens.
@@ -189,19 +189,15 @@ def _margin(decided: _Decisions, released) -> Array:
     return jax.lax.stop_gradient(jnp.minimum(route, jnp.abs(decided.writes.logit_BxT)))
 
 
-def _lessons(plan: kernels.SkipPlan, params: semantic.SemanticParams, z_BxTxD, retrieved_BxTxD, sigma2):
-    """(Eq 5's sum, quality of each token, statistics) from the rows that retrieved.
+def _lessons(plan: kernels.SkipPlan, params: semantic.SemanticParams, z_BxTxD, retrieved_BxTxD):
+    """(Eq 5's sum, statistics) from the rows that retrieved.
 
     Distillation teaches the semantic memory, not the features it reads.
     """
     recalled_BxCxD = semantic.recall(params, jax.lax.stop_gradient(plan.gather_queries(z_BxTxD)))
     r_BxCxD, found_BxC = plan.gather_queries(retrieved_BxTxD), plan.end_BxC > plan.start_BxC
-    quality_BxC = consolidation.quality(recalled_BxCxD, r_BxCxD, found_BxC, sigma2)
-    return (
-        semantic.distillation(recalled_BxCxD, r_BxCxD, found_BxC),
-        plan.scatter(quality_BxC, z_BxTxD.shape[1]),
-        consolidation.statistics(r_BxCxD, found_BxC),
-    )
+    distilled = semantic.distillation(recalled_BxCxD, r_BxCxD, found_BxC)
+    return distilled, consolidation.statistics(r_BxCxD, found_BxC)
 
 
 def apply(
@@ -249,8 +245,9 @@ def apply(
     # Who attends an empty buffer retrieves nothing, and there is nothing to learn from it.
     retrieved_BxT = attended_BxT & plan.scatter(plan.end_BxC > plan.start_BxC, T)
     sigma2 = consolidation.variance(state)
-    distillation, quality_BxT, stats = kernels.on_ladder(
-        _lessons, plan, params.semantic, z_BxTxD, retrieved_BxTxD, sigma2, rungs=episodic.RUNGS
+    quality_BxT = consolidation.quality(recalled_BxTxD, retrieved_BxTxD, retrieved_BxT, sigma2)
+    distillation, stats = kernels.on_ladder(
+        _lessons, plan, params.semantic, z_BxTxD, retrieved_BxTxD, rungs=episodic.RUNGS
     )
     prediction, predicted = uncertainty.loss(params.uncertainty_DxU, z_BxTxD, segment_BxT)
     sums = CRAMSums(
@@ -259,7 +256,7 @@ def apply(
         episodic=jnp.sum(routes.mean_BxTx3[..., routing.EPISODIC]),
         familiar=jnp.sum(routes.mean_BxTx3[..., routing.SEMANTIC] * (1 - decided.novelty)),
         # While every token attends, use says nothing about worth: the gate does not learn yet.
-        write=jnp.sum(decided.writes.gate_BxT, where=state.released),
+        write=jnp.sum(jnp.exp(decided.writes.logit_BxT), where=state.released),
         use=jnp.sum(use_BxT, where=routes.routed_BxT & state.released),
         distillation=distillation / sigma2,
         familiarity=consolidation.familiarity_loss(decided.familiarity_logit, quality_BxT, retrieved_BxT),

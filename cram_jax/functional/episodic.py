@@ -23,7 +23,7 @@ class EpisodicConfig:
     rotary: positions in queries and keys; content alone tells where it is False.
     write_audit_rate: share of events kept in training although the gate says no, so that it keeps learning what
         they would be worth.
-    write_bias: logit of the write gate at the start; 3 keeps 95% of all events.
+    write_bias: logit of the write gate at the start; above 0 it keeps all events.
     width: hidden units of the write gate.
     backend: of `kernels.skip_attention_compact`.
     """
@@ -100,15 +100,13 @@ def init_cache(cfg: EpisodicConfig, batch: int) -> EpisodicCache:
 
 class Writes(NamedTuple):
     """Attributes:
-    logit_BxT: of the gate.
-    gate_BxT: its probability.
+    logit_BxT: of the gate: log of how many reads it expects of an event, over their price.
     kept_BxT: which events enter the buffer.
-    worth_BxT: 0, with the gradient of gate / P(kept): an event's share of what a read of it is worth. Only a kept
+    worth_BxT: 0, with the gradient of logit / P(kept): an event's share of what a read of it is worth. Only a kept
         event can be read, so this weight makes the expected gradient that of keeping everything.
     """
 
     logit_BxT: Float[Array, "*shape"]
-    gate_BxT: Float[Array, "*shape"]
     kept_BxT: Bool[Array, "*shape"]
     worth_BxT: Float[Array, "*shape"]
 
@@ -121,19 +119,20 @@ def decide_writes(
     *,
     cfg: EpisodicConfig,
 ) -> Writes:
-    """Which events are kept: sampled with the gate's probability where random numbers are given, else logit > 0.
+    """Which events are kept: those with logit > 0, and where random numbers are given a share of the others.
 
-    The gate learns from use alone: the mean over heads of the attention an event receives from routed queries
-    is its reward for being kept, against a price (`objective.py`). A log-bias on its key cannot teach it: once a
-    query matches its key, the attention weight is 1 whatever the bias, so nothing tells that dropping it would hurt.
+    The gate learns from use alone: the attention an event receives from routed queries, mean over heads. It is a
+    Poisson regression of use, price exp(logit) - use logit (`objective.py`), least where exp(logit) is the expected
+    use over the price, so what is kept is what is worth more than it costs. Its gradient does not vanish where the
+    gate is sure: a sigmoid's does, and bindings it once dropped were never kept again. A log-bias on an event's key
+    cannot teach it: once a query matches, the attention weight is 1 whatever the bias.
     """
     seen = jnp.concatenate([jax.lax.stop_gradient(x), novelty[..., None]], axis=-1)
     logit = feed_forward(params.write, seen)[..., 0] + cfg.write_bias
-    gate = jax.nn.sigmoid(logit)
     if uniform is None:
-        return Writes(logit, gate, logit > 0, jnp.zeros_like(gate))
-    chance = jax.lax.stop_gradient(cfg.write_audit_rate + (1 - cfg.write_audit_rate) * gate)
-    return Writes(logit, gate, uniform < chance, (gate - jax.lax.stop_gradient(gate)) / chance)
+        return Writes(logit, logit > 0, jnp.zeros_like(logit))
+    chance = jnp.where(logit > 0, 1, cfg.write_audit_rate)
+    return Writes(logit, uniform < chance, (logit - jax.lax.stop_gradient(logit)) / chance)
 
 
 def _queries(params: EpisodicParams, x_BxCxD, position_BxC, cfg: EpisodicConfig):
@@ -172,6 +171,7 @@ def read(
 
     Queries and outputs are projected for rows of the plan only, keys and values for its kept slots.
     """
+    cfg = dataclasses.replace(cfg, backend=kernels.resolve(cfg.backend, x_BxTxD.shape[1]))
     return kernels.on_ladder(partial(_read, cfg), plan, params, x_BxTxD, worth_BxT, rungs=RUNGS)
 
 

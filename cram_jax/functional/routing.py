@@ -48,7 +48,7 @@ class RoutingConfig:
 class Routes(NamedTuple):
     """Attributes:
     soft_BxTx3: Gumbel-softmax probabilities (plain softmax without noise); the gradient's path.
-    mean_BxTx3: the same without noise: the expected use that is priced.
+    mean_BxTx3: the same without noise: what is priced. A token's chance in training is this at temperature 1.
     choice_BxT: the memory each token takes.
     routed_BxT: chose episodic.
     audited_BxT: did not, but retrieves all the same.

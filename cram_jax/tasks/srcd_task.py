@@ -96,6 +96,7 @@ class SRCDTask:
             "dynamics_mse": over((value_BxT - batch.target_BxT) ** 2, every_BxT),
             "dynamics_mse_persistence": over((batch.previous_BxT - batch.target_BxT) ** 2, every_BxT),
             "realised_new_share": over(batch.is_new_BxT, every_BxT),
+            "realised_query_share": over(asked_BxT, every_BxT),
         }
         mean = lambda pair: pair[0] / jnp.maximum(pair[1], 1)
         return mean(metrics["answer_nats"]) + self.dynamics_weight * mean(metrics["dynamics_mse"]), metrics

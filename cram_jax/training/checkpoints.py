@@ -62,7 +62,12 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(self, step: int, state) -> None:
-        """Saves in the background; `close` waits for it."""
+        """Saves in the background; `close` waits for it. Saves of this step and later ones make room.
+
+        There are such only where `restore` passed over them as damaged; beside them orbax would refuse this one.
+        """
+        for passed_over in [s for s in self.manager.all_steps() if s >= step]:
+            self.manager.delete(passed_over)
         arrays = to_host(state)
         facts = {"digest": digest(arrays), "shapes": shapes(arrays)}
         self.manager.save(

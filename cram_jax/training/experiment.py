@@ -83,16 +83,13 @@ def train(config: ConfigDict, learner: Learner, run: RunConfig, workdir: Path, p
 
 def report(workdir: Path, title: str, out: dict, rows: list[tuple[str, str]]) -> None:
     """Writes `summary.json` and prints the table."""
-    (workdir / "summary.json").write_text(json.dumps(out, indent=1) + "\n")
+    (workdir / "summary.json").write_text(json.dumps(summary.strict(out), indent=1) + "\n")
     summary.show(title, rows)
 
 
 @contextlib.contextmanager
 def explained():
-    """Inside, an error that names its cause ends the program in one line.
-
-    A traceback of the same is shown where the environment has CRAM_TRACEBACK=1.
-    """
+    """Inside, an error that names its cause ends the program in one line, and CRAM_TRACEBACK=1 in a traceback."""
     try:
         yield
     except EXPLAINED as error:

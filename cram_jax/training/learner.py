@@ -17,6 +17,9 @@ from cram_jax.models.stack import Stack
 from cram_jax.training import price
 from cram_jax.training.price import PriceConfig, PriceState
 
+# What is folded into a run's key for each purpose; a task's data takes 0 and 1.
+INIT, EVALUATION = 2, 3
+
 Sums = dict[str, tuple[Array, Array]]  # by name, (sum, count); means are taken on the host, over all batches
 
 
@@ -120,7 +123,7 @@ class TrainState(NamedTuple):
 
 def init(learner: Learner, seed: int, patterns: int) -> TrainState:
     """A fresh state; the seed decides parameters and noise."""
-    task, model, noise = jax.random.split(jax.random.key(seed), 3)
+    task, model, noise = jax.random.split(jax.random.fold_in(jax.random.key(seed), INIT), 3)
     params = Params(learner.task.init(task, learner.model.layer.D), learner.model.init(model))
     return TrainState(
         step=jnp.zeros((), jnp.int32),

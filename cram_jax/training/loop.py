@@ -47,6 +47,8 @@ class RunConfig:
                 "steps and checkpoint_every must be multiples of log_every, and all at least 1, got "
                 f"steps={self.steps}, checkpoint_every={self.checkpoint_every}, log_every={self.log_every}"
             )
+        if self.length < 1 or self.batch < 1:
+            raise ValueError(f"length and batch must be at least 1, got length={self.length}, batch={self.batch}")
         if any(len(stage) != 3 or min(stage) < 1 for stage in self.curriculum):
             raise ValueError(
                 f"curriculum stages must be (steps, length, batch), each at least 1, got {self.curriculum}"
@@ -74,7 +76,7 @@ def evaluate(learner: Learner, run: RunConfig, state: TrainState, seed: int, tok
     sums = []
     for index in range(run.held_out_batches(tokens)):
         batch = learner.task.batch("held_out", seed, index, run.length, run.batch)
-        key = jax.random.fold_in(jax.random.key(seed), index)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), learning.EVALUATION), index)
         sums.append(jax.device_get(learning.evaluate_step(learner, state, batch, key)))
     return means(sums)
 
@@ -84,9 +86,10 @@ def probe(learner: Learner, run: RunConfig, state: TrainState, seed: int, batche
     if not learner.model.routes or not batches:
         return {}
     sums = []
+    key = jax.random.fold_in(jax.random.key(seed), learning.EVALUATION)
     for index in range(batches):
         batch = learner.task.batch("held_out", seed, index, run.length, run.batch)
-        sums.append(jax.device_get(learning.probe_step(learner, state, batch, jax.random.key(seed))))
+        sums.append(jax.device_get(learning.probe_step(learner, state, batch, key)))
     return means(sums)
 
 

@@ -51,7 +51,7 @@ class PriceState(NamedTuple):
 
 def init_price() -> PriceState:
     """No price, and no loss seen."""
-    unseen = lambda: jnp.full((), jnp.inf)  # a buffer each: the state is donated
+    unseen = lambda: jnp.full((), jnp.inf, jnp.float32)  # a buffer each: the state is donated
     return PriceState(jnp.zeros(()), jnp.zeros((), bool), jnp.full((), -1, jnp.int32), unseen(), unseen(), unseen())
 
 

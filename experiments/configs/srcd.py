@@ -9,8 +9,6 @@
 Every field is a field of the dataclass of its section, where its meaning stands; `--config.section.field=value`.
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
 from cram_jax.functional.attention import AttentionConfig
@@ -54,14 +52,14 @@ def get_config(variant: str = "small") -> ConfigDict:
         raise ValueError(f"unknown variant {variant!r} of this config; there are {sorted(VARIANTS)}")
     chosen = VARIANTS[variant]
     run = chosen["run"]
-    data = dataclasses.replace(chosen.get("data", SRCDConfig()), length=run.length, batch=run.batch)
     config = experiment.settings(
         run,
         cram=CRAMConfig(episodic=EpisodicConfig(memory=chosen["memory"])),
         transformer=AttentionConfig(context=run.length),
         price=chosen.get("price", PriceConfig()),
-        data=to_config(data),
+        data=to_config(chosen.get("data", SRCDConfig())),
         dynamics_weight=SRCDTask().dynamics_weight,
     )
+    config.data.length, config.data.batch = config.run.get_ref("length"), config.run.get_ref("batch")
     config.data.table_seed = config.get_ref("seed")  # another seed has other patterns
     return config

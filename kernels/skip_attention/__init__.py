@@ -24,16 +24,33 @@ BACKENDS = {
 }
 SHORT = 128  # keys: up to here a batch of small products is faster on a CPU than a loop over them
 
-__all__ = ["BACKENDS", "SkipPlan", "make_plan", "on_ladder", "one_row", "skip_attention", "skip_attention_compact"]
+__all__ = [
+    "BACKENDS",
+    "SkipPlan",
+    "make_plan",
+    "on_ladder",
+    "one_row",
+    "resolve",
+    "skip_attention",
+    "skip_attention_compact",
+]
 
 
-def _resolve(backend: str, keys: int):
+def resolve(backend: str, keys: int) -> str:
+    """The name of the backend that "auto" stands for here, where a plan has so many slots; another name stays.
+
+    Call it outside a ladder: rungs of different lengths have to agree on a backend, or a token's result would depend,
+    in its last bits, on how many others attend.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
     if backend == "auto":
         on_cpu = "reference" if keys <= SHORT else "xla"
         backend = {"tpu": "tpu", "cpu": on_cpu}.get(jax.default_backend(), "xla")
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {('auto', *BACKENDS)}, got {backend!r}")
-    return BACKENDS[backend]
+    return backend
 
 
 def _scale(scale: float | None, q, k) -> float:
@@ -64,7 +81,7 @@ def skip_attention(
     Raises:
       ValueError: where H is not a multiple of G, or the backend is unknown.
     """
-    _resolve(backend, 0)
+    backend = resolve(backend, plan.slots_BxS.shape[1])
     return _whole(backend, _scale(scale, q_BxTxHxK, k_BxTxGxK), q_BxTxHxK, k_BxTxGxK, v_BxTxGxV, plan)
 
 
@@ -78,23 +95,23 @@ def skip_attention_compact(
     backend: str = "auto",
 ) -> Float[Array, "B C H V"]:
     """As `skip_attention`, on rows gathered before projecting (`plan.gather_queries`, `plan.gather_keys`)."""
-    _resolve(backend, 0)
+    backend = resolve(backend, k_BxSxGxK.shape[1])
     return _compact(backend, _scale(scale, q_BxCxHxK, k_BxSxGxK), q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _compact(backend, scale, q, k, v, plan):
-    return _resolve(backend, k.shape[1]).forward(q, k, v, plan, scale)[0]
+    return BACKENDS[backend].forward(q, k, v, plan, scale)[0]
 
 
 def _compact_fwd(backend, scale, q, k, v, plan):
-    o, lse = _resolve(backend, k.shape[1]).forward(q, k, v, plan, scale)
+    o, lse = BACKENDS[backend].forward(q, k, v, plan, scale)
     return o, (q, k, v, plan, o, lse)
 
 
 def _compact_bwd(backend, scale, kept, do):
     q, k, v, plan, o, lse = kept
-    return *_resolve(backend, k.shape[1]).backward(q, k, v, plan, scale, o, lse, do), None
+    return *BACKENDS[backend].backward(q, k, v, plan, scale, o, lse, do), None
 
 
 _compact.defvjp(_compact_fwd, _compact_bwd)
@@ -108,9 +125,7 @@ def _whole(backend, scale, q, k, v, plan):
 def _whole_fwd(backend, scale, q, k, v, plan):
     def attend(plan, q, k, v):
         compact = plan.gather_queries(q), plan.gather_keys(k), plan.gather_keys(v)
-        return [
-            plan.scatter(x, q.shape[1]) for x in _resolve(backend, compact[1].shape[1]).forward(*compact, plan, scale)
-        ]
+        return [plan.scatter(x, q.shape[1]) for x in BACKENDS[backend].forward(*compact, plan, scale)]
 
     o, lse = switch(attend, plan, q, k, v)
     return o, (q, k, v, plan, o, lse)
@@ -121,7 +136,7 @@ def _whole_bwd(backend, scale, kept, do):
         T = q.shape[1]
         compact = plan.gather_queries(q), plan.gather_keys(k), plan.gather_keys(v)
         rows = [plan.gather_queries(x) for x in (o, lse, do)]
-        dq, dk, dv = _resolve(backend, compact[1].shape[1]).backward(*compact, plan, scale, *rows)
+        dq, dk, dv = BACKENDS[backend].backward(*compact, plan, scale, *rows)
         return plan.scatter(dq, T), plan.scatter_keys(dk, T), plan.scatter_keys(dv, T)
 
     q, k, v, plan, o, lse = kept

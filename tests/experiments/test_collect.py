@@ -1,13 +1,8 @@
 """Runs are added up only where they are runs of one thing."""
 
-import sys
-from pathlib import Path
-
+import collect
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
-import collect
 
 
 def run(seed, accuracy, length=256):

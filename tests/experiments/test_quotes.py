@@ -1,11 +1,6 @@
 """Every figure quoted in CLAIMS.md and README.md is the one in its result file."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 from quotes import PAGES, as_shown, number, quotes, refreshed
 
 QUOTED = [(page, *quote) for page in PAGES for quote in quotes(page)]

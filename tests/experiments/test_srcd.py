@@ -16,7 +16,8 @@ from cram_jax.training.metrics import CLOCK, read
 ROOT = Path(__file__).parents[2]
 SMALLEST = [
     "--config=experiments/configs/srcd.py:tiny", "--config.run.steps=300", "--config.run.log_every=10",
-    "--config.run.checkpoint_every=20", "--config.run.length=32", "--config.run.batch=2", "--config.run.curriculum=()",
+    "--config.run.checkpoint_every=20", "--config.run.length=32", "--config.run.batch=2",
+    "--config.run.curriculum=((30,16,4),)",
     "--config.run.held_out_tokens=64", "--config.run.final_tokens=64", "--config.cram.D=16", "--config.cram.F=16",
     "--config.cram.episodic.memory=8", "--config.price.start=20", "--config.depth=1",
 ]  # fmt: skip

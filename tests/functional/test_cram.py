@@ -6,20 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cram_cases import CONFIG, B, D, M, T, inputs, lively, loss, poisoned_reads, stream
 
-from cram_jax.functional import consolidation, cram, episodic, routing
+from cram_jax.functional import cram, episodic, routing
 from cram_jax.functional.cram import CRAMConfig
-from cram_jax.functional.episodic import EpisodicConfig
 from cram_jax.functional.routing import RoutingConfig
 from cram_jax.functional.working_memory import WorkingConfig
 
-B, T, D, M = 3, 40, 8, 5
-CONFIG = CRAMConfig(
-    D=D,
-    F=16,
-    episodic=EpisodicConfig(heads=2, head_dim=6, memory=M, write_bias=0.0),
-    routing=RoutingConfig(evaluation_audit_rate=0.2),
-)
 BODIES = pytest.mark.parametrize("body", ["ct_ode", "gated_scan"])
 ROTARY = pytest.mark.parametrize("rotary", [False, True])
 
@@ -32,39 +25,15 @@ def config(body: str, rotary: bool = False) -> CRAMConfig:
     )
 
 
-def lively(cfg: CRAMConfig, seed: int = 0):
-    """Parameters far from their initial values, so that every memory, route and write decision occurs."""
-    params = cram.init(jax.random.key(seed), cfg)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    scale = lambda leaf: 0.5 * leaf.shape[0] ** -0.5 if leaf.ndim > 1 else 0.2
-    moved = [x + scale(x) * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
-    state = consolidation.release(cram.init_state(cfg))
-    return jax.tree.unflatten(tree, moved), state
-
-
-def inputs(seed: int = 5):
-    x, gap = jax.random.split(jax.random.key(seed))
-    return jax.random.normal(x, (B, T, D)), 1 + jax.random.exponential(gap, (B, T))
-
-
-def stream(params, state, x_BxTxD, gap_BxT, cfg, key):
-    """`step` over the whole sequence: (outputs, routes), batch first."""
-
-    def one(cache, token):
-        y_BxD, cache, routes = cram.step(params, state, cache, token[0], cfg=cfg, gap_B=token[1], key=key)
-        return cache, (y_BxD, routes)
-
-    tokens = (jnp.swapaxes(x_BxTxD, 0, 1), jnp.swapaxes(gap_BxT, 0, 1))
-    _, out = jax.lax.scan(one, cram.init_cache(cfg, B), tokens)
-    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), out)
-
-
 @BODIES
 @ROTARY
-def test_streaming_equals_the_whole_sequence_in_float64(x64, body, rotary):
-    # Given a layer that uses all three memories and overflows its buffer
+@pytest.mark.parametrize("literal", [False, True])
+def test_streaming_equals_the_whole_sequence_in_float64(x64, body, rotary, literal):
+    # Given a layer that uses all three memories and overflows its buffer; or the paper's, taken literally
     cfg = config(body, rotary)
+    if literal:
+        paper = dataclasses.replace(cfg.routing, working_always=False, features=routing.PAPER_FEATURES)
+        cfg = dataclasses.replace(cfg, routing=paper)
     params, state = lively(cfg)
     x_BxTxD, gap_BxT = inputs()
     key = jax.random.key(9)
@@ -118,36 +87,19 @@ def test_the_future_changes_nothing(body, train):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:, :at], b[:, :at]), aux.routes, changed.routes)
 
 
-def loss(params, state, x_BxTxD, gap_BxT, cfg, key):
-    """A scalar through everything that training differentiates: outputs and all sums."""
-    y_BxTxD, aux = cram.apply(params, state, x_BxTxD, cfg=cfg, gap_BxT=gap_BxT, key=key, train=True)
-    return jnp.sum(y_BxTxD**2) + sum(jax.tree.leaves(aux.sums)), (y_BxTxD, aux)
-
-
 def test_a_skipped_retrieval_is_not_looked_at(monkeypatch):
-    # Given the real retrievals, and the same with NaN in every row that neither routed nor was audited
     params, state = lively(CONFIG)
     x_BxTxD, gap_BxT = inputs()
     key = jax.random.key(3)
     graded = jax.value_and_grad(loss, argnums=(0, 2), has_aux=True)
     clean = graded(params, state, x_BxTxD, gap_BxT, CONFIG, key)
-    read = episodic.read
-    skipped = []
+    assert 0.2 < np.mean(~clean[0][1][1].routes.attended_BxT) < 0.9
 
-    def poisoned(params, plan, x, worth, *, cfg):
-        r_BxTxD, use_BxT = read(params, plan, x, worth, cfg=cfg)
-        attends_BxT = plan.scatter(jnp.ones(plan.rows_BxC.shape, bool), T)
-        skipped.append(float(jnp.mean(~attends_BxT)))
-        nan = lambda a, attends: jnp.where(attends, a, jnp.nan)
-        return nan(r_BxTxD, attends_BxT[..., None]), nan(use_BxT, attends_BxT)
-
-    # When training runs on either
-    monkeypatch.setattr(episodic, "read", poisoned)
-    with jax.disable_jit(False):
-        dirty = graded(params, state, x_BxTxD, gap_BxT, CONFIG, key)
+    # When training runs on retrievals whose skipped rows are NaN
+    monkeypatch.setattr(episodic, "read", poisoned_reads(episodic.read))
+    dirty = graded(params, state, x_BxTxD, gap_BxT, CONFIG, key)
 
     # Then outputs, sums, statistics and gradients are the same, bit for bit
-    assert 0.2 < skipped[0] < 0.9
     jax.tree.map(np.testing.assert_array_equal, clean, dirty)
 
 
@@ -249,7 +201,8 @@ def test_other_data_does_not_recompile():
 
 
 def test_an_event_earns_its_place_by_the_attention_it_gets():
-    # Given every key kept and every query routed, the gradient of `use` on the gates sums to the attention there is
+    # Given every key kept and every query routed, the gradient of `use` on the gate's logits sums to the attention
+    # there is
     params, state = lively(CONFIG)
     x_BxTxD, _ = inputs()
     uniform_BxT = jnp.zeros((B, T))  # below every chance: all kept
@@ -257,16 +210,38 @@ def test_an_event_earns_its_place_by_the_attention_it_gets():
     def use(bias):
         gate = params.episodic.write
         moved = params.episodic._replace(write=gate._replace(out_FxD=gate.out_FxD * 0))
-        cfg = dataclasses.replace(CONFIG.episodic)
+        cfg = CONFIG.episodic
         writes = episodic.decide_writes(moved, x_BxTxD, jnp.zeros((B, T)), uniform_BxT, cfg=cfg)
-        worth_BxT = (jax.nn.sigmoid(bias) - jax.lax.stop_gradient(jax.nn.sigmoid(bias))) * jnp.ones((B, T))
+        worth_BxT = (bias - jax.lax.stop_gradient(bias)) * jnp.ones((B, T))
         plan = episodic.plan_reads(writes, jnp.ones((B, T), bool), None, cfg=cfg)
         return jnp.sum(episodic.read(moved, plan, x_BxTxD, worth_BxT, cfg=cfg)[1])
 
-    # d use / d bias = sigmoid'(0) x (attention mass of B T queries, 1 each)
     value, slope = jax.value_and_grad(use)(0.0)
     assert value == 0
-    np.testing.assert_allclose(slope, 0.25 * B * T, rtol=1e-5)
+    np.testing.assert_allclose(slope, B * T, rtol=1e-5)  # B T queries, each with attention 1
+
+
+@pytest.mark.parametrize("use", [0.2, 0.01])
+def test_the_write_gate_settles_where_it_keeps_what_is_used_more_than_it_costs(use):
+    # Given events that are read `use` times each where they are kept, and a gate that says the same of all of them
+    price, shape = 0.05, (1, 20_000)
+    cfg = dataclasses.replace(CONFIG.episodic, write_audit_rate=0.1)
+    params = episodic.init(jax.random.key(0), D, cfg)
+    write = params.write._replace(bias_F=params.write.bias_F.at[0].set(10.0))  # gelu(10) is 10
+
+    def loss(logit):
+        said = params._replace(write=write._replace(out_FxD=write.out_FxD.at[0].set(logit / 10)))
+        uniform_BxT = jax.random.uniform(jax.random.key(1), shape)
+        writes = episodic.decide_writes(said, jnp.zeros((*shape, D)), jnp.zeros(shape), uniform_BxT, cfg=cfg)
+        used_BxT = jnp.where(writes.kept_BxT, use, 0)
+        return jnp.mean(price * jnp.exp(writes.logit_BxT) - used_BxT * writes.worth_BxT)
+
+    # Then its gradient vanishes where exp(logit) is use over price, whether that is above 1 (all are kept) or below
+    # (only audited ones are, a tenth of 20,000: a standard deviation of 2%), and points there from either side
+    settled = np.log(use / price)
+    slope = jax.grad(loss)
+    assert abs(slope(settled)) < 0.06 * use
+    assert slope(settled - 0.3) < 0 < slope(settled + 0.3)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,14 @@ def test_a_damaged_save_is_passed_over_and_named(saved, damage, caplog):
     same(restored, state(1))
     assert "checkpoint 2" in caplog.text and "older" in caplog.text
 
+    # And a run that goes on from there can save again
+    again = Checkpoints(saved)
+    again.save(2, state(20))
+    again.close()
+    step, restored = Checkpoints(saved).restore(state(0))
+    assert step == 2
+    same(restored, state(20))
+
 
 def test_a_folder_with_a_number_is_not_a_save(saved, caplog):
     (saved / "7").mkdir()

@@ -129,6 +129,16 @@ def test_metrics_agree_with_a_count_by_hand(trained):
     assert sums["realised_new_share"] == (new_BxT.sum(), 4 * 32)
 
 
+def test_steps_and_evaluations_compile_once(trained):
+    for f in (learning.train_step, learning.evaluate_step):
+        f.clear_cache()
+    state = learning.init(LEARNER, 0, 10)
+    for i in range(3):
+        learning.evaluate_step(LEARNER, state, batch(i), jax.random.key(i))
+        state, _ = learning.train_step(LEARNER, state, batch(i))
+    assert learning.train_step._cache_size() == learning.evaluate_step._cache_size() == 1
+
+
 def test_a_transformer_takes_the_same_step():
     from cram_jax.functional.attention import AttentionConfig
 

@@ -1,0 +1,73 @@
+"""Figures of a run's table, from lines whose answer is known."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cram_jax.analysis import summary
+
+
+def line(step, released, tokens, layers):
+    return {
+        "step": step,
+        "train/released": released,
+        "train/attention_tokens": tokens + 0.03,
+        "held_out/attention_tokens": tokens,
+        "held_out/attention_utilisation": sum(layers) / 2,
+        **{f"held_out/attention_layer_{i}": share for i, share in enumerate(layers)},
+    }
+
+
+LINES = [
+    line(0, 0, 1.0, (1.0, 1.0)),
+    line(10, 0, 1.0, (1.0, 1.0)),
+    line(20, 1, 0.40, (0.1, 0.4)),
+    line(30, 1, 0.20, (0.1, 0.2)),
+    line(40, 1, 0.05, (0.0, 0.05)),
+    line(50, 1, 0.05, (0.0, 0.05)),
+]
+
+
+def test_the_attention_curve_tells_design_from_learning():
+    out = summary.attention_curve(LINES)
+    assert out["attention_tokens_start"] == out["attention_tokens_peak"] == 1.0
+    assert out["attention_utilisation_peak"] == 1.0
+    assert out["router_released_step"] == 20
+    assert out["attention_tokens_peak_after_release"] == 0.40
+    np.testing.assert_allclose(out["attention_tokens_training_end"], 0.08)
+    never = summary.attention_curve(LINES[:2])
+    assert never["router_released_step"] is None and never["transition_step"] is None
+
+
+def test_the_busiest_layer_is_the_one_that_goes_on_attending():
+    # before the release all layers attend alike, and would make the first one the busiest
+    assert summary.busiest_layer(LINES) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "found", "error"),
+    [([0.9, 0.1], [0.9, 0.1], 0.0), ([0.9, 0.1], [0.5, 0.5], 0.4), ([0.8, 0.8], [1.0, 0.6], 0.0)],
+)
+def test_calibration_error_is_the_mean_distance_over_bins(said, found, error):
+    # Given two tokens, each in the bin of its q-hat
+    bins = {name: np.zeros(20) for name in ("count", "familiarity", "quality")}
+    for q_hat, q in zip(said, found, strict=True):
+        place = int(q_hat * 20 + 1e-9)
+        for name, value in (("count", 1), ("familiarity", q_hat), ("quality", q)):
+            bins[name][place] += value
+    logged = {f"probe/reliability_query_{name}_layer_0": b.tolist() for name, b in bins.items()}
+    np.testing.assert_allclose(summary.calibration_errors(logged, 0)["familiarity_calibration_error_query"], error)
+
+
+def test_what_is_written_is_json():
+    value = {"a": float("nan"), "b": [1.0, float("inf")], "c": {"d": 2}}
+    assert json.loads(json.dumps(summary.strict(value), allow_nan=False)) == {
+        "a": None,
+        "b": [1.0, None],
+        "c": {"d": 2},
+    }
+
+
+def test_versions_name_hardware_software_and_code():
+    assert {"device", "cpu", "python", "jax", "flax", "optax", "commit"} <= summary.versions().keys()

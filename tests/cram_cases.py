@@ -1,0 +1,63 @@
+"""Small CRAM layers that use everything, and ways to run them, for several files of tests."""
+
+import jax
+import jax.numpy as jnp
+
+from cram_jax.functional import consolidation, cram
+from cram_jax.functional.cram import CRAMConfig
+from cram_jax.functional.episodic import EpisodicConfig
+from cram_jax.functional.routing import RoutingConfig
+
+B, T, D, M = 3, 40, 8, 5
+CONFIG = CRAMConfig(
+    D=D,
+    F=16,
+    episodic=EpisodicConfig(heads=2, head_dim=6, memory=M, write_bias=0.0),
+    routing=RoutingConfig(evaluation_audit_rate=0.2),
+)
+
+
+def lively(cfg: CRAMConfig, seed: int = 0):
+    """Parameters far from their initial values, so that every memory, route and write decision occurs."""
+    params = cram.init(jax.random.key(seed), cfg)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    scale = lambda leaf: 0.5 * leaf.shape[0] ** -0.5 if leaf.ndim > 1 else 0.2
+    moved = [x + scale(x) * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
+    state = consolidation.release(cram.init_state(cfg))
+    return jax.tree.unflatten(tree, moved), state
+
+
+def inputs(seed: int = 5):
+    x, gap = jax.random.split(jax.random.key(seed))
+    return jax.random.normal(x, (B, T, D)), 1 + jax.random.exponential(gap, (B, T))
+
+
+def stream(params, state, x_BxTxD, gap_BxT, cfg, key):
+    """`step` over the whole sequence: (outputs, routes), batch first."""
+
+    def one(cache, token):
+        y_BxD, cache, routes = cram.step(params, state, cache, token[0], cfg=cfg, gap_B=token[1], key=key)
+        return cache, (y_BxD, routes)
+
+    tokens = (jnp.swapaxes(x_BxTxD, 0, 1), jnp.swapaxes(gap_BxT, 0, 1))
+    _, out = jax.lax.scan(one, cram.init_cache(cfg, B), tokens)
+    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), out)
+
+
+def loss(params, state, x_BxTxD, gap_BxT, cfg, key):
+    """A scalar through everything that training differentiates: outputs and all sums."""
+    y_BxTxD, aux = cram.apply(params, state, x_BxTxD, cfg=cfg, gap_BxT=gap_BxT, key=key, train=True)
+    return jnp.sum(y_BxTxD**2) + sum(jax.tree.leaves(aux.sums)), (y_BxTxD, aux)
+
+
+def poisoned_reads(read):
+    """`episodic.read` with NaN in every row that neither routed nor was audited."""
+
+    def poisoned(params, plan, x_BxTxD, worth_BxT, *, cfg):
+        r_BxTxD, use_BxT = read(params, plan, x_BxTxD, worth_BxT, cfg=cfg)
+        attends_BxT = plan.scatter(jnp.ones(plan.rows_BxC.shape, bool), x_BxTxD.shape[1])
+        nan = lambda a, attends: jnp.where(attends, a, jnp.nan)
+        return nan(r_BxTxD, attends_BxT[..., None]), nan(use_BxT, attends_BxT)
+
+    return poisoned

@@ -1,0 +1,96 @@
+"""What `test_cram.py` promises, where few enough attend and are kept for the ladder's short lists."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cram_cases import CONFIG, B, D, lively, loss, poisoned_reads, stream
+
+from cram_jax.functional import cram, episodic
+from cram_jax.functional.common import FeedForward
+
+T = 256
+ROUTES, KEEPS = 0, 1  # coordinates of a token that say so
+CFG = dataclasses.replace(
+    CONFIG,
+    episodic=dataclasses.replace(CONFIG.episodic, memory=32),
+    routing=dataclasses.replace(CONFIG.routing, features=("content",), evaluation_audit_rate=0.01, audit_rate=0.01),
+)
+
+
+def obedient():
+    """A layer whose tokens attend where their first coordinate is positive, and are kept where the second is."""
+    params, state = lively(CFG)
+
+    def when_positive(like: FeedForward, coordinate: int, output: int) -> FeedForward:
+        return FeedForward(
+            jnp.zeros_like(like.in_DxF).at[coordinate, 0].set(1.0),
+            jnp.zeros_like(like.bias_F),
+            jnp.zeros_like(like.out_FxD).at[0, output].set(200.0).at[1:, output].set(-1.0),
+        )
+
+    router, write = params.router, params.episodic.write
+    return params._replace(
+        router=when_positive(router, ROUTES, 1),
+        episodic=params.episodic._replace(write=when_positive(write, KEEPS, 0)),
+    ), state
+
+
+def sparse_inputs(seed: int = 5):
+    """One token in 16 attends, one in 8 is kept."""
+    x, gap, chance = jax.random.split(jax.random.key(seed), 3)
+    x_BxTxD = jax.random.normal(x, (B, T, D))
+    chance_BxTx2 = jax.random.uniform(chance, (B, T, 2)) < jnp.array([1 / 16, 1 / 8])
+    signed_BxTx2 = jnp.where(chance_BxTx2, 1.0, -1.0) * (1 + jnp.abs(x_BxTxD[..., :2]))
+    return x_BxTxD.at[..., :2].set(signed_BxTx2), 1 + jax.random.exponential(gap, (B, T))
+
+
+def on_short_lists(routes) -> bool:
+    """Whether the lowest rung holds all that a batch attends and keeps."""
+    rows, keys = (max(np.sum(marks, axis=1)) for marks in (routes.attended_BxT, routes.kept_BxT))
+    return rows <= T // 8 and keys <= T // 4
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_how_many_attend_in_the_future_changes_nothing(train):
+    # Given a batch that the short lists hold
+    params, state = obedient()
+    x_BxTxD, gap_BxT = sparse_inputs()
+    key, at = jax.random.key(2), 200
+    run = jax.jit(lambda x: cram.apply(params, state, x, cfg=CFG, gap_BxT=gap_BxT, key=key, train=train))
+    y_BxTxD, aux = run(x_BxTxD)
+    assert on_short_lists(aux.routes)
+
+    # When all tokens attend from some position on, in one sequence or in all, so that only the long lists hold them
+    for which in (slice(0, 1), slice(None)):
+        changed_BxTxD, changed = run(x_BxTxD.at[which, at:, ROUTES].set(3.0))
+        assert not on_short_lists(changed.routes)
+        # Then nothing before is different, to the last bit
+        np.testing.assert_array_equal(y_BxTxD[:, :at], changed_BxTxD[:, :at])
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:, :at], b[:, :at]), aux.routes, changed.routes)
+
+
+def test_streaming_equals_the_whole_sequence(x64):
+    params, state = obedient()
+    x_BxTxD, gap_BxT = sparse_inputs()
+    key = jax.random.key(9)
+    whole_BxTxD, aux = jax.jit(lambda x: cram.apply(params, state, x, cfg=CFG, gap_BxT=gap_BxT, key=key))(x_BxTxD)
+    assert on_short_lists(aux.routes) and np.sum(aux.routes.attended_BxT) > 10
+    streamed_BxTxD, routes = stream(params, state, x_BxTxD, gap_BxT, CFG, key)
+    for name in ("choice_BxT", "attended_BxT", "kept_BxT"):
+        np.testing.assert_array_equal(getattr(routes, name), getattr(aux.routes, name), err_msg=name)
+    np.testing.assert_allclose(streamed_BxTxD, whole_BxTxD, atol=1e-10, rtol=0)
+    np.testing.assert_allclose(routes.quality_BxT, aux.routes.quality_BxT, atol=1e-10, rtol=0)
+
+
+def test_a_skipped_retrieval_is_not_looked_at(monkeypatch):
+    params, state = obedient()
+    x_BxTxD, gap_BxT = sparse_inputs()
+    graded = jax.jit(jax.value_and_grad(loss, argnums=(0, 2), has_aux=True), static_argnums=4)
+    clean = graded(params, state, x_BxTxD, gap_BxT, CFG, jax.random.key(3))
+    assert on_short_lists(clean[0][1][1].routes)
+    monkeypatch.setattr(episodic, "read", poisoned_reads(episodic.read))
+    again = jax.jit(lambda *a: jax.value_and_grad(loss, argnums=(0, 2), has_aux=True)(*a, CFG, jax.random.key(3)))
+    jax.tree.map(np.testing.assert_array_equal, clean, again(params, state, x_BxTxD, gap_BxT))

@@ -1,0 +1,118 @@
+"""The loss of Eq 8: its terms and signs, and which part of a layer each of them teaches."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cram_cases import CONFIG, inputs, lively
+
+from cram_jax.functional import cram, objective, routing
+from cram_jax.functional.cram import CRAMSums
+from cram_jax.functional.objective import ObjectiveConfig
+from cram_jax.functional.routing import RoutingConfig
+
+
+def test_equation_8_by_hand():
+    # Given the sums of two layers
+    each = {name: jnp.array([value, 2.0 * value]) for name, value in zip(CRAMSums._fields, range(1, 11), strict=True)}
+    cfg = ObjectiveConfig(
+        semantic_reward=0.5, distillation=0.25, write_price=0.125, familiarity=0.0625, prediction=0.03125
+    )
+    loss, parts = objective.memory_loss(CRAMSums(**each), jnp.asarray(7.0), cfg)
+    # Then each is a mean over what it counts: 3 tokens, of which 6 retrieved, and 30 predictions
+    tokens, retrieved = 3 * 1, 3 * 2
+    mean = lambda name, count: 3 * (CRAMSums._fields.index(name) + 1) / count
+    by_hand = (
+        7.0 * mean("episodic", tokens)
+        - 0.5 * mean("familiar", tokens)
+        + 0.125 * mean("write", tokens)
+        - mean("use", tokens)
+        + 0.25 * mean("distillation", retrieved)
+        + 0.0625 * mean("familiarity", retrieved)
+        + 0.03125 * mean("prediction", 3 * 10)
+    )
+    np.testing.assert_allclose(loss, by_hand, rtol=1e-6)
+    np.testing.assert_allclose(parts["expected_episodic"], mean("episodic", tokens), rtol=1e-6)
+
+
+def test_nothing_retrieved_is_no_division_by_zero():
+    nothing = CRAMSums(*(jnp.zeros(2) for _ in CRAMSums._fields))._replace(tokens=jnp.array([8.0, 8.0]))
+    loss, gradient = jax.value_and_grad(lambda s: objective.memory_loss(s, jnp.asarray(1.0), ObjectiveConfig())[0])(
+        nothing
+    )
+    assert loss == 0 and all(np.all(np.isfinite(g)) for g in gradient)
+
+
+# The router reads what working memory says of the process, its own features and the token; nothing else is taught.
+ROUTED = {"norm_D", "working", "router"}
+TEACHES = {
+    "episodic": ROUTED,
+    "familiar": ROUTED,
+    "write": {"norm_D", "episodic"},
+    "use": {"norm_D", "episodic"},
+    "distillation": {"semantic"},
+    "familiarity": {"familiarity"},
+    "prediction": {"uncertainty_DxU"},
+    "tokens": set(),
+    "retrieved": set(),
+    "predicted": set(),
+}
+
+
+@pytest.mark.parametrize("name", TEACHES)
+def test_each_loss_teaches_its_own_part(name):
+    params, state = lively(CONFIG)
+    x_BxTxD, gap_BxT = inputs()
+
+    def one(params, x_BxTxD):
+        aux = cram.apply(params, state, x_BxTxD, cfg=CONFIG, gap_BxT=gap_BxT, key=jax.random.key(1), train=True)[1]
+        return getattr(aux.sums, name)
+
+    gradient, to_tokens = jax.jit(jax.grad(one, argnums=(0, 1)))(params, x_BxTxD)
+    moved = {part for part in params._fields if any(np.any(g != 0) for g in jax.tree.leaves(getattr(gradient, part)))}
+    assert moved <= TEACHES[name] and bool(moved) == bool(TEACHES[name])
+    # what only measures the token does not change it
+    assert np.any(to_tokens != 0) == (name in ("episodic", "familiar"))
+    if name in ("write", "use"):
+        projections = gradient.episodic._replace(write=())
+        assert not any(np.any(g != 0) for g in jax.tree.leaves(projections))
+
+
+def test_familiarity_learns_nothing_where_nothing_was_retrieved():
+    # Given a layer that routes nothing to episodic memory and audits nothing
+    cfg = dataclasses.replace(CONFIG, routing=RoutingConfig(evaluation_audit_rate=0.0))
+    params, state = lively(cfg)
+    params = params._replace(router=params.router._replace(out_FxD=jnp.zeros_like(params.router.out_FxD)))
+    x_BxTxD, gap_BxT = inputs()
+    total = lambda p: sum(
+        getattr(cram.apply(p, state, x_BxTxD, cfg=cfg, gap_BxT=gap_BxT)[1].sums, name)
+        for name in ("familiarity", "distillation", "retrieved")
+    )
+    value, gradient = jax.value_and_grad(total)(params)
+    assert value == 0 and not any(np.any(g != 0) for g in jax.tree.leaves(gradient))
+
+
+def test_audits_are_as_frequent_as_their_weights_say():
+    # Given tokens that lean to episodic memory to different degrees, and do not choose it
+    cfg, shape = RoutingConfig(features=("gap",), audit_rate=0.05, audit_gain=2.0), (1, 60_000)
+    lean_BxT = jnp.where(jnp.arange(shape[1]) % 2, -6.0, -9.0)[None]
+    params = routing.init(jax.random.key(0), 4, cfg)
+    params = params._replace(
+        in_DxF=jnp.zeros_like(params.in_DxF).at[0, 0].set(-1.0),
+        out_FxD=jnp.zeros_like(params.out_FxD).at[0, routing.EPISODIC].set(-1.0),
+    )
+    uniform_BxTx4 = jax.random.uniform(jax.random.key(1), (*shape, 4), minval=1e-6, maxval=1 - 1e-6)
+    routes = routing.route(params, {"gap": lean_BxT}, uniform_BxTx4, jnp.array(True), cfg=cfg, train=True)
+    other_BxT = ~routes.routed_BxT
+    for kind in (0, 1):
+        among_BxT = other_BxT & (jnp.arange(shape[1]) % 2 == kind)
+        lean = routes.mean_BxTx3[0, kind, routing.EPISODIC]
+        rate = np.mean(routes.audited_BxT[among_BxT])
+        # Then the chance is what is documented, the weight is one over it, and the noise of the route has no part
+        np.testing.assert_allclose(rate, 0.05 + 2 * lean, rtol=0.05)  # 30,000 draws: a standard deviation of 2%
+        np.testing.assert_allclose(routes.audit_weight_BxT[among_BxT] * rate, 1, rtol=0.05)
+        chosen = routes.audited_BxT[among_BxT]
+        gumbel = uniform_BxTx4[..., routing.EPISODIC][among_BxT]
+        assert abs(np.mean(gumbel[chosen]) - np.mean(gumbel[~chosen])) < 0.03
