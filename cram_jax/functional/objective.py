@@ -26,7 +26,7 @@ class ObjectiveConfig:
 
     semantic_reward: float = 0.01
     distillation: float = 0.1
-    write_price: float = 0.01
+    write_price: float = 0.05
     familiarity: float = 0.1
     prediction: float = 0.1
 
