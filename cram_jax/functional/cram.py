@@ -77,7 +77,7 @@ class CRAMSums(NamedTuple):
       retrieved: how many retrieved something, audits included.
       episodic: sum of pi^(2), the router's lean to episodic memory, which is priced.
       familiar: sum of pi^(3) q-hat, semantic use where it is good.
-      write: expected reads of all events, over their price.
+      write: what keeping events costs, before its price (see `episodic.cost`).
       use: 0, with the gradient of the attention that kept events received from routed queries (see `episodic.py`).
       distillation: sum of |f_sem - r^E|^2 / sigma^2 over those that retrieved (Eq 5, in units of sigma^2).
       familiarity: summed cross-entropy of q-hat against q over the same.
@@ -256,7 +256,7 @@ def apply(
         episodic=jnp.sum(routes.mean_BxTx3[..., routing.EPISODIC]),
         familiar=jnp.sum(routes.mean_BxTx3[..., routing.SEMANTIC] * (1 - decided.novelty)),
         # While every token attends, use says nothing about worth: the gate does not learn yet.
-        write=jnp.sum(jnp.exp(decided.writes.logit_BxT), where=state.released),
+        write=jnp.sum(episodic.cost(decided.writes, routes.routed_BxT), where=state.released),
         use=jnp.sum(use_BxT, where=routes.routed_BxT & state.released),
         distillation=distillation / sigma2,
         familiarity=consolidation.familiarity_loss(decided.familiarity_logit, quality_BxT, retrieved_BxT),

@@ -19,14 +19,14 @@ from cram_jax.functional.cram import CRAMSums
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
     """semantic_reward: lambda_S. distillation: gamma.
-    write_price: lambda_W, how many reads an event must expect to be worth keeping (see `episodic.decide_writes`).
+    write_price: lambda_W, how many times the reads of an average event one must expect to be worth keeping.
     familiarity, prediction: weights of the two heads' own losses, which share no parameter with anything else.
     The price of attention lambda_E is a state, see `training/price.py`.
     """
 
     semantic_reward: float = 0.01
     distillation: float = 0.1
-    write_price: float = 0.05
+    write_price: float = 1.0
     familiarity: float = 0.1
     prediction: float = 0.1
 

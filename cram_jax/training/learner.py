@@ -51,8 +51,9 @@ class Task(Protocol):
 class OptimizerConfig:
     """AdamW after clipping. learning_rate: its peak. warmup: steps to it. steps: of the cosine that follows, to
     `final` times the peak. clip: largest global norm of a gradient.
-    weight_decay: on matrices, those of the semantic memory excepted: what else memorised a pattern forgets it again
-        once the semantic memory answers, so that this is where knowledge ends up.
+    weight_decay: on matrices. What memorised a pattern beside the semantic memory forgets it again once that answers,
+        and the router's logits stay where it goes on learning. Spared are the semantic memory, where knowledge is to
+        end up, and the regressions of q-hat and of use, which hold no answer.
     """
 
     learning_rate: float = 2e-3
@@ -72,9 +73,13 @@ class OptimizerConfig:
         return optax.chain(optax.clip_by_global_norm(self.clip), adamw)
 
 
+SPARED = (".semantic", ".familiarity", ".write")
+
+
 def _decays(params: "Params"):
-    """True for matrices outside the semantic memory; those of layers have a leading L axis."""
-    matrix = lambda axes: lambda path, leaf: leaf.ndim > axes and "semantic" not in jax.tree_util.keystr(path)
+    """True for the matrices that decay; those of layers have a leading L axis."""
+    spared = lambda path: any(name in jax.tree_util.keystr(path) for name in SPARED)
+    matrix = lambda axes: lambda path, leaf: leaf.ndim > axes and not spared(path)
     over = jax.tree_util.tree_map_with_path
     return Params(over(matrix(1), params.task), over(matrix(2), params.model))
 

@@ -224,7 +224,8 @@ def test_an_event_earns_its_place_by_the_attention_it_gets():
 @pytest.mark.parametrize("use", [0.2, 0.01])
 def test_the_write_gate_settles_where_it_keeps_what_is_used_more_than_it_costs(use):
     # Given events that are read `use` times each where they are kept, and a gate that says the same of all of them
-    price, shape = 0.05, (1, 20_000)
+    price, shape, attending = 2.0, (1, 20_000), 0.025
+    routed_BxT = jnp.arange(shape[1])[None] < attending * shape[1]
     cfg = dataclasses.replace(CONFIG.episodic, write_audit_rate=0.1)
     params = episodic.init(jax.random.key(0), D, cfg)
     write = params.write._replace(bias_F=params.write.bias_F.at[0].set(10.0))  # gelu(10) is 10
@@ -234,11 +235,12 @@ def test_the_write_gate_settles_where_it_keeps_what_is_used_more_than_it_costs(u
         uniform_BxT = jax.random.uniform(jax.random.key(1), shape)
         writes = episodic.decide_writes(said, jnp.zeros((*shape, D)), jnp.zeros(shape), uniform_BxT, cfg=cfg)
         used_BxT = jnp.where(writes.kept_BxT, use, 0)
-        return jnp.mean(price * jnp.exp(writes.logit_BxT) - used_BxT * writes.worth_BxT)
+        return jnp.mean(price * episodic.cost(writes, routed_BxT) - used_BxT * writes.worth_BxT)
 
-    # Then its gradient vanishes where exp(logit) is use over price, whether that is above 1 (all are kept) or below
-    # (only audited ones are, a tenth of 20,000: a standard deviation of 2%), and points there from either side
-    settled = np.log(use / price)
+    # Then its gradient vanishes where exp(logit) is use over price times the reads of an average event, whether that is
+    # above 1 (all are kept) or below (only audited ones are, a tenth of 20,000: a standard deviation of 2%), and
+    # points there from either side
+    settled = np.log(use / (price * attending))
     slope = jax.grad(loss)
     assert abs(slope(settled)) < 0.06 * use
     assert slope(settled - 0.3) < 0 < slope(settled + 0.3)
