@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cram_jax.analysis.summary import strict
+from cram_jax.training.metrics import strict
 
 
 def collect(summaries: list[dict], configs: list[dict]) -> dict:

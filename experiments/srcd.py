@@ -56,7 +56,7 @@ def table(out: dict) -> list[tuple[str, str]]:
     ]
     if "attention_tokens" in out:
         layer = out["busiest_layer"]
-        kept = percent(f"kept_share_layer_{layer}")
+        kept = percent("kept_share_busiest")
         curve = lambda unit: "  ".join(percent(f"{unit}_{when}") for when in ("start", "peak", "end"))
         peak = out["attention_tokens_peak_after_release"] or float("nan")
         fewer = lambda share: share / max(out["attention_tokens_end"], 1e-9)
@@ -74,7 +74,7 @@ def table(out: dict) -> list[tuple[str, str]]:
             (f"events kept in layer {layer}, in all (event, layer) pairs", f"{kept}  {percent('kept_share')}"),
             (
                 f"quality of recall, layer {layer}: recurring, new queries",
-                "  ".join(percent(f"quality_query_{kind}_layer_{layer}") for kind in ("recurring", "new")),
+                "  ".join(percent(f"quality_query_{kind}_busiest") for kind in ("recurring", "new")),
             ),
             (
                 f"q-hat calibration error, layer {layer}: queries, all events",

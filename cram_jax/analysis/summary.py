@@ -102,15 +102,6 @@ def calibration_error(line: dict, group: str, layer: int) -> float:
     return float(np.abs(bins["familiarity"] - bins["quality"]).sum() / count) if count else float("nan")
 
 
-def strict(value):
-    """The same with None for numbers that are not finite: JSON has none of those."""
-    if isinstance(value, dict):
-        return {name: strict(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [strict(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
 def summarise(lines: list[dict], final: dict, seed: int) -> dict:
     """The flat dictionary of `summary.json`: final held-out metrics, the attention curve, times, versions."""
     out = {"seed": seed, "steps": lines[-1]["step"]}
@@ -118,10 +109,12 @@ def summarise(lines: list[dict], final: dict, seed: int) -> dict:
     if "attention_tokens" in final:
         out |= {f"{unit}_end": final[unit] for unit in ("attention_tokens", "attention_utilisation")}
         out |= attention_curve(lines)
-        out["busiest_layer"] = busiest_layer(lines)
-        out |= calibration_errors(lines[-1], out["busiest_layer"])
+        layer = out["busiest_layer"] = busiest_layer(lines)
+        out |= calibration_errors(lines[-1], layer)
         out |= {n.removeprefix("probe/"): lines[-1][n] for n in lines[-1] if n.startswith("probe/quality_query_")}
         out |= {n.removeprefix("probe/"): lines[-1][n] for n in lines[-1] if n.startswith("probe/familiarity_query_")}
+        suffix = f"_layer_{layer}"
+        out |= {n.removesuffix(suffix) + "_busiest": value for n, value in out.items() if n.endswith(suffix)}
     out |= {"step_ms_start": _step_ms(lines, True), "step_ms_end": _step_ms(lines, False)}
     out |= {"train_seconds": lines[-1]["seconds"], "peak_memory_mb": _peak_memory_mb()}
     return out | versions()
@@ -130,7 +123,8 @@ def summarise(lines: list[dict], final: dict, seed: int) -> dict:
 def _peak_memory_mb() -> float:
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    kilobytes = 1024 if platform.system() == "Darwin" else 1  # what it is counted in, over a kilobyte
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / kilobytes / 1024
 
 
 def show(title: str, rows: list[tuple[str, str]]) -> None:

@@ -77,8 +77,9 @@ class CRAMSums(NamedTuple):
       retrieved: how many retrieved something, audits included.
       episodic: sum of pi^(2), the router's lean to episodic memory, which is priced.
       familiar: sum of pi^(3) q-hat, semantic use where it is good.
-      write: what keeping events costs, before its price (see `episodic.cost`).
+      write: sum of exp(logit) of the write gate.
       use: 0, with the gradient of the attention that kept events received from routed queries (see `episodic.py`).
+      routed: how many chose episodic memory.
       distillation: sum of |f_sem - r^E|^2 / sigma^2 over those that retrieved (Eq 5, in units of sigma^2).
       familiarity: summed cross-entropy of q-hat against q over the same.
       prediction, predicted: summed cross-entropy of the uncertainty read-out, and over how many tokens.
@@ -90,6 +91,7 @@ class CRAMSums(NamedTuple):
     familiar: Scalar
     write: Scalar
     use: Scalar
+    routed: Scalar
     distillation: Scalar
     familiarity: Scalar
     prediction: Scalar
@@ -256,8 +258,9 @@ def apply(
         episodic=jnp.sum(routes.mean_BxTx3[..., routing.EPISODIC]),
         familiar=jnp.sum(routes.mean_BxTx3[..., routing.SEMANTIC] * (1 - decided.novelty)),
         # While every token attends, use says nothing about worth: the gate does not learn yet.
-        write=jnp.sum(episodic.cost(decided.writes, routes.routed_BxT), where=state.released),
+        write=jnp.sum(jnp.exp(decided.writes.logit_BxT), where=state.released),
         use=jnp.sum(use_BxT, where=routes.routed_BxT & state.released),
+        routed=jnp.sum(routes.routed_BxT, dtype=stats.count.dtype),
         distillation=distillation / sigma2,
         familiarity=consolidation.familiarity_loss(decided.familiarity_logit, quality_BxT, retrieved_BxT),
         prediction=prediction,

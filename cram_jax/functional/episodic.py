@@ -13,7 +13,6 @@ from cram_jax.functional.common import FeedForward, feed_forward, init_feed_forw
 
 # After the release a training attends with some 5% of tokens, audits included, and keeps under 20%.
 RUNGS = ((8, 4), (1, 1))
-FEWEST = 0.01  # reads of an average event, at least: a layer in which nobody attends has nothing to keep either
 
 
 @jax.tree_util.register_static
@@ -104,7 +103,7 @@ class Writes(NamedTuple):
     logit_BxT: of the gate: log of how many reads it expects of an event, over how many are worth keeping it.
     kept_BxT: which events enter the buffer.
     worth_BxT: 0, with the gradient of logit / P(kept): an event's share of what a read of it is worth. Only a kept
-        event can be read, so this weight makes the expected gradient that of keeping everything.
+        event can be read, so this weight makes the expected gradient that of keeping the event, the others as they are.
     """
 
     logit_BxT: Float[Array, "*shape"]
@@ -122,11 +121,9 @@ def decide_writes(
 ) -> Writes:
     """Which events are kept: those with logit > 0, and where random numbers are given a share of the others.
 
-    The gate learns from use alone: the attention an event receives from routed queries, mean over heads. It is a
-    Poisson regression of use, price x cost - use x logit (`objective.py`), least where exp(logit) is the expected use
-    over that of an average event and over the price. Its gradient does not vanish where the gate is sure: a
-    sigmoid's does, and bindings it once dropped were never kept again. A log-bias on an event's key cannot teach it:
-    once a query matches, the attention weight is 1 whatever the bias.
+    The gate learns from use alone: the attention an event receives from routed queries, mean over heads. It regresses
+    it (`objective.write_loss`), so that exp(logit) is the use expected of an event over the use worth keeping one for.
+    A log-bias on its key cannot teach it: once a query matches, the attention weight is 1 whatever the bias.
     """
     seen = jnp.concatenate([jax.lax.stop_gradient(x), novelty[..., None]], axis=-1)
     logit = feed_forward(params.write, seen)[..., 0] + cfg.write_bias
@@ -134,15 +131,6 @@ def decide_writes(
         return Writes(logit, logit > 0, jnp.zeros_like(logit))
     chance = jnp.where(logit > 0, 1, cfg.write_audit_rate)
     return Writes(logit, uniform < chance, (logit - jax.lax.stop_gradient(logit)) / chance)
-
-
-def cost(writes: Writes, routed_BxT: Bool[Array, "B T"]) -> Float[Array, "B T"]:
-    """exp(logit) times the reads of an average event: who attends, over all events.
-
-    Relative to the average, because right after the release many attend, to nothing in particular, and every event is
-    read a little; later few do, and each new binding is read ten times as often as the average.
-    """
-    return jnp.exp(writes.logit_BxT) * jnp.maximum(jnp.mean(routed_BxT), FEWEST)
 
 
 def _queries(params: EpisodicParams, x_BxCxD, position_BxC, cfg: EpisodicConfig):

@@ -66,8 +66,11 @@ class Checkpoints:
 
         There are such only where `restore` passed over them as damaged; beside them orbax would refuse this one.
         """
-        for passed_over in [s for s in self.manager.all_steps() if s >= step]:
-            self.manager.delete(passed_over)
+        passed_over = [s for s in self.manager.all_steps() if s >= step]
+        if passed_over:
+            self.manager.wait_until_finished()
+        for other in passed_over:
+            self.manager.delete(other)
         arrays = to_host(state)
         facts = {"digest": digest(arrays), "shapes": shapes(arrays)}
         self.manager.save(

@@ -18,6 +18,7 @@ from cram_jax.models.stack import Stack
 from cram_jax.training import loop
 from cram_jax.training.learner import Learner, OptimizerConfig, Task
 from cram_jax.training.loop import Interrupted, RunConfig
+from cram_jax.training.metrics import strict
 from cram_jax.training.price import PriceConfig
 from cram_jax.training.settings import claim_workdir, from_config, to_config
 
@@ -35,7 +36,8 @@ MODELS = {"cram": CRAMConfig, "transformer": AttentionConfig}
 
 
 def settings(run: RunConfig, cram: CRAMConfig, transformer: AttentionConfig, price: PriceConfig, **more) -> ConfigDict:
-    """The settings every experiment has, and `more`. The learning rate's schedule is as long as the run."""
+    """The settings every experiment has, and `more`. The learning rate's schedule is as long as the run, and the
+    transformer's cache as long as the sequences."""
     config = ConfigDict(
         {
             "seed": 0,
@@ -51,6 +53,7 @@ def settings(run: RunConfig, cram: CRAMConfig, transformer: AttentionConfig, pri
         }
     )
     config.optimizer.steps = config.run.get_ref("steps")
+    config.transformer.context = config.run.get_ref("length")
     return config
 
 
@@ -83,7 +86,7 @@ def train(config: ConfigDict, learner: Learner, run: RunConfig, workdir: Path, p
 
 def report(workdir: Path, title: str, out: dict, rows: list[tuple[str, str]]) -> None:
     """Writes `summary.json` and prints the table."""
-    (workdir / "summary.json").write_text(json.dumps(summary.strict(out), indent=1) + "\n")
+    (workdir / "summary.json").write_text(json.dumps(strict(out), indent=1) + "\n")
     summary.show(title, rows)
 
 
@@ -101,7 +104,8 @@ def explained():
         text = str(said)
         if "Traceback" in text:  # a config file's own error, as its reader passes it on
             text = text.strip().split("\n")[-1]
-        sys.exit("error: " + " ".join(text.split()))
+        where = "" if isinstance(error, ValueError) else " (CRAM_TRACEBACK=1 shows where)"
+        sys.exit("error: " + " ".join(text.split()) + where)
 
 
 def config_flag(default: str):

@@ -126,7 +126,8 @@ class TrainState(NamedTuple):
     skipped: Int[Array, ""]
 
 
-def init(learner: Learner, seed: int, patterns: int) -> TrainState:
+@partial(jax.jit, static_argnums=(0, 2))
+def init(learner: Learner, seed: int | Int[Array, ""], patterns: int) -> TrainState:
     """A fresh state; the seed decides parameters and noise."""
     task, model, noise = jax.random.split(jax.random.fold_in(jax.random.key(seed), INIT), 3)
     params = Params(learner.task.init(task, learner.model.layer.D), learner.model.init(model))

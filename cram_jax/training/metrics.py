@@ -11,6 +11,15 @@ from tensorboardX import SummaryWriter
 CLOCK = ("step_ms", "seconds")  # fields that differ between two runs of the same command
 
 
+def strict(value):
+    """The same with None for numbers that are not finite: JSON has none of those."""
+    if isinstance(value, dict):
+        return {name: strict(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
 def means(sums: list[dict]) -> dict[str, float | list[float]]:
     """Means of (sum, count) pairs added up over batches, in float64; NaN where nothing was counted."""
     out = {}
@@ -34,7 +43,7 @@ class Records:
         self.path = Path(directory) / "metrics.jsonl"
         self.lines = [line for line in read(self.path) if line["step"] <= step]
         rewritten = self.path.with_suffix(".tmp")
-        rewritten.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+        rewritten.write_text("".join(json.dumps(strict(line)) + "\n" for line in self.lines))
         rewritten.replace(self.path)
         self.file = self.path.open("a")
         # Two writers in one second would share a file name, so the process is part of it.
@@ -45,7 +54,7 @@ class Records:
     def write(self, line: dict) -> None:
         """Appends a line; its numbers also go to TensorBoard."""
         self.lines.append(line)
-        self.file.write(json.dumps(line) + "\n")
+        self.file.write(json.dumps(strict(line)) + "\n")
         self.file.flush()
         for name, value in line.items():
             if isinstance(value, float) and np.isfinite(value):
@@ -63,13 +72,13 @@ class Records:
 
 
 def read(path: Path) -> list[dict]:
-    """The lines of a `metrics.jsonl`; an unfinished last line, left by a killed process, is not one."""
+    """The lines of a `metrics.jsonl`, NaN for null; an unfinished last line, left by a killed process, is not one."""
     if not path.exists():
         return []
     lines = []
     for text in path.read_text().splitlines():
         try:
-            lines.append(json.loads(text))
+            lines.append({name: np.nan if value is None else value for name, value in json.loads(text).items()})
         except json.JSONDecodeError:
             break
     return lines

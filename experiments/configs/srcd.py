@@ -55,7 +55,7 @@ def get_config(variant: str = "small") -> ConfigDict:
     config = experiment.settings(
         run,
         cram=CRAMConfig(episodic=EpisodicConfig(memory=chosen["memory"])),
-        transformer=AttentionConfig(context=run.length),
+        transformer=AttentionConfig(),
         price=chosen.get("price", PriceConfig()),
         data=to_config(chosen.get("data", SRCDConfig())),
         dynamics_weight=SRCDTask().dynamics_weight,

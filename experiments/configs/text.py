@@ -40,7 +40,7 @@ def get_config(variant: str = "small") -> ConfigDict:
             episodic=EpisodicConfig(memory=MEMORY, rotary=True),
             semantic=SemanticConfig(rank=D),
         ),
-        transformer=AttentionConfig(D=D, F=F, rotary=True, context=run.length),
+        transformer=AttentionConfig(D=D, F=F, rotary=True),
         price=PriceConfig(start=400, ramp=200, top=0.2),
         files=(),  # the main's --files; the sources of the Python standard library where there are none
         held_out_share=0.1,  # of the files

@@ -39,8 +39,8 @@ __all__ = [
 def resolve(backend: str, keys: int) -> str:
     """The name of the backend that "auto" stands for here, where a plan has so many slots; another name stays.
 
-    Call it outside a ladder: rungs of different lengths have to agree on a backend, or a token's result would depend,
-    in its last bits, on how many others attend.
+    Call it outside a ladder: rungs of different lengths have to agree on a backend, as on tiles (`ladder.py`), or a
+    token's result would depend, in its last bits, on how many others attend.
 
     Raises:
       ValueError: for an unknown name.

@@ -14,7 +14,14 @@ import jax.numpy as jnp
 from .plan import SkipPlan
 
 RUNGS = ((8, 4), (8, 1), (1, 1))  # lengths of (rows, slots), as parts of the plan's own; the last one always holds
-SHORTEST = 16  # rows: below, a rung saves less than its compilation costs
+# A rung's lists are whole tiles, and tiles are those of the whole plan: other shapes are added up in other orders,
+# while a token's result may not depend, to the last bit, on how many others attend.
+ROWS = 32  # in a tile; a list shorter than one saves less than its compilation costs
+
+
+def keys_in_tile(slots: int) -> int:
+    """Of a plan with so many slots; the same for its rungs."""
+    return min(128 if slots < 512 else 512, slots)
 
 
 def on_ladder(f: Callable, plan: SkipPlan, *arrays, rungs: tuple = RUNGS):
@@ -29,12 +36,14 @@ def on_ladder(f: Callable, plan: SkipPlan, *arrays, rungs: tuple = RUNGS):
 
 
 def _worthwhile(plan: SkipPlan, rungs: tuple) -> tuple:
-    return tuple(rung for rung in rungs if rung == (1, 1) or plan.rows_BxC.shape[1] // rung[0] >= SHORTEST)
+    return tuple(rung for rung in rungs if rung == (1, 1) or plan.rows_BxC.shape[1] // rung[0] >= ROWS)
 
 
 def _narrow(plan: SkipPlan, rung: tuple[int, int]) -> SkipPlan:
     """The plan with shorter lists, right where it fits them."""
-    C, S = -(-plan.rows_BxC.shape[1] // rung[0]), -(-plan.slots_BxS.shape[1] // rung[1])
+    whole = lambda places, part, tile: min(-(-places // (part * tile)) * tile, places)
+    rows, slots = plan.rows_BxC.shape[1], plan.slots_BxS.shape[1]
+    C, S = whole(rows, rung[0], min(ROWS, rows)), whole(slots, rung[1], keys_in_tile(slots))
     return plan._replace(
         rows_BxC=plan.rows_BxC[:, :C],
         start_BxC=plan.start_BxC[:, :C],

@@ -12,10 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .ladder import ROWS, keys_in_tile
 from .plan import SkipPlan
 
-ROWS = 32  # in a tile: smaller wastes less where few rows are routed, larger multiplies faster
-KEYS = 512  # in a block
 LOW = -1e30  # stands for minus infinity, and stays finite under subtraction
 
 
@@ -75,7 +74,8 @@ def _rows_back(x_BxGxCxQ, q_BxCxHxK):
 
 def _laid_out(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan, scale):
     C, S, G = q_BxCxHxK.shape[1], *k_BxSxGxK.shape[1:3]
-    sizes = _Sizes(min(ROWS, C), min(KEYS, S), float(scale))
+    # Fewer rows in a tile waste less where few are routed, more multiply faster.
+    sizes = _Sizes(min(ROWS, C), keys_in_tile(S), float(scale))
     k_BxGxSxK, v_BxGxSxV = (_pad(x, -S % sizes.keys).swapaxes(1, 2) for x in (k_BxSxGxK, v_BxSxGxV))
     limits = [_pad(x, sizes.rows) for x in (plan.start_BxC, plan.end_BxC)]
     return sizes, (_rows_laid_out(q_BxCxHxK, G, sizes.rows), k_BxGxSxK, v_BxGxSxV, *limits)

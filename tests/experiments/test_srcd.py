@@ -84,7 +84,7 @@ def test_a_killed_run_ends_like_one_never_interrupted(whole, tmp_path):
 
 def test_a_run_leaves_what_it_promises(whole):
     workdir, out = whole
-    summary = json.loads((workdir / "summary.json").read_text())
+    summary = json.loads((workdir / "summary.json").read_text(), parse_constant=pytest.fail)
     promised = (
         "retrieval_accuracy retrieval_accuracy_recurring retrieval_accuracy_new attention_tokens_start "
         "attention_tokens_peak attention_tokens_end attention_utilisation_start attention_utilisation_peak "

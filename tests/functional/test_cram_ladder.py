@@ -1,6 +1,10 @@
 """What `test_cram.py` promises, where few enough attend and are kept for the ladder's short lists."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +15,7 @@ from cram_cases import CONFIG, B, D, lively, loss, poisoned_reads, stream
 from cram_jax.functional import cram, episodic
 from cram_jax.functional.common import FeedForward
 
-T = 256
+LENGTHS = (200, 320, 1024)  # without a shorter rung, with lists that are no whole tiles, with several tiles
 ROUTES, KEEPS = 0, 1  # coordinates of a token that say so
 CFG = dataclasses.replace(
     CONFIG,
@@ -38,7 +42,7 @@ def obedient():
     ), state
 
 
-def sparse_inputs(seed: int = 5):
+def sparse_inputs(T: int = 256, seed: int = 5):
     """One token in 16 attends, one in 8 is kept."""
     x, gap, chance = jax.random.split(jax.random.key(seed), 3)
     x_BxTxD = jax.random.normal(x, (B, T, D))
@@ -50,15 +54,15 @@ def sparse_inputs(seed: int = 5):
 def on_short_lists(routes) -> bool:
     """Whether the lowest rung holds all that a batch attends and keeps."""
     rows, keys = (max(np.sum(marks, axis=1)) for marks in (routes.attended_BxT, routes.kept_BxT))
+    T = routes.kept_BxT.shape[1]
     return rows <= T // 8 and keys <= T // 4
 
 
-@pytest.mark.parametrize("train", [False, True])
-def test_how_many_attend_in_the_future_changes_nothing(train):
+def check_causality(T: int, train: bool) -> None:
     # Given a batch that the short lists hold
     params, state = obedient()
-    x_BxTxD, gap_BxT = sparse_inputs()
-    key, at = jax.random.key(2), 200
+    x_BxTxD, gap_BxT = sparse_inputs(T)
+    key, at = jax.random.key(2), 3 * T // 4
     run = jax.jit(lambda x: cram.apply(params, state, x, cfg=CFG, gap_BxT=gap_BxT, key=key, train=train))
     y_BxTxD, aux = run(x_BxTxD)
     assert on_short_lists(aux.routes)
@@ -70,6 +74,21 @@ def test_how_many_attend_in_the_future_changes_nothing(train):
         # Then nothing before is different, to the last bit
         np.testing.assert_array_equal(y_BxTxD[:, :at], changed_BxTxD[:, :at])
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:, :at], b[:, :at]), aux.routes, changed.routes)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_how_many_attend_in_the_future_changes_nothing(train):
+    check_causality(256, train)
+
+
+def test_nor_does_it_as_compiled_for_users():
+    # Tests compile with less effort; other shapes may then be added up in other orders. So here as anybody would.
+    code = f"import test_cram_ladder as t; [t.check_causality(T, False) for T in {LENGTHS}]"
+    env = {n: v for n, v in os.environ.items() if n != "XLA_FLAGS"}
+    path = [Path(__file__).parent, Path(__file__).parents[1], Path(__file__).parents[2]]
+    env |= {"PYTHONPATH": os.pathsep.join(map(str, path)), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_streaming_equals_the_whole_sequence(x64):

@@ -16,7 +16,7 @@ from cram_jax.functional.routing import RoutingConfig
 
 def test_equation_8_by_hand():
     # Given the sums of two layers
-    each = {name: jnp.array([value, 2.0 * value]) for name, value in zip(CRAMSums._fields, range(1, 11), strict=True)}
+    each = {name: jnp.array([value, 2.0 * value]) for name, value in zip(CRAMSums._fields, range(1, 12), strict=True)}
     cfg = ObjectiveConfig(
         semantic_reward=0.5, distillation=0.25, write_price=0.125, familiarity=0.0625, prediction=0.03125
     )
@@ -27,11 +27,11 @@ def test_equation_8_by_hand():
     by_hand = (
         7.0 * mean("episodic", tokens)
         - 0.5 * mean("familiar", tokens)
-        + 0.125 * mean("write", tokens)
-        - mean("use", tokens)
+        # each layer has its own average event; here 7 reads a token, then 7 again
+        + (0.125 * 7 * (5 + 10) - (6 + 12)) / 3
         + 0.25 * mean("distillation", retrieved)
         + 0.0625 * mean("familiarity", retrieved)
-        + 0.03125 * mean("prediction", 3 * 10)
+        + 0.03125 * mean("prediction", 3 * 11)
     )
     np.testing.assert_allclose(loss, by_hand, rtol=1e-6)
     np.testing.assert_allclose(parts["expected_episodic"], mean("episodic", tokens), rtol=1e-6)
@@ -50,13 +50,14 @@ ROUTED = {"norm_D", "working", "router"}
 TEACHES = {
     "episodic": ROUTED,
     "familiar": ROUTED,
-    "write": {"norm_D", "episodic"},
-    "use": {"norm_D", "episodic"},
+    "write": {"episodic"},
+    "use": {"episodic"},
     "distillation": {"semantic"},
     "familiarity": {"familiarity"},
     "prediction": {"uncertainty_DxU"},
     "tokens": set(),
     "retrieved": set(),
+    "routed": set(),
     "predicted": set(),
 }
 
@@ -76,8 +77,35 @@ def test_each_loss_teaches_its_own_part(name):
     # what only measures the token does not change it
     assert np.any(to_tokens != 0) == (name in ("episodic", "familiar"))
     if name in ("write", "use"):
-        projections = gradient.episodic._replace(write=())
-        assert not any(np.any(g != 0) for g in jax.tree.leaves(projections))
+        assert not any(np.any(g != 0) for g in jax.tree.leaves(gradient.episodic._replace(write=())))
+
+
+def test_a_layer_that_nobody_reads_forgets():
+    # Given events nobody reads, and a gate that keeps them
+    sums = CRAMSums(*(jnp.zeros(1) for _ in CRAMSums._fields))._replace(tokens=jnp.array([100.0]))
+    cost = lambda logit: objective.write_loss(sums._replace(write=100 * jnp.exp(logit)[None]), ObjectiveConfig())
+    assert jax.grad(cost)(jnp.asarray(0.0)) > 0
+
+
+def test_only_what_the_router_sends_teaches_the_write_gate():
+    params, state = lively(CONFIG)
+    x_BxTxD, gap_BxT = inputs()
+
+    def taught(cfg, state, params):
+        one = lambda p: cram.apply(p, state, x_BxTxD, cfg=cfg, gap_BxT=gap_BxT, key=jax.random.key(1), train=True)[1]
+        gradients = [jax.grad(lambda p, name=name: getattr(one(p).sums, name))(params) for name in ("write", "use")]
+        return [any(np.any(g != 0) for g in jax.tree.leaves(grads.episodic)) for grads in gradients], one(params)
+
+    assert taught(CONFIG, state, params)[0] == [True, True]
+    # While every token attends, reads say nothing about worth
+    assert taught(CONFIG, state._replace(released=jnp.array(False)), params)[0] == [False, False]
+    # What audits read is not use, and audits are not counted among the routed
+    audited = dataclasses.replace(CONFIG, routing=RoutingConfig(audit_rate=1.0, temperature=2.0))
+    away = params.router._replace(out_FxD=jnp.zeros_like(params.router.out_FxD).at[:, routing.WORKING].set(1e3))
+    away = away._replace(in_DxF=jnp.zeros_like(away.in_DxF), bias_F=jnp.ones_like(away.bias_F))
+    does, aux = taught(audited, state, params._replace(router=away))
+    assert does == [True, False]
+    assert np.all(aux.routes.attended_BxT) and aux.sums.routed == 0 and aux.sums.retrieved > 0
 
 
 def test_familiarity_learns_nothing_where_nothing_was_retrieved():

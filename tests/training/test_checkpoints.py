@@ -80,6 +80,17 @@ def test_a_damaged_save_is_passed_over_and_named(saved, damage, caplog):
     same(restored, state(20))
 
 
+def test_all_later_saves_make_room(saved):
+    # Given saves that were passed over, one of the step to come and one beyond it
+    saves = Checkpoints(saved, keep=3)
+    saves.save(4, state(4))
+    saves.save(2, state(20))
+    saves.close()
+    step, restored = Checkpoints(saved).restore(state(0))
+    assert step == 2
+    same(restored, state(20))
+
+
 def test_a_folder_with_a_number_is_not_a_save(saved, caplog):
     (saved / "7").mkdir()
     step, _ = Checkpoints(saved).restore(state(0))

@@ -129,6 +129,16 @@ def test_metrics_agree_with_a_count_by_hand(trained):
     assert sums["realised_new_share"] == (new_BxT.sum(), 4 * 32)
 
 
+def test_weight_decay_spares_the_semantic_memory_and_what_holds_no_answer(trained):
+    decays = learning._decays(trained[0].params)
+    model = decays.model
+    for part in (model.semantic, model.familiarity, model.episodic.write, model.norm_D, model.router.bias_F):
+        assert not any(jax.tree.leaves(part))
+    for leaf in (model.router.in_DxF, model.feed_forward.in_DxF, model.episodic.k_DxHxK, decays.task.value_AxD):
+        assert leaf
+    assert not decays.task.norm_D
+
+
 def test_steps_and_evaluations_compile_once(trained):
     for f in (learning.train_step, learning.evaluate_step):
         f.clear_cache()
@@ -155,14 +165,17 @@ def test_twenty_steps_with_and_without_skipping_agree(monkeypatch):
     assert np.all(start.consolidation.released)
     # ... and a router that sends tokens everywhere
     model = start.params.model
-    out_LxFx3 = jax.random.normal(jax.random.key(1), model.router.out_FxD.shape)
+    out_LxFx3 = jax.random.normal(jax.random.key(1), model.router.out_FxD.shape).at[..., 1].add(-1.0)
     start = start._replace(
         params=start.params._replace(model=model._replace(router=model.router._replace(out_FxD=out_LxFx3)))
     )
 
     def twenty(backend):
-        episodic = dataclasses.replace(LEARNER.model.layer.episodic, backend=backend)
-        model = dataclasses.replace(LEARNER.model, layer=dataclasses.replace(LEARNER.model.layer, episodic=episodic))
+        layer = LEARNER.model.layer
+        few_audits = dataclasses.replace(layer.routing, audit_gain=0.0)
+        backed = dataclasses.replace(layer.episodic, backend=backend)
+        layer = dataclasses.replace(layer, routing=few_audits, episodic=backed)
+        model = dataclasses.replace(LEARNER.model, layer=layer)
         learner, state, losses = dataclasses.replace(LEARNER, model=model), jax.tree.map(jnp.copy, start), []
         for i in range(4, 24):
             state, report = learning.train_step(learner, state, long(i))

@@ -33,6 +33,19 @@ def test_going_on_cuts_what_will_be_written_again(tmp_path):
     assert [(line["step"], line["loss"]) for line in lines] == [(0, 1.0), (10, 1.0), (20, 1.0), (30, 2.0)]
 
 
+def test_what_is_written_is_json(tmp_path):
+    records = Records(tmp_path, -1)
+    records.write({"step": 0, "seconds": 0.0, "never": float("nan"), "bins": [1.0, float("inf")]})
+    records.close()
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    (text,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(text, parse_constant=refuse) == {"step": 0, "seconds": 0.0, "never": None, "bins": [1.0, None]}
+    assert np.isnan(read(tmp_path / "metrics.jsonl")[0]["never"])
+
+
 def test_a_fresh_run_starts_from_nothing(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 5, "seconds": 1.0}\n')
     records = Records(tmp_path, -1)

@@ -32,6 +32,15 @@ def test_a_directory_belongs_to_its_settings(tmp_path):
         claim_workdir(tmp_path / "run", to_config(RunConfig(steps=200)))
 
 
+def test_lengths_and_steps_are_set_in_one_place():
+    from configs.srcd import get_config
+
+    config = get_config("small")
+    config.run.length, config.run.steps, config.seed = 512, 5000, 3
+    assert config.data.length == config.transformer.context == 512
+    assert config.optimizer.steps == 5000 and config.data.table_seed == 3
+
+
 def test_the_curriculum_gives_way_to_full_length():
     run = RunConfig(steps=100, length=64, batch=2, curriculum=((10, 8, 16), (20, 16, 8)))
     assert [run.shape(step) for step in (0, 9, 10, 29, 30, 99)] == [(8, 16)] * 2 + [(16, 8)] * 2 + [(64, 2)] * 2
