@@ -28,7 +28,7 @@ class PriceConfig:
     plateau: float = 0.4
     top: float = 20.0
     ramp: int = 800
-    tolerance: float = 0.1
+    tolerance: float = 0.05
     smoothing: float = 25.0
 
 
