@@ -10,7 +10,7 @@ import numpy as np
 from cram_jax.analysis import figures, summary
 from cram_jax.tasks.srcd import SRCDConfig
 from cram_jax.tasks.srcd_task import SRCDTask
-from cram_jax.training import experiment, lesion, loop
+from cram_jax.training import experiment, lesion
 from cram_jax.training.learner import Learner
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.settings import from_config
@@ -25,12 +25,9 @@ def build(config) -> tuple[Learner, RunConfig]:
 
 
 def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]) -> dict:
-    """The run's summary: the last evaluation on many held-out tokens, lesions, the curve."""
-    final = loop.evaluate(learner, run, state, seed, run.final_tokens)
-    out = summary.summarise(lines, final, seed)
+    """The run's summary, with lesions and how often each pattern was asked for."""
+    out = experiment.finish(learner, run, seed, state, lines)
     out["dynamics_mse_excess"] = out["dynamics_mse"] - learner.task.data.noise**2
-    out |= {"length": run.length, "length_start": run.shape(0)[0]}
-    out["held_out_tokens"] = run.held_out_batches(run.final_tokens) * run.length * run.batch
     if learner.model.routes:
         batches = [learner.task.batch("held_out", seed, i, run.length, run.batch) for i in range(16)]
         out |= lesion.share_lost(learner, state, batches)
@@ -44,52 +41,37 @@ def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]
 
 def table(out: dict) -> list[tuple[str, str]]:
     """Rows of (what, figure) for a person."""
-    percent = lambda name: f"{100 * out[name]:.2f}%"
+    shares = lambda *names: "  ".join(summary.percent(out[name]) for name in names)
     rows = [
         (
             "retrieval: all, recurring, new",
-            "  ".join(percent(f"retrieval_accuracy{s}") for s in ("", "_recurring", "_new")),
+            shares("retrieval_accuracy", "retrieval_accuracy_recurring", "retrieval_accuracy_new"),
         ),
-        ("queries of new bindings (the least attention)", percent("realised_new_share")),
+        ("queries of new bindings (the least attention)", shares("realised_new_share")),
         ("dynamics MSE: model, persistence", f"{out['dynamics_mse']:.4f}  {out['dynamics_mse_persistence']:.4f}"),
         ("dynamics MSE above the generator's noise", f"{out['dynamics_mse_excess']:.4f}"),
     ]
     if "attention_tokens" in out:
-        layer = out["busiest_layer"]
-        kept = percent("kept_share_busiest")
-        curve = lambda unit: "  ".join(percent(f"{unit}_{when}") for when in ("start", "peak", "end"))
         peak = out["attention_tokens_peak_after_release"] or float("nan")
-        fewer = lambda share: share / max(out["attention_tokens_end"], 1e-9)
+        fewer = lambda share: f"{share / max(out['attention_tokens_end'], 1e-9):.1f}x"
+        calibration = [out[f"familiarity_calibration_error_{group}"] for group in ("query", "all")]
+        rows += summary.attention_rows(out, "event")
         rows += [
-            ("tokens that attend: start, peak, end", curve("attention_tokens")),
-            ("(token, layer) pairs that attend: start, peak, end", curve("attention_utilisation")),
-            ("tokens that attend in training at the end, audits included", percent("attention_tokens_training_end")),
-            ("at the end, times fewer tokens attend than at the start (all, by design)", f"{fewer(1):.1f}x"),
-            ("... than at the peak once the router was released", f"{fewer(peak):.1f}x"),
-            ("... than if every query did and nothing else", f"{fewer(out['realised_query_share']):.1f}x"),
+            ("at the end, times fewer events attend than at the start (all, by design)", fewer(1)),
+            ("... than at the peak once the router was released", fewer(peak)),
+            ("... than if every query did and nothing else", fewer(out["realised_query_share"])),
             (
-                "router released by step, transition at step",
-                f"{out['router_released_step']}  {out['transition_step']}",
-            ),
-            (f"events kept in layer {layer}, in all (event, layer) pairs", f"{kept}  {percent('kept_share')}"),
-            (
-                f"quality of recall, layer {layer}: recurring, new queries",
-                "  ".join(percent(f"quality_query_{kind}_busiest") for kind in ("recurring", "new")),
+                "quality of recall in that layer: recurring, new queries",
+                shares("quality_query_recurring_busiest", "quality_query_new_busiest"),
             ),
             (
-                f"q-hat calibration error, layer {layer}: queries, all events",
-                "  ".join(f"{out[f'familiarity_calibration_error_{group}']:.3f}" for group in ("query", "all")),
+                "q-hat calibration error in that layer: queries, all events",
+                "  ".join(f"{error:.3f}" for error in calibration),
             ),
-            ("unattended recurring answers lost without semantic memory", percent("recurring_lost_without_semantic")),
-            ("... without the feed-forward networks", percent("recurring_lost_without_feed_forward")),
+            ("unattended recurring answers lost without semantic memory", shares("recurring_lost_without_semantic")),
+            ("... without the feed-forward networks", shares("recurring_lost_without_feed_forward")),
         ]
-    return rows + [
-        (
-            f"step time: start ({out['length_start']} events), end ({out['length']})",
-            f"{out['step_ms_start']:.0f} ms  {out['step_ms_end']:.0f} ms",
-        ),
-        ("training time, peak memory", f"{out['train_seconds']:.0f} s  {out['peak_memory_mb']:.0f} MB"),
-    ]
+    return rows + summary.time_rows(out, "event")
 
 
 def main(_) -> None:

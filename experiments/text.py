@@ -11,7 +11,7 @@ from absl import flags
 from cram_jax.analysis import ngram, summary, text_figures
 from cram_jax.tasks import text
 from cram_jax.tasks.text_task import KINDS, TextTask
-from cram_jax.training import experiment, loop
+from cram_jax.training import experiment
 from cram_jax.training.learner import Learner
 from cram_jax.training.loop import RunConfig
 
@@ -35,20 +35,18 @@ def build(config) -> tuple[Learner, RunConfig]:
 
 
 def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]) -> dict:
-    """The run's summary: the last evaluation on many held-out bytes, and the n-grams' on the same ones."""
+    """The run's summary, and the n-grams' on the same held-out bytes."""
     corpus = learner.task.corpus
-    out = summary.summarise(lines, loop.evaluate(learner, run, state, seed, run.final_tokens), seed)
+    out = experiment.finish(learner, run, seed, state, lines)
     batches = range(run.held_out_batches(run.final_tokens))
     windows = [corpus.windows("held_out", seed, index, run.length, run.batch) for index in batches]
     grams = ngram.fit(corpus.contents("train"), corpus.train.bytes)
     out |= {f"bits_per_byte_{n}_gram": bits for n, bits in ngram.bits_per_byte(grams, windows).items()}
-    out |= {"text_megabytes": corpus.bytes / 1e6, "text_files": len(corpus.train.paths) + len(corpus.held_out.paths)}
-    return out | {"held_out_bytes": len(batches) * run.batch * run.length}
+    return out | {"text_megabytes": corpus.bytes / 1e6, "text_files": len(corpus.train.paths + corpus.held_out.paths)}
 
 
 def table(out: dict) -> list[tuple[str, str]]:
     """Rows of (what, figure) for a person."""
-    percent = lambda name: f"{100 * out[name]:.2f}%"
     best = min(out[f"bits_per_byte_{n}_gram"] for n in ngram.ORDERS)
     grams = "  ".join(f"{out[f'bits_per_byte_{n}_gram']:.3f}" for n in ngram.ORDERS)
     rows = [
@@ -58,23 +56,13 @@ def table(out: dict) -> list[tuple[str, str]]:
         ("... below the best of these", f"{best - out['bits_per_byte']:.3f}"),
     ]
     if "attention_tokens" in out:
-        curve = lambda unit: "  ".join(percent(f"{unit}_{when}") for when in ("start", "peak", "end"))
-        rows += [
-            ("bytes that attend: start, peak, end", curve("attention_tokens")),
-            ("(byte, layer) pairs that attend: start, peak, end", curve("attention_utilisation")),
-            ("bytes that attend in training at the end, audits included", percent("attention_tokens_training_end")),
-            ("router released by step, transition at step", f"{out['router_released_step']}  {out['transition_step']}"),
-            ("bytes kept: all (byte, layer) pairs", percent("kept_share")),
-            ("q-hat calibration error", f"{out['familiarity_calibration_error_all']:.3f}"),
-        ]
+        rows += summary.attention_rows(out, "byte")
+        rows.append(("q-hat calibration error in that layer", f"{out['familiarity_calibration_error_all']:.3f}"))
     seen = [kind for kind in KINDS if np.isfinite(out[f"bits_per_byte_{kind}"])]
     for kind in sorted(seen, key=lambda kind: -out.get(f"attention_{kind}", 0.0)):
-        attends = f"attends {percent(f'attention_{kind}')}  " if f"attention_{kind}" in out else ""
+        attends = f"attends {summary.percent(out[f'attention_{kind}'])}  " if f"attention_{kind}" in out else ""
         rows.append((f"having read: {KINDS[kind]}", f"{attends}{out[f'bits_per_byte_{kind}']:.2f} bits"))
-    return rows + [
-        ("step time: start, end", f"{out['step_ms_start']:.0f} ms  {out['step_ms_end']:.0f} ms"),
-        ("training time, peak memory", f"{out['train_seconds']:.0f} s  {out['peak_memory_mb']:.0f} MB"),
-    ]
+    return rows + summary.time_rows(out, "byte")
 
 
 def main(_) -> None:

@@ -127,6 +127,41 @@ def _peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / kilobytes / 1024
 
 
+def percent(share: float) -> str:
+    """A share for a person; a dash where there is none."""
+    return "-" if share is None or not np.isfinite(share) else f"{100 * share:.2f}%"
+
+
+def attention_rows(out: dict, token: str = "token") -> list[tuple[str, str]]:
+    """How attention went, as (what, figure) rows. token: what the task calls one."""
+    when = ("start", "peak", "end")
+    curve = lambda unit: "  ".join(percent(out[f"{unit}_{moment}"]) for moment in when)
+    return [
+        (f"{token}s that attend: start, peak, end", curve("attention_tokens")),
+        (f"({token}, layer) pairs that attend: start, peak, end", curve("attention_utilisation")),
+        (
+            f"{token}s that attend in training, audits included, end",
+            percent(out["attention_tokens_training_end"]),
+        ),
+        ("router released by step, transition at step", f"{out['router_released_step']}  {out['transition_step']}"),
+        (
+            f"{token}s kept: the layer that attends most, all ({token}, layer) pairs",
+            f"{percent(out['kept_share_busiest'])}  {percent(out['kept_share'])}",
+        ),
+    ]
+
+
+def time_rows(out: dict, token: str = "token") -> list[tuple[str, str]]:
+    """What it took, as (what, figure) rows."""
+    return [
+        (
+            f"step time: start ({out['length_start']} {token}s a sequence), end ({out['length']})",
+            f"{out['step_ms_start']:.0f} ms  {out['step_ms_end']:.0f} ms",
+        ),
+        ("training time, peak memory", f"{out['train_seconds']:.0f} s  {out['peak_memory_mb']:.0f} MB"),
+    ]
+
+
 def show(title: str, rows: list[tuple[str, str]]) -> None:
     """Prints a table of (what, figure) rows."""
     table = Table(title=title, title_justify="left", show_header=False)

@@ -84,6 +84,13 @@ def train(config: ConfigDict, learner: Learner, run: RunConfig, workdir: Path, p
     return loop.train(learner, run, config.seed, workdir, patterns)
 
 
+def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]) -> dict:
+    """What every summary has: the last evaluation on many held-out tokens, the attention curve, times and versions."""
+    out = summary.summarise(lines, loop.evaluate(learner, run, state, seed, run.final_tokens), seed)
+    out |= {"length": run.length, "length_start": run.shape(0)[0]}
+    return out | {"held_out_tokens": run.held_out_batches(run.final_tokens) * run.length * run.batch}
+
+
 def report(workdir: Path, title: str, out: dict, rows: list[tuple[str, str]]) -> None:
     """Writes `summary.json` and prints the table."""
     (workdir / "summary.json").write_text(json.dumps(strict(out), indent=1) + "\n")

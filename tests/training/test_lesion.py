@@ -1,58 +1,60 @@
 """Lesions count what they say: right answers without attention that are wrong once a memory is gone."""
 
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cram_jax.functional.cram import CRAMConfig
+from cram_jax.functional.episodic import EpisodicConfig
+from cram_jax.models.stack import Stack
+from cram_jax.tasks.srcd import SRCDConfig
+from cram_jax.tasks.srcd_task import SRCDTask
+from cram_jax.training import learner as learning
 from cram_jax.training import lesion
-from cram_jax.training.learner import Learner, Params, TrainState
+from cram_jax.training.learner import Learner
 
-
-class Model(NamedTuple):
-    semantic: jax.Array
-    feed_forward: jax.Array
+LEARNER = Learner(
+    task=SRCDTask(SRCDConfig(patterns=10, answers=8, new_key_ids=20)),
+    model=Stack(CRAMConfig(D=16, F=16, episodic=EpisodicConfig(heads=1, head_dim=8, memory=8)), depth=1),
+)
+STATE = learning.init(LEARNER, 0, 10)
 
 
 class Batch(NamedTuple):
     answer_BxT: jax.Array
     is_new_BxT: jax.Array
-    source_BxT: jax.Array  # which memory answers: 0 both, 1 semantic only, 2 feed-forward only, 3 none
-    attended_BxT: jax.Array
 
 
-class Fake:
-    """Task and model in one: answers 1 where the memory that knows is there, 0 elsewhere."""
-
-    def embed(self, params, batch):
-        return batch, None
-
-    def apply(self, model, consolidation, batch, gap_BxT):
-        has_semantic, has_feed_forward = model.semantic > 0, model.feed_forward > 0
-        knows = jnp.stack([has_semantic | has_feed_forward, has_semantic, has_feed_forward, has_semantic & False])
-        routes = SimpleNamespace(attended_BxT=batch.attended_BxT[None])
-        return knows[batch.source_BxT], SimpleNamespace(routes=routes)
-
-    def read(self, params, y_BxT, batch):
-        return jax.nn.one_hot(y_BxT.astype(int), 2), None
-
-
-def test_shares_lost_by_hand():
+def test_shares_lost_by_hand(monkeypatch):
     # Given 8 tokens: a query of a new binding, one that attends, one answered wrong, no query, and four that count
-    batch = Batch(
-        answer_BxT=jnp.array([[1, 1, 1, -1, 1, 1, 1, 1]]),
-        is_new_BxT=jnp.array([[True, False, False, False, False, False, False, False]]),
-        source_BxT=jnp.array([[1, 1, 3, 1, 0, 1, 1, 2]]),
-        attended_BxT=jnp.array([[False, True, False, False, False, False, False, False]]),
-    )
-    learner = object.__new__(Learner)  # the real ones' names, without their checks
-    for part in ("task", "model"):
-        object.__setattr__(learner, part, Fake())
-    unused = dict.fromkeys(TrainState._fields, ())
-    state = TrainState(**unused | {"params": Params((), Model(jnp.ones(()), jnp.ones(())))})
-    out = lesion.share_lost(learner, state, [batch, batch])
+    batch = Batch(jnp.array([[1, 1, 1, -1, 1, 1, 1, 1]]), jnp.array([[True] + [False] * 7]))
+    attended_BxT = np.array([[False, True] + [False] * 6])
+    right = {
+        "whole": [[True, True, False, True, True, True, True, True]],
+        "semantic": [[False, False, False, False, True, False, False, True]],
+        "feed_forward": [[False, False, False, False, True, True, True, False]],
+    }
+
+    def answers(learner, state, batch):
+        semantic, feed_forward = (jax.tree.leaves(getattr(state.params.model, part)) for part in lesion.PARTS)
+        gone = lambda leaves: not any(np.any(leaf) for leaf in leaves)
+        which = "semantic" if gone(semantic) else "feed_forward" if gone(feed_forward) else "whole"
+        return np.array(right[which]), attended_BxT
+
+    monkeypatch.setattr(lesion, "answers", answers)
+    ones = STATE._replace(params=jax.tree.map(jnp.ones_like, STATE.params))
+    out = lesion.share_lost(LEARNER, ones, [batch, batch])
     assert out["recurring_unattended_queries"] == 8
     np.testing.assert_allclose(out["recurring_lost_without_semantic"], 2 / 4)
     np.testing.assert_allclose(out["recurring_lost_without_feed_forward"], 1 / 4)
+
+
+def test_answers_are_those_that_metrics_count():
+    batch = LEARNER.task.batch("held_out", 0, 0, 64, 8)
+    right_BxT, attended_BxT = lesion.answers(LEARNER, STATE, batch)
+    metrics = learning.evaluate_step(LEARNER, STATE, batch, jax.random.key(0))
+    asked_BxT = batch.answer_BxT >= 0
+    assert metrics["retrieval_accuracy"] == (jnp.sum(right_BxT & asked_BxT), jnp.sum(asked_BxT))
+    assert jnp.all(attended_BxT)  # before the release
