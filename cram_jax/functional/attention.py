@@ -10,6 +10,8 @@ from cram_jax import kernels
 from cram_jax.dims import Array, Float, Gap, Gaps, Int, Key, Segments, Token, Tokens
 from cram_jax.functional.common import (
     FeedForward,
+    cast,
+    check_compute,
     check_inputs,
     feed_forward,
     init_feed_forward,
@@ -25,6 +27,7 @@ class AttentionConfig:
     """D: width. F: hidden units of the feed-forward network. heads, head_dim: H and K.
     rotary: positions in queries and keys; content alone tells where it is False.
     context: tokens the streaming cache has room for; a longer stream raises nothing and forgets the oldest.
+    compute_dtype: of all products and of the cache; None is that of the tokens, whose own the residual keeps.
     """
 
     D: int = 64
@@ -33,6 +36,10 @@ class AttentionConfig:
     head_dim: int = 32
     rotary: bool = False
     context: int = 2048
+    compute_dtype: str | None = None
+
+    def __post_init__(self):
+        check_compute(self.compute_dtype)
 
 
 class AttentionParams(NamedTuple):
@@ -74,18 +81,22 @@ def init_state(cfg: AttentionConfig) -> tuple[()]:
 def init_cache(cfg: AttentionConfig, batch: int) -> AttentionCache:
     """Nothing seen yet."""
     shape = (batch, cfg.context, cfg.heads, cfg.head_dim)
-    return AttentionCache(jnp.zeros((), jnp.int32), jnp.zeros(shape), jnp.zeros(shape))
+    blank = lambda: jnp.zeros(shape, cfg.compute_dtype)
+    return AttentionCache(jnp.zeros((), jnp.int32), blank(), blank())
 
 
 def _qkv(params: AttentionParams, x_BxTxD, position_BxT, cfg: AttentionConfig):
-    z_BxTxD = rms_norm(params.norm_D, x_BxTxD)
-    q, k, v = jnp.moveaxis(jnp.einsum("btd,dxhk->btxhk", z_BxTxD, params.qkv_Dx3xHxK), 2, 0)
+    z_BxTxD = cast(rms_norm(params.norm_D, x_BxTxD), cfg.compute_dtype)
+    q, k, v = jnp.moveaxis(jnp.einsum("btd,dxhk->btxhk", z_BxTxD, cast(params.qkv_Dx3xHxK, cfg.compute_dtype)), 2, 0)
     return (rotate(q, position_BxT), rotate(k, position_BxT), v) if cfg.rotary else (q, k, v)
 
 
-def _finish(params: AttentionParams, x_BxTxD, o_BxTxHxK):
-    x_BxTxD = x_BxTxD + jnp.einsum("bthk,hkd->btd", o_BxTxHxK, params.o_HxKxD)
-    return x_BxTxD + feed_forward(params.feed_forward, rms_norm(params.norm_ff_D, x_BxTxD))
+def _finish(params: AttentionParams, x_BxTxD, o_BxTxHxK, cfg: AttentionConfig):
+    dtype = cfg.compute_dtype
+    attended_BxTxD = jnp.einsum("bthk,hkd->btd", o_BxTxHxK, cast(params.o_HxKxD, dtype))
+    x_BxTxD = x_BxTxD + attended_BxTxD.astype(x_BxTxD.dtype)
+    z_BxTxD = cast(rms_norm(params.norm_ff_D, x_BxTxD), dtype)
+    return x_BxTxD + feed_forward(cast(params.feed_forward, dtype), z_BxTxD).astype(x_BxTxD.dtype)
 
 
 def apply(
@@ -106,7 +117,7 @@ def apply(
     q, k, v = _qkv(params, x_BxTxD, jnp.broadcast_to(jnp.arange(T), (B, T)), cfg)
     # On a CPU our own kernel at full use is the fastest dense attention there is, and its memory grows with T.
     o_BxTxHxK = jax.lax.platform_dependent(q, k, v, segment_BxT, cpu=_tiled, default=_masked)
-    return _finish(params, x_BxTxD, o_BxTxHxK), ()
+    return _finish(params, x_BxTxD, o_BxTxHxK, cfg), ()
 
 
 def _tiled(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, segment_BxT):
@@ -139,4 +150,4 @@ def step(
     v_BxTxHxK = jax.lax.dynamic_update_slice_in_dim(cache.v_BxTxHxK, v.astype(cache.v_BxTxHxK.dtype), place, axis=1)
     plan = kernels.one_row(jnp.full(x_BxD.shape[0], jnp.minimum(cache.position + 1, cfg.context)), cfg.context)
     o = kernels.skip_attention_compact(q, k_BxTxHxK, v_BxTxHxK, plan, backend="reference")
-    return _finish(params, x_Bx1xD, o)[:, 0], AttentionCache(cache.position + 1, k_BxTxHxK, v_BxTxHxK), ()
+    return _finish(params, x_Bx1xD, o, cfg)[:, 0], AttentionCache(cache.position + 1, k_BxTxHxK, v_BxTxHxK), ()

@@ -14,6 +14,20 @@ def normal(key: Key, shape: tuple[int, ...], fan_in: int) -> Array:
     return jax.random.normal(key, shape) * fan_in**-0.5
 
 
+COMPUTE = ("float32", "bfloat16", "float16", "float64")
+
+
+def check_compute(dtype: str | None) -> None:
+    """Raises ValueError where a configuration's `compute_dtype` is none."""
+    if dtype is not None and dtype not in COMPUTE:
+        raise ValueError(f"compute_dtype must be one of {COMPUTE}, or None for that of the tokens, got {dtype!r}")
+
+
+def cast(tree, dtype: str | None):
+    """The tree in a layer's compute dtype; as it is where that is None."""
+    return tree if dtype is None else jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+
+
 def rms_norm(scale_D: Float[Array, "D"], x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     """x over its root mean square, times a learned scale; statistics at float32 or better."""
     x32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -14,6 +14,8 @@ from cram_jax.dims import Array, Bool, Float, Gap, Gaps, Int, Key, Scalar, Segme
 from cram_jax.functional import consolidation, episodic, routing, semantic, uncertainty, working_memory
 from cram_jax.functional.common import (
     FeedForward,
+    cast,
+    check_compute,
     check_inputs,
     feed_forward,
     init_feed_forward,
@@ -30,15 +32,22 @@ from cram_jax.functional.working_memory import WorkingConfig
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class CRAMConfig:
-    """D: width. F: hidden units of the feed-forward network. The others: see their files."""
+    """D: width. F: hidden units of the feed-forward network. The others: see their files.
+    compute_dtype: of attention and its buffer, semantic recall and the feed-forward network; None is that of the
+        tokens, which the tokens themselves, working memory, router, heads, state and losses keep in any case.
+    """
 
     D: int = 64
     F: int = 128
+    compute_dtype: str | None = None
     working: WorkingConfig = WorkingConfig()
     episodic: EpisodicConfig = EpisodicConfig()
     semantic: SemanticConfig = SemanticConfig()
     consolidation: ConsolidationConfig = ConsolidationConfig()
     routing: RoutingConfig = RoutingConfig()
+
+    def __post_init__(self):
+        check_compute(self.compute_dtype)
 
 
 class CRAMParams(NamedTuple):
@@ -155,7 +164,7 @@ def init_cache(cfg: CRAMConfig, batch: int) -> CRAMCache:
     return CRAMCache(
         jnp.zeros((), jnp.int32),
         working_memory.init_cache(cfg.working, batch),
-        episodic.init_cache(cfg.episodic, batch),
+        episodic.init_cache(cfg.episodic, batch, cfg.compute_dtype),
     )
 
 
@@ -184,6 +193,17 @@ def _decide(params: CRAMParams, state, x, gap, magnitude, uniform, *, cfg: CRAMC
     return _Decisions(routes, logit, novelty, writes)
 
 
+def _computed(params: CRAMParams, cfg: CRAMConfig) -> CRAMParams:
+    """The parameters with those of attention, recall and feed-forward network in the compute dtype."""
+    heavy = ("episodic", "semantic", "feed_forward")
+    return params._replace(**{name: cast(getattr(params, name), cfg.compute_dtype) for name in heavy})
+
+
+def _feed_forward(heavy: CRAMParams, x, cfg: CRAMConfig):
+    z = cast(rms_norm(heavy.norm_ff_D, x), cfg.compute_dtype)
+    return feed_forward(heavy.feed_forward, z).astype(x.dtype)
+
+
 def _margin(decided: _Decisions, released) -> Array:
     """How far the closest of a token's decisions is from falling otherwise, in logits (meant without noise)."""
     first, second = jnp.moveaxis(jax.lax.top_k(jnp.log(decided.routes.mean_BxTx3), 2)[0], -1, 0)
@@ -196,7 +216,8 @@ def _lessons(plan: kernels.SkipPlan, params: semantic.SemanticParams, z_BxTxD, r
 
     Distillation teaches the semantic memory, not the features it reads.
     """
-    recalled_BxCxD = semantic.recall(params, jax.lax.stop_gradient(plan.gather_queries(z_BxTxD)))
+    z_BxCxD = jax.lax.stop_gradient(plan.gather_queries(z_BxTxD))
+    recalled_BxCxD = semantic.recall(params, z_BxCxD).astype(retrieved_BxTxD.dtype)
     r_BxCxD, found_BxC = plan.gather_queries(retrieved_BxTxD), plan.end_BxC > plan.start_BxC
     distilled = semantic.distillation(recalled_BxCxD, r_BxCxD, found_BxC)
     return distilled, consolidation.statistics(r_BxCxD, found_BxC)
@@ -239,17 +260,19 @@ def apply(
     routes = decided.routes
     attended_BxT = routes.routed_BxT | routes.audited_BxT
     plan = episodic.plan_reads(decided.writes, attended_BxT, segment_BxT, cfg=cfg.episodic)
-    retrieved_BxTxD, use_BxT = episodic.read(params.episodic, plan, z_BxTxD, decided.writes.worth_BxT, cfg=cfg.episodic)
-    recalled_BxTxD = semantic.recall(params.semantic, z_BxTxD)
+    heavy, c_BxTxD = _computed(params, cfg), cast(z_BxTxD, cfg.compute_dtype)
+    read = episodic.read(heavy.episodic, plan, c_BxTxD, decided.writes.worth_BxT, cfg=cfg.episodic)
+    retrieved_BxTxD, use_BxT = (a.astype(x_BxTxD.dtype) for a in read)
+    recalled_BxTxD = semantic.recall(heavy.semantic, c_BxTxD).astype(x_BxTxD.dtype)
     x_BxTxD = x_BxTxD + routing.mix(routes, worked_BxTxD, retrieved_BxTxD, recalled_BxTxD, cfg=cfg.routing)
-    y_BxTxD = x_BxTxD + feed_forward(params.feed_forward, rms_norm(params.norm_ff_D, x_BxTxD))
+    y_BxTxD = x_BxTxD + _feed_forward(heavy, x_BxTxD, cfg)
 
     # Who attends an empty buffer retrieves nothing, and there is nothing to learn from it.
     retrieved_BxT = attended_BxT & plan.scatter(plan.end_BxC > plan.start_BxC, T)
     sigma2 = consolidation.variance(state)
     quality_BxT = consolidation.quality(recalled_BxTxD, retrieved_BxTxD, retrieved_BxT, sigma2)
     distillation, stats = kernels.on_ladder(
-        _lessons, plan, params.semantic, z_BxTxD, retrieved_BxTxD, rungs=episodic.RUNGS
+        _lessons, plan, heavy.semantic, c_BxTxD, retrieved_BxTxD, rungs=episodic.RUNGS
     )
     prediction, predicted = uncertainty.loss(params.uncertainty_DxU, z_BxTxD, segment_BxT)
     sums = CRAMSums(
@@ -296,19 +319,21 @@ def step(
     decided = _decide(params, state, z_BxD, gap_B, magnitude_B, uniform_Bx5, cfg=cfg, train=False)
     routes = decided.routes
     attended_B = routes.routed_BxT | routes.audited_BxT
+    heavy, c_BxD = _computed(params, cfg), cast(z_BxD, cfg.compute_dtype)
     ring = episodic.write(
-        params.episodic,
+        heavy.episodic,
         cache.episodic,
-        z_BxD,
+        c_BxD,
         decided.writes.kept_BxT,
         cache.position,
         decided.novelty,
         cfg=cfg.episodic,
     )
-    retrieved_BxD = episodic.read_cache(params.episodic, ring, z_BxD, attended_B, cache.position, cfg=cfg.episodic)
-    recalled_BxD = semantic.recall(params.semantic, z_BxD)
+    retrieved_BxD = episodic.read_cache(heavy.episodic, ring, c_BxD, attended_B, cache.position, cfg=cfg.episodic)
+    retrieved_BxD = retrieved_BxD.astype(x_BxD.dtype)
+    recalled_BxD = semantic.recall(heavy.semantic, c_BxD).astype(x_BxD.dtype)
     x_BxD = x_BxD + routing.mix(routes, worked_BxD, retrieved_BxD, recalled_BxD, cfg=cfg.routing)
-    y_BxD = x_BxD + feed_forward(params.feed_forward, rms_norm(params.norm_ff_D, x_BxD))
+    y_BxD = x_BxD + _feed_forward(heavy, x_BxD, cfg)
     retrieved_B = attended_B & (ring.written_B > 0)
     quality_B = consolidation.quality(recalled_BxD, retrieved_BxD, retrieved_B, consolidation.variance(state))
     seen = CRAMRoutes(

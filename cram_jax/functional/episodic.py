@@ -88,12 +88,12 @@ def init(key: Key, D: int, cfg: EpisodicConfig) -> EpisodicParams:
     )
 
 
-def init_cache(cfg: EpisodicConfig, batch: int) -> EpisodicCache:
-    """An empty buffer."""
+def init_cache(cfg: EpisodicConfig, batch: int, dtype: str | None = None) -> EpisodicCache:
+    """An empty buffer. dtype: of keys and values."""
     M = cfg.memory
     shape = (batch, M, cfg.heads, cfg.head_dim)
     return EpisodicCache(
-        jnp.zeros(shape), jnp.zeros(shape), jnp.zeros((batch, M), jnp.int32), jnp.zeros((batch, M)),
+        jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch, M), jnp.int32), jnp.zeros((batch, M)),
         jnp.zeros(batch, jnp.int32),
     )  # fmt: skip
 
