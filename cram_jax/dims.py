@@ -19,7 +19,7 @@
 | S | slots of a plan: capacity for kept keys |
 | P | recurring patterns of a task |
 | A | answers a task can ask for |
-| N | tokens, batch and time flattened |
+| N | two axes flattened: batch and time, or, in a cache, batch and key-value heads |
 
 A trailing number is a size (`route_BxTx3`). Aliases below are for public signatures.
 """

@@ -134,8 +134,8 @@ class Stream:
         params, states = stack.init(jax.random.key(0)), stack.init_state()
         states = consolidation.release(states) if stack.routes else states
         self.x_BxTxD = jax.random.normal(jax.random.key(2), (batch, piece, stack.layer.D))
-        caches = stack.init_cache(batch)
-        self.caches = caches._replace(position=jnp.full_like(caches.position, context))
+        at = lambda cache: cache._replace(position=jnp.asarray(context, jnp.int32))
+        self.caches = tuple(map(at, stack.init_cache(batch)))
         run = jax.jit(lambda c, x: stack.rollout(params, states, c, x, key=jax.random.key(1))[:2], donate_argnums=0)
         self.run = run.lower(self.caches, self.x_BxTxD).compile()
 

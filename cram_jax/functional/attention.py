@@ -53,11 +53,11 @@ class AttentionParams(NamedTuple):
 
 
 class AttentionCache(NamedTuple):
-    """Attributes: tokens seen, and a ring of keys and values."""
+    """Attributes: tokens seen, and a ring of keys and values (N: sequences and heads, see `kernels.read_cache`)."""
 
     position: Int[Array, ""]
-    k_BxTxHxK: Float[Array, "B T H K"]
-    v_BxTxHxK: Float[Array, "B T H K"]
+    k_NxTxK: Float[Array, "N T K"]
+    v_NxTxK: Float[Array, "N T K"]
 
 
 def init(key: Key, cfg: AttentionConfig) -> AttentionParams:
@@ -80,7 +80,7 @@ def init_state(cfg: AttentionConfig) -> tuple[()]:
 
 def init_cache(cfg: AttentionConfig, batch: int) -> AttentionCache:
     """Nothing seen yet."""
-    shape = (batch, cfg.context, cfg.heads, cfg.head_dim)
+    shape = (batch * cfg.heads, cfg.context, cfg.head_dim)
     blank = lambda: jnp.zeros(shape, cfg.compute_dtype)
     return AttentionCache(jnp.zeros((), jnp.int32), blank(), blank())
 
@@ -145,9 +145,11 @@ def step(
     x_Bx1xD = x_BxD[:, None]
     check_inputs(x_Bx1xD, cfg.D, None if gap_B is None else gap_B[:, None], None)
     q, k, v = _qkv(params, x_Bx1xD, jnp.full((x_BxD.shape[0], 1), cache.position), cfg)
-    place = cache.position % cfg.context
-    k_BxTxHxK = jax.lax.dynamic_update_slice_in_dim(cache.k_BxTxHxK, k.astype(cache.k_BxTxHxK.dtype), place, axis=1)
-    v_BxTxHxK = jax.lax.dynamic_update_slice_in_dim(cache.v_BxTxHxK, v.astype(cache.v_BxTxHxK.dtype), place, axis=1)
-    plan = kernels.one_row(jnp.full(x_BxD.shape[0], jnp.minimum(cache.position + 1, cfg.context)), cfg.context)
-    o = kernels.skip_attention_compact(q, k_BxTxHxK, v_BxTxHxK, plan, backend="reference")
-    return _finish(params, x_Bx1xD, o, cfg)[:, 0], AttentionCache(cache.position + 1, k_BxTxHxK, v_BxTxHxK), ()
+    place = cache.position % cfg.context  # the same for all: one slice, not a scatter
+    put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(
+        old, new.reshape(-1, 1, cfg.head_dim).astype(old.dtype), place, axis=1
+    )
+    k_NxTxK, v_NxTxK = put(cache.k_NxTxK, k), put(cache.v_NxTxK, v)
+    end_B = jnp.full(x_BxD.shape[0], jnp.minimum(cache.position + 1, cfg.context))
+    o_Bx1xHxK = kernels.read_cache(q[:, 0], k_NxTxK, v_NxTxK, end_B)[:, None]
+    return _finish(params, x_Bx1xD, o_Bx1xHxK, cfg)[:, 0], AttentionCache(cache.position + 1, k_NxTxK, v_NxTxK), ()

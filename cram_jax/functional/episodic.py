@@ -61,14 +61,14 @@ class EpisodicCache(NamedTuple):
     """A ring of the last M kept events: Eq 3's (k_i, v_i, tau_i, c_i).
 
     Attributes:
-      k_BxMxHxK, v_BxMxHxV: keys and values.
+      k_NxMxK, v_NxMxV: keys and values; sequences and heads are one axis (`kernels.read_cache`).
       position_BxM: when the event came, in positions.
       novelty_BxM: c_i = 1 - q-hat at that time.
       written_B: events kept so far; the ring's next place is this modulo M.
     """
 
-    k_BxMxHxK: Float[Array, "B M H K"]
-    v_BxMxHxV: Float[Array, "B M H V"]
+    k_NxMxK: Float[Array, "N M K"]
+    v_NxMxV: Float[Array, "N M V"]
     position_BxM: Int[Array, "B M"]
     novelty_BxM: Float[Array, "B M"]
     written_B: Int[Array, "B"]
@@ -91,7 +91,7 @@ def init(key: Key, D: int, cfg: EpisodicConfig) -> EpisodicParams:
 def init_cache(cfg: EpisodicConfig, batch: int, dtype: str | None = None) -> EpisodicCache:
     """An empty buffer. dtype: of keys and values."""
     M = cfg.memory
-    shape = (batch, M, cfg.heads, cfg.head_dim)
+    shape = (batch * cfg.heads, M, cfg.head_dim)
     return EpisodicCache(
         jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch, M), jnp.int32), jnp.zeros((batch, M)),
         jnp.zeros(batch, jnp.int32),
@@ -198,8 +198,8 @@ def write(
     place_B = jnp.where(kept_B, cache.written_B % cfg.memory, cfg.memory)  # beyond the end: dropped
     put = lambda old, new: old.at[jnp.arange(B), place_B].set(new.astype(old.dtype), mode="drop")
     return EpisodicCache(
-        put(cache.k_BxMxHxK, k[:, 0]),
-        put(cache.v_BxMxHxV, v[:, 0]),
+        kernels.write_cache(cache.k_NxMxK, k[:, 0], place_B),
+        kernels.write_cache(cache.v_NxMxV, v[:, 0], place_B),
         put(cache.position_BxM, position_Bx1[:, 0]),
         put(cache.novelty_BxM, novelty_B),
         cache.written_B + kept_B,
@@ -218,11 +218,9 @@ def read_cache(
     """r^E of one token from the ring; 0 where it does not attend. Where none of the batch attends, nothing is read."""
 
     def attend():
-        M = cache.position_BxM.shape[1]
-        plan = kernels.one_row(jnp.where(attends_B, jnp.minimum(cache.written_B, M), 0), M)
-        q = _queries(params, x_BxD[:, None], jnp.full((x_BxD.shape[0], 1), position), cfg)
-        # One row is less than a tile: the plain computation is the fast one.
-        o_Bx1xHxV = kernels.skip_attention_compact(q, cache.k_BxMxHxK, cache.v_BxMxHxV, plan, backend="reference")
-        return _output(params, o_Bx1xHxV)[0][:, 0]
+        end_B = jnp.where(attends_B, jnp.minimum(cache.written_B, cfg.memory), 0)
+        q_Bx1xHxK = _queries(params, x_BxD[:, None], jnp.full((x_BxD.shape[0], 1), position), cfg)
+        o_BxHxV = kernels.read_cache(q_Bx1xHxK[:, 0], cache.k_NxMxK, cache.v_NxMxV, end_B)
+        return _output(params, o_BxHxV[:, None])[0][:, 0]
 
     return jax.lax.cond(jnp.any(attends_B), attend, lambda: jnp.zeros_like(x_BxD))

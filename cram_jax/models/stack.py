@@ -1,6 +1,7 @@
 """A network's trunk: equal layers in a stack, with the contract of a single layer.
 
-Parameters, states and caches carry a leading L axis. The task gives the embedding before and the read-out after.
+Parameters and states carry a leading L axis. Streaming caches are a tuple with one per layer: taken out of an array and
+put back, each would be copied for every token. The task gives the embedding before and the read-out after.
 """
 
 import dataclasses
@@ -51,8 +52,8 @@ class Stack:
         return self._repeat(self.functions.init_state(self.layer))
 
     def init_cache(self, batch: int):
-        """Streaming caches of all layers."""
-        return self._repeat(self.functions.init_cache(self.layer, batch))
+        """Streaming caches, one per layer."""
+        return tuple(self.functions.init_cache(self.layer, batch) for _ in range(self.depth))
 
     def apply(
         self,
@@ -85,17 +86,16 @@ class Stack:
 
     def step(self, params, states, caches, x_BxD: Token, *, gap_B: Gap | None = None, key: Key | None = None):
         """Layer after layer for one token: (token, caches, aux with a leading L axis)."""
-
-        def one(x_BxD, per_layer):
-            params, state, cache, index = per_layer
+        after, auxes = [], []
+        for index, cache in enumerate(caches):
+            layer_params, state = jax.tree.map(lambda leaf, i=index: leaf[i], (params, states))
             layer_key = None if key is None else jax.random.fold_in(key, index)
-            y_BxD, cache, aux = self.functions.step(
-                params, state, cache, x_BxD, cfg=self.layer, gap_B=gap_B, key=layer_key
+            x_BxD, cache, aux = self.functions.step(
+                layer_params, state, cache, x_BxD, cfg=self.layer, gap_B=gap_B, key=layer_key
             )
-            return y_BxD, (cache, aux)
-
-        y_BxD, (caches, aux) = jax.lax.scan(one, x_BxD, (params, states, caches, jnp.arange(self.depth)), unroll=True)
-        return y_BxD, caches, aux
+            after.append(cache)
+            auxes.append(aux)
+        return x_BxD, tuple(after), jax.tree.map(lambda *leaves: jnp.stack(leaves), *auxes)
 
     def rollout(self, params, states, caches, x_BxTxD: Tokens, *, gap_BxT: Gaps | None = None, key: Key | None = None):
         """`step` over a piece of a stream: (tokens, caches, aux with T and L axes in front of each leaf).

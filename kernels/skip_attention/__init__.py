@@ -7,8 +7,9 @@ import jax
 from jaxtyping import Array, Float
 
 from . import gpu, reference, tpu, xla
+from .cache import read_cache, write_cache
 from .ladder import on_ladder, switch
-from .plan import SkipPlan, make_plan, one_row
+from .plan import SkipPlan, make_plan
 
 # Each has `forward` and `backward` over compact rows. The interpreted ones run an accelerator's kernels on a CPU,
 # checked for races, and slowly.
@@ -29,10 +30,11 @@ __all__ = [
     "SkipPlan",
     "make_plan",
     "on_ladder",
-    "one_row",
+    "read_cache",
     "resolve",
     "skip_attention",
     "skip_attention_compact",
+    "write_cache",
 ]
 
 

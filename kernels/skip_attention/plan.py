@@ -92,13 +92,6 @@ def _strongest(marked_BxT, score_BxT, capacity: int):
     return marked_BxT & (rank_BxT < capacity)
 
 
-def one_row(end_B: Int[Array, "B"], slots: int) -> SkipPlan:
-    """One query a sequence, which sees the first `end_B` of the slots: how a streaming cache is read."""
-    zero_B = jnp.zeros(end_B.shape, jnp.int32)
-    slots_BxS = jnp.broadcast_to(jnp.arange(slots), (*end_B.shape, slots))
-    return SkipPlan(zero_B[:, None], slots_BxS, zero_B[:, None], end_B[:, None], zero_B, zero_B)
-
-
 def make_plan(
     routed_BxT: Bool[Array, "B T"],
     *,

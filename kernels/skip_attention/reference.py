@@ -18,7 +18,8 @@ def forward(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan: SkipPlan, scale: float):
     visible_BxCxS = (jnp.arange(S) >= plan.start_BxC[..., None]) & (jnp.arange(S) < plan.end_BxC[..., None])
     visible_Bx1xQCxS = jnp.tile(visible_BxCxS, (1, Q, 1))[:, None]
 
-    logits_BxGxQCxS = jnp.where(visible_Bx1xQCxS, q_BxGxQCxK @ k_BxGxSxK.swapaxes(2, 3) * scale, -jnp.inf)
+    logits_BxGxQCxS = jnp.einsum("bgqk,bgsk->bgqs", q_BxGxQCxK, k_BxGxSxK) * scale  # `@` would transpose the keys first
+    logits_BxGxQCxS = jnp.where(visible_Bx1xQCxS, logits_BxGxQCxS, -jnp.inf)
     top = jax.lax.stop_gradient(jnp.max(logits_BxGxQCxS, axis=-1, keepdims=True))
     top = jnp.where(jnp.isfinite(top), top, 0)
     weight_BxGxQCxS = jnp.exp(logits_BxGxQCxS - top)

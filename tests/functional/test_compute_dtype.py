@@ -42,7 +42,7 @@ def test_cram_decides_alike_and_answers_nearly_alike():
 def test_cram_streams_from_a_buffer_of_half_the_size():
     params, state = lively(HALF)
     x_BxTxD, gap_BxT = inputs()
-    assert cram.init_cache(HALF, B).episodic.k_BxMxHxK.dtype == jnp.bfloat16
+    assert cram.init_cache(HALF, B).episodic.k_NxMxK.dtype == jnp.bfloat16
     whole_BxTxD, aux = cram.apply(params, state, x_BxTxD, cfg=HALF, gap_BxT=gap_BxT)
     streamed_BxTxD, routes = stream(params, state, x_BxTxD, gap_BxT, HALF, None)
     np.testing.assert_array_equal(routes.choice_BxT, aux.routes.choice_BxT)
@@ -56,7 +56,7 @@ def test_the_transformer_too():
     y, rounded = (attention.apply(params, (), x_BxTxD, cfg=cfg)[0] for cfg in (exact, half))
     assert rounded.dtype == jnp.float32 and 1e-4 < distance(rounded, y) < 0.02
     cache = attention.init_cache(half, B)
-    assert cache.k_BxTxHxK.dtype == jnp.bfloat16
+    assert cache.k_NxTxK.dtype == jnp.bfloat16
     for t in range(3):
         step, cache, _ = attention.step(params, (), cache, x_BxTxD[:, t], cfg=half)
     assert distance(step, rounded[:, 2]) < 0.01

@@ -1,0 +1,45 @@
+"""Attention of a streamed token over its cache.
+
+A cache has one axis for sequences and key-value heads together, N = B G, a sequence's heads beside each other: a read
+then goes straight through memory, and happens in the shape in which the cache is updated. XLA copies a cache that is
+read in another shape, were it but an axis of one less.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def write_cache(cache_NxSxX: Float[Array, "N S X"], new_BxGxX: Float[Array, "B G X"], place_B: Int[Array, "B"]):
+    """The cache with one token's rows at each sequence's place; those with a place beyond the end are dropped."""
+    N, G = cache_NxSxX.shape[0], new_BxGxX.shape[1]
+    rows_NxX = new_BxGxX.reshape(N, -1).astype(cache_NxSxX.dtype)
+    return cache_NxSxX.at[jnp.arange(N), jnp.repeat(place_B, G)].set(rows_NxX, mode="drop")
+
+
+def read_cache(
+    q_BxHxK: Float[Array, "B H K"],
+    k_NxSxK: Float[Array, "N S K"],
+    v_NxSxV: Float[Array, "N S V"],
+    end_B: Int[Array, "B"],
+    *,
+    scale: float | None = None,
+) -> Float[Array, "B H V"]:
+    """Attention of one query a sequence over the first `end_B` slots of its cache; exact 0 where there are none.
+
+    Args:
+      scale: factor on q.k; K**-0.5 by default.
+    """
+    B, H, K = q_BxHxK.shape
+    N, S, V = v_NxSxV.shape
+    wide = jnp.promote_types(q_BxHxK.dtype, jnp.float32)
+    dot = lambda spec, x, y: jnp.einsum(spec, x, y, preferred_element_type=wide)
+    q_NxQxK = q_BxHxK.reshape(N, H * B // N, K).astype(k_NxSxK.dtype)  # query heads of a group are neighbours
+    logits_NxQxS = dot("nqk,nsk->nqs", q_NxQxK, k_NxSxK) * (K**-0.5 if scale is None else scale)
+    visible_NxS = jnp.arange(S) < jnp.repeat(end_B, N // B)[:, None]
+    logits_NxQxS = jnp.where(visible_NxS[:, None], logits_NxQxS, -jnp.inf)
+    top_NxQx1 = jnp.max(logits_NxQxS, axis=-1, keepdims=True)
+    weight_NxQxS = jnp.exp(logits_NxQxS - jnp.where(jnp.isfinite(top_NxQx1), top_NxQx1, 0))
+    total_NxQx1 = jnp.sum(weight_NxQxS, axis=-1, keepdims=True)
+    o_NxQxV = dot("nqs,nsv->nqv", weight_NxQxS.astype(v_NxSxV.dtype), v_NxSxV)
+    o_NxQxV /= jnp.where(total_NxQx1 > 0, total_NxQx1, 1)
+    return o_NxQxV.reshape(B, H, V).astype(v_NxSxV.dtype)
