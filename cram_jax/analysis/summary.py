@@ -116,11 +116,13 @@ def summarise(lines: list[dict], final: dict, seed: int) -> dict:
         suffix = f"_layer_{layer}"
         out |= {n.removesuffix(suffix) + "_busiest": value for n, value in out.items() if n.endswith(suffix)}
     out |= {"step_ms_start": _step_ms(lines, True), "step_ms_end": _step_ms(lines, False)}
-    out |= {"train_seconds": lines[-1]["seconds"], "peak_memory_mb": _peak_memory_mb()}
+    out |= {"train_seconds": lines[-1]["seconds"]}
+    out["peak_memory_mb"] = max([peak_memory_mb(), *(line.get("peak_memory_mb", 0) for line in lines)])
     return out | versions()
 
 
-def _peak_memory_mb() -> float:
+def peak_memory_mb() -> float:
+    """Most memory this process had so far."""
     import resource
 
     kilobytes = 1024 if platform.system() == "Darwin" else 1  # what it is counted in, over a kilobyte

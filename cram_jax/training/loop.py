@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from cram_jax.analysis.summary import peak_memory_mb
 from cram_jax.training import learner as learning
 from cram_jax.training.checkpoints import Checkpoints
 from cram_jax.training.learner import Learner, TrainState
@@ -162,7 +163,7 @@ def _steps(learner, run, seed, state, records, saves, stopped: list) -> TrainSta
 
 def _write(records, learner, run, state, seed, trained: dict, step_ms: float, seconds: float) -> dict:
     """One logged line: means over the steps since the last one, held-out metrics, and the clock."""
-    line = {"step": int(state.step), "step_ms": step_ms, "seconds": seconds}
+    line = {"step": int(state.step), "step_ms": step_ms, "seconds": seconds, "peak_memory_mb": peak_memory_mb()}
     line |= {f"train/{name}": value for name, value in trained.items()}
     line |= {f"held_out/{n}": v for n, v in evaluate(learner, run, state, seed, run.held_out_tokens).items()}
     line |= {f"probe/{n}": v for n, v in probe(learner, run, state, seed, run.probe_batches).items()}

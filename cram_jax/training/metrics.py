@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tensorboardX import SummaryWriter
 
-CLOCK = ("step_ms", "seconds")  # fields that differ between two runs of the same command
+CLOCK = ("step_ms", "seconds", "peak_memory_mb")  # fields that differ between two runs of the same command
 
 
 def strict(value):
