@@ -15,7 +15,7 @@ from cram_cases import CONFIG, B, D, lively, loss, poisoned_reads, stream
 from cram_jax.functional import cram, episodic
 from cram_jax.functional.common import FeedForward
 
-LENGTHS = (200, 320, 1024)  # without a shorter rung, with lists that are no whole tiles, with several tiles
+LENGTHS = (320, 1024)  # lists that are no whole tiles, and several tiles
 ROUTES, KEEPS = 0, 1  # coordinates of a token that say so
 CFG = dataclasses.replace(
     CONFIG,

@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from cram_cases import CONFIG, inputs, lively
 
 from cram_jax.functional import cram, objective, routing
@@ -62,22 +61,34 @@ TEACHES = {
 }
 
 
-@pytest.mark.parametrize("name", TEACHES)
-def test_each_loss_teaches_its_own_part(name):
-    params, state = lively(CONFIG)
+def teaching(cfg, state, params):
+    """(gradient of one field of the sums to (params, tokens), as a function of its name; aux)."""
     x_BxTxD, gap_BxT = inputs()
 
-    def one(params, x_BxTxD):
-        aux = cram.apply(params, state, x_BxTxD, cfg=CONFIG, gap_BxT=gap_BxT, key=jax.random.key(1), train=True)[1]
-        return getattr(aux.sums, name)
+    @jax.jit
+    def back(state, params, x_BxTxD, cotangent):
+        key = jax.random.key(1)
+        one = lambda p, x: cram.apply(p, state, x, cfg=cfg, gap_BxT=gap_BxT, key=key, train=True)[1]
+        _, pull, aux = jax.vjp(lambda p, x: (lambda aux: (aux.sums, aux))(one(p, x)), params, x_BxTxD, has_aux=True)
+        return pull(cotangent), aux
 
-    gradient, to_tokens = jax.jit(jax.grad(one, argnums=(0, 1)))(params, x_BxTxD)
-    moved = {part for part in params._fields if any(np.any(g != 0) for g in jax.tree.leaves(getattr(gradient, part)))}
-    assert moved <= TEACHES[name] and bool(moved) == bool(TEACHES[name])
-    # what only measures the token does not change it
-    assert np.any(to_tokens != 0) == (name in ("episodic", "familiar"))
-    if name in ("write", "use"):
-        assert not any(np.any(g != 0) for g in jax.tree.leaves(gradient.episodic._replace(write=())))
+    only = lambda name: CRAMSums(*(jnp.asarray(float(field == name)) for field in CRAMSums._fields))
+    return lambda name: back(state, params, x_BxTxD, only(name))
+
+
+def test_each_loss_teaches_its_own_part():
+    params, state = lively(CONFIG)
+    gradient_of = teaching(CONFIG, state, params)
+    assert set(TEACHES) == set(CRAMSums._fields)
+    for name, parts in TEACHES.items():
+        (gradient, to_tokens), _ = gradient_of(name)
+        touched = lambda tree: any(np.any(g != 0) for g in jax.tree.leaves(tree))
+        moved = {part for part in params._fields if touched(getattr(gradient, part))}
+        assert moved <= parts and bool(moved) == bool(parts), name
+        # what only measures the token does not change it
+        assert np.any(to_tokens != 0) == (name in ("episodic", "familiar")), name
+        if name in ("write", "use"):
+            assert not touched(gradient.episodic._replace(write=()))
 
 
 def test_a_layer_that_nobody_reads_forgets():
@@ -89,21 +100,23 @@ def test_a_layer_that_nobody_reads_forgets():
 
 def test_only_what_the_router_sends_teaches_the_write_gate():
     params, state = lively(CONFIG)
-    x_BxTxD, gap_BxT = inputs()
 
-    def taught(cfg, state, params):
-        one = lambda p: cram.apply(p, state, x_BxTxD, cfg=cfg, gap_BxT=gap_BxT, key=jax.random.key(1), train=True)[1]
-        gradients = [jax.grad(lambda p, name=name: getattr(one(p).sums, name))(params) for name in ("write", "use")]
-        return [any(np.any(g != 0) for g in jax.tree.leaves(grads.episodic)) for grads in gradients], one(params)
+    def taught(gradient_of):
+        gradients = [gradient_of(name) for name in ("write", "use")]
+        return [any(np.any(g != 0) for g in jax.tree.leaves(g[0].episodic)) for g, _ in gradients], gradients[0][1]
 
-    assert taught(CONFIG, state, params)[0] == [True, True]
+    assert taught(teaching(CONFIG, state, params))[0] == [True, True]
     # While every token attends, reads say nothing about worth
-    assert taught(CONFIG, state._replace(released=jnp.array(False)), params)[0] == [False, False]
+    held = state._replace(released=jnp.array(False))
+    assert taught(teaching(CONFIG, held, params))[0] == [False, False]
     # What audits read is not use, and audits are not counted among the routed
-    audited = dataclasses.replace(CONFIG, routing=RoutingConfig(audit_rate=1.0, temperature=2.0))
-    away = params.router._replace(out_FxD=jnp.zeros_like(params.router.out_FxD).at[:, routing.WORKING].set(1e3))
-    away = away._replace(in_DxF=jnp.zeros_like(away.in_DxF), bias_F=jnp.ones_like(away.bias_F))
-    does, aux = taught(audited, state, params._replace(router=away))
+    audited = dataclasses.replace(CONFIG, routing=RoutingConfig(audit_rate=1.0))
+    away = params.router._replace(
+        in_DxF=jnp.zeros_like(params.router.in_DxF),
+        bias_F=jnp.ones_like(params.router.bias_F),
+        out_FxD=jnp.zeros_like(params.router.out_FxD).at[:, routing.WORKING].set(1e3),
+    )
+    does, aux = taught(teaching(audited, state, params._replace(router=away)))
     assert does == [True, False]
     assert np.all(aux.routes.attended_BxT) and aux.sums.routed == 0 and aux.sums.retrieved > 0
 
@@ -118,7 +131,7 @@ def test_familiarity_learns_nothing_where_nothing_was_retrieved():
         getattr(cram.apply(p, state, x_BxTxD, cfg=cfg, gap_BxT=gap_BxT)[1].sums, name)
         for name in ("familiarity", "distillation", "retrieved")
     )
-    value, gradient = jax.value_and_grad(total)(params)
+    value, gradient = jax.jit(jax.value_and_grad(total))(params)
     assert value == 0 and not any(np.any(g != 0) for g in jax.tree.leaves(gradient))
 
 
