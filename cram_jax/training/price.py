@@ -21,6 +21,8 @@ class PriceConfig:
     top: largest price, for every token attending in every layer, in units of the task loss.
     ramp: steps from 0 to `top`.
     tolerance: how far the smoothed loss may stand above its best, in units of the loss; beyond, the price backs off.
+        Once the ramp could be over it shrinks as one over the root of the steps since the release: first the price
+        drives attention out wherever it is not needed much, then it gives way to where it was needed after all.
     smoothing: of the loss, in steps.
     """
 
@@ -28,7 +30,7 @@ class PriceConfig:
     plateau: float = 0.4
     top: float = 20.0
     ramp: int = 800
-    tolerance: float = 0.05
+    tolerance: float = 0.1
     smoothing: float = 25.0
 
 
@@ -63,7 +65,9 @@ def update(state: PriceState, step: Int[Array, ""], loss: Scalar, cfg: PriceConf
     released = state.released | ((step >= cfg.start) & flat)
     best = jnp.where(state.released, jnp.minimum(state.best, fast), fast)
     pace = cfg.top / cfg.ramp
-    move = jnp.where(fast <= best + cfg.tolerance, pace, -2 * pace)
+    since = jnp.where(state.released, step - state.released_step, 0)
+    tolerance = cfg.tolerance * jnp.sqrt(cfg.ramp / jnp.maximum(since, cfg.ramp))
+    move = jnp.where(fast <= best + tolerance, pace, -2 * pace)
     price = jnp.where(state.released, jnp.clip(state.price + move, 0, cfg.top), 0)
     released_step = jnp.where(released & ~state.released, step, state.released_step)
     return PriceState(price.astype(jnp.float32), released, released_step.astype(jnp.int32), fast, slow, best)

@@ -52,3 +52,13 @@ def test_a_breach_backs_off_and_recovers():
 def test_the_release_is_never_taken_back():
     states = follow(np.concatenate([np.full(150, 0.3), np.linspace(5, 0, 200)]))
     assert np.all(np.diff(np.asarray(states.released).astype(int)) >= 0)
+
+
+def test_what_is_tolerated_at_first_is_not_for_ever():
+    # Given a loss that stands 0.06 above its best soon after the release, where 0.1 is tolerated
+    losses = np.full(1500, 0.3)
+    losses[150:] += 0.06
+    states = follow(losses)
+    # Then the price rises through the ramp, and gives way once 0.1 sqrt(200 / steps since) is below 0.06: 556 steps
+    assert states.price[650] == 2.0
+    assert states.price[680] < 2.0 and states.price[-1] == 0
