@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cram_jax import kernels
-from cram_jax.kernels.skip_attention import BACKENDS, xla
+from cram_jax.kernels.skip_attention import BACKENDS, ladder, xla
 
 B, T, H, G, K, V = 2, 200, 4, 2, 16, 8
 BLOCK = 25  # a rung of the ladder ends here: T / 8
@@ -19,8 +19,9 @@ TESTED = ["reference", "xla", "auto"]
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(xla, "ROWS", 16)
-    monkeypatch.setattr(xla, "KEYS", 32)
+    for module in (xla, ladder):
+        monkeypatch.setattr(module, "ROWS", 16)
+        monkeypatch.setattr(module, "keys_in_tile", lambda slots: min(32, slots))
 
 
 def inputs(dtype=jnp.float32):

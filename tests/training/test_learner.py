@@ -160,7 +160,7 @@ def test_a_transformer_takes_the_same_step():
 
 def test_twenty_steps_with_and_without_skipping_agree(monkeypatch):
     # Given one state after the release, in sequences long enough for short lists to be used
-    long = lambda i: LEARNER.task.batch("train", 0, i, 160, 4)
+    long = lambda i: LEARNER.task.batch("train", 0, i, 256, 2)
     start, _ = run([long(i) for i in range(4)])
     assert np.all(start.consolidation.released)
     # ... and a router that sends tokens everywhere
