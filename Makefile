@@ -9,13 +9,18 @@ TESTS ?= tests
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+# What only tests need: among it a TPU compiler, which complains in every program where there is no TPU.
+$(VENV)/tested: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
 demo: $(VENV)/installed
 	$(BIN)/python experiments/srcd.py --config=experiments/configs/srcd.py:small --workdir=$(RUN)
 
-test: $(VENV)/installed
+test: $(VENV)/tested
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=12 $(TESTS)
 

@@ -117,7 +117,7 @@ def memory(rounds: int) -> dict:
     del rounds
     out = {}
     for T in (1024, 2048, 4096, 8192):
-        qkv = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in jax.eval_shape(partial(inputs, T))]
+        qkv = jax.eval_shape(partial(inputs, T))
         marks = jax.ShapeDtypeStruct((1, T), bool)
         for way, name in enumerate(WAYS):
             programs = {"skipping": both_ways(skipping)[way].lower(*qkv, marks, marks)}

@@ -14,7 +14,7 @@ def normal(key: Key, shape: tuple[int, ...], fan_in: int) -> Array:
     return jax.random.normal(key, shape) * fan_in**-0.5
 
 
-COMPUTE = ("float32", "bfloat16", "float16", "float64")
+COMPUTE = ("float32", "bfloat16")
 
 
 def check_compute(dtype: str | None) -> None:

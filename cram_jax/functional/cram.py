@@ -320,15 +320,8 @@ def step(
     routes = decided.routes
     attended_B = routes.routed_BxT | routes.audited_BxT
     heavy, c_BxD = _computed(params, cfg), cast(z_BxD, cfg.compute_dtype)
-    ring = episodic.write(
-        heavy.episodic,
-        cache.episodic,
-        c_BxD,
-        decided.writes.kept_BxT,
-        cache.position,
-        decided.novelty,
-        cfg=cfg.episodic,
-    )
+    kept_B = decided.writes.kept_BxT
+    ring = episodic.write(heavy.episodic, cache.episodic, c_BxD, kept_B, cache.position, cfg=cfg.episodic)
     retrieved_BxD = episodic.read_cache(heavy.episodic, ring, c_BxD, attended_B, cache.position, cfg=cfg.episodic)
     retrieved_BxD = retrieved_BxD.astype(x_BxD.dtype)
     recalled_BxD = semantic.recall(heavy.semantic, c_BxD).astype(x_BxD.dtype)
@@ -336,13 +329,6 @@ def step(
     y_BxD = x_BxD + _feed_forward(heavy, x_BxD, cfg)
     retrieved_B = attended_B & (ring.written_B > 0)
     quality_B = consolidation.quality(recalled_BxD, retrieved_BxD, retrieved_B, consolidation.variance(state))
-    seen = CRAMRoutes(
-        routes.choice_BxT,
-        attended_B,
-        retrieved_B,
-        decided.writes.kept_BxT,
-        _margin(decided, state.released),
-        1 - decided.novelty,
-        quality_B,
-    )
+    margin_B = _margin(decided, state.released)
+    seen = CRAMRoutes(routes.choice_BxT, attended_B, retrieved_B, kept_B, margin_B, 1 - decided.novelty, quality_B)
     return y_BxD, CRAMCache(cache.position + 1, working_BxW, ring), seen

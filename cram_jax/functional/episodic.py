@@ -58,19 +58,16 @@ class EpisodicParams(NamedTuple):
 
 
 class EpisodicCache(NamedTuple):
-    """A ring of the last M kept events: Eq 3's (k_i, v_i, tau_i, c_i).
+    """A ring of the last M kept events: Eq 3's (k_i, v_i). Its tau_i is in the key where that is rotated; its c_i, the
+    novelty, decided the write and is not read again.
 
     Attributes:
       k_NxMxK, v_NxMxV: keys and values; sequences and heads are one axis (`kernels.read_cache`).
-      position_BxM: when the event came, in positions.
-      novelty_BxM: c_i = 1 - q-hat at that time.
       written_B: events kept so far; the ring's next place is this modulo M.
     """
 
     k_NxMxK: Float[Array, "N M K"]
     v_NxMxV: Float[Array, "N M V"]
-    position_BxM: Int[Array, "B M"]
-    novelty_BxM: Float[Array, "B M"]
     written_B: Int[Array, "B"]
 
 
@@ -90,12 +87,8 @@ def init(key: Key, D: int, cfg: EpisodicConfig) -> EpisodicParams:
 
 def init_cache(cfg: EpisodicConfig, batch: int, dtype: str | None = None) -> EpisodicCache:
     """An empty buffer. dtype: of keys and values."""
-    M = cfg.memory
-    shape = (batch * cfg.heads, M, cfg.head_dim)
-    return EpisodicCache(
-        jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch, M), jnp.int32), jnp.zeros((batch, M)),
-        jnp.zeros(batch, jnp.int32),
-    )  # fmt: skip
+    shape = (batch * cfg.heads, cfg.memory, cfg.head_dim)
+    return EpisodicCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32))
 
 
 class Writes(NamedTuple):
@@ -187,7 +180,6 @@ def write(
     x_BxD: Token,
     kept_B: Bool[Array, "B"],
     position: Int[Array, ""],
-    novelty_B: Float[Array, "B"],
     *,
     cfg: EpisodicConfig,
 ) -> EpisodicCache:
@@ -196,12 +188,9 @@ def write(
     position_Bx1 = jnp.full((B, 1), position)
     k, v = _keys_values(params, x_BxD[:, None], jnp.zeros((B, 1)), position_Bx1, cfg)
     place_B = jnp.where(kept_B, cache.written_B % cfg.memory, cfg.memory)  # beyond the end: dropped
-    put = lambda old, new: old.at[jnp.arange(B), place_B].set(new.astype(old.dtype), mode="drop")
     return EpisodicCache(
         kernels.write_cache(cache.k_NxMxK, k[:, 0], place_B),
         kernels.write_cache(cache.v_NxMxV, v[:, 0], place_B),
-        put(cache.position_BxM, position_Bx1[:, 0]),
-        put(cache.novelty_BxM, novelty_B),
         cache.written_B + kept_B,
     )
 

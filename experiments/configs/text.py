@@ -41,7 +41,7 @@ def get_config(variant: str = "small") -> ConfigDict:
             semantic=SemanticConfig(rank=D),
         ),
         transformer=AttentionConfig(D=D, F=F, rotary=True),
-        price=PriceConfig(start=400, ramp=200, top=0.2, tolerance=0.1),
+        price=PriceConfig(start=400, ramp=200, top=0.2),
         files=(),  # the main's --files; the sources of the Python standard library where there are none
         held_out_share=0.1,  # of the files
         corpus="",  # what the files hold, filled in by the main: a run goes on with the text it began with

@@ -26,7 +26,6 @@ BACKENDS = {
 SHORT = 128  # keys: up to here a batch of small products is faster on a CPU than a loop over them
 
 __all__ = [
-    "BACKENDS",
     "SkipPlan",
     "make_plan",
     "on_ladder",

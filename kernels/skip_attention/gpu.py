@@ -193,6 +193,7 @@ def _forward(scale, interpret, q_BxGxRxK, k_BxSxGxK, v_BxSxGxV, start_BxR, end_B
     layout = plgpu.Layout.WGMMA
 
     def attend(q, k, v, start, end, firsts, counts, o, lse, *scratch):
+        """One tile of rows against the blocks of keys it sees: softmax taken online, then written once."""
         q_smem, start_smem, end_smem, p_smem, o_smem, lse_smem, barrier = scratch
         b, g, i = _where_am_i()
         rows = pl.ds(i * TILE, TILE)
@@ -201,6 +202,7 @@ def _forward(scale, interpret, q_BxGxRxK, k_BxSxGxK, v_BxSxGxV, start_BxR, end_B
         _fetch(barrier, (q.at[b, g, rows], start.at[b, rows], end.at[b, rows]), (q_smem, start_smem, end_smem))
 
         def step(block, k_smem, v_smem, carry):
+            """Adds one block of keys to the running (maximum, total, sums)."""
             top, total, sums = carry
             visible = _visible(_per_row(start_smem, 0), _per_row(end_smem, 0), block, 0)
             logits = _multiply(q_smem, k_smem.transpose((1, 0))) * (scale * LOG2E)
@@ -251,6 +253,7 @@ def _gradient_of_rows(scale, interpret, q_BxGxRxK, do_BxGxRxV, *others):
     V, kind = do_BxGxRxV.shape[3], q_BxGxRxK.dtype
 
     def differentiate_rows(q, do, lse, delta, k, v, start, end, firsts, counts, dq, *scratch):
+        """dq of one tile of rows, over the blocks of keys it sees."""
         q_smem, do_smem, lse_smem, delta_smem, start_smem, end_smem, ds_smem, barrier = scratch
         b, g, i = _where_am_i()
         rows = pl.ds(i * TILE, TILE)
@@ -261,6 +264,7 @@ def _gradient_of_rows(scale, interpret, q_BxGxRxK, do_BxGxRxV, *others):
 
         def accumulate(sums):
             def step(block, k_smem, v_smem, _):
+                """Adds to dq what one block of keys gives."""
                 visible = _visible(_per_row(start_smem, 0), _per_row(end_smem, 0), block, 0)
                 logits = _multiply(q_smem, k_smem.transpose((1, 0))) * (scale * LOG2E)
                 weight = jnp.where(visible, jnp.exp2(logits - _spread(_per_row(lse_smem, 0) * LOG2E, 0)), 0.0)
@@ -298,6 +302,7 @@ def _gradient_of_keys(scale, interpret, q_BxGxRxK, do_BxGxRxV, lse_BxGxR, delta_
     V, kind = v_BxSxGxV.shape[3], k_BxSxGxK.dtype
 
     def differentiate_keys(q, do, lse, delta, k, v, start, end, firsts, counts, dk, dv, *scratch):
+        """dk and dv of one block of keys, over the tiles of rows that see it."""
         k_smem, v_smem, p_smem, ds_smem, barrier = scratch
         b, g, j = _where_am_i()
         keys = pl.ds(j * TILE, TILE)
@@ -307,6 +312,7 @@ def _gradient_of_keys(scale, interpret, q_BxGxRxK, do_BxGxRxV, lse_BxGxR, delta_
 
         def accumulate(dk_sums, dv_sums):
             def step(_, q_smem, do_smem, lse_smem, delta_smem, start_smem, end_smem, carry):
+                """Adds to dk and dv what one tile of rows gives."""
                 # Keys down, rows across: no product then has a transposed left operand
                 visible = _visible(_per_row(start_smem, 1), _per_row(end_smem, 1), j, 1)
                 logits = _multiply(k_smem, q_smem.transpose((1, 0))) * (scale * LOG2E)

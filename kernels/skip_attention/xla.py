@@ -154,6 +154,7 @@ def _forward(sizes: _Sizes, q, k, v, start_BxC, end_BxC):
         k_GxSxK, v_GxSxV = (_cut(x, b, block * sizes.keys, sizes.keys) for x in (k, v))
 
         def over_tiles(at, carry):
+            """Adds the block to the softmax of one tile of rows."""
             top, total, o = carry
             visible = _visible(start_BxC, end_BxC, b, at, block, sizes)
             logits, visible = _logits(sizes, _cut(q, b, at, sizes.rows), k_GxSxK, visible)
@@ -188,6 +189,7 @@ def _backward(sizes: _Sizes, q, k, v, start_BxC, end_BxC, o, lse, do):
         k_GxSxK, v_GxSxV = (_cut(x, b, block * sizes.keys, sizes.keys) for x in (k, v))
 
         def over_tiles(at, carry):
+            """One tile of rows: its share of dq, and what it adds to dk and dv of the block."""
             dq, dk_GxSxK, dv_GxSxV = carry
             visible = _visible(start_BxC, end_BxC, b, at, block, sizes)
             logits, visible = _logits(sizes, _cut(q, b, at, sizes.rows), k_GxSxK, visible)

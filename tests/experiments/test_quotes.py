@@ -1,7 +1,12 @@
 """Every figure quoted in CLAIMS.md and README.md is the one in its result file."""
 
+import json
+
 import pytest
-from quotes import PAGES, as_shown, number, quotes, refreshed
+import srcd
+from quotes import PAGES, ROOT, as_shown, number, quotes, refreshed
+
+from cram_jax.analysis import summary
 
 QUOTED = [(page, *quote) for page in PAGES for quote in quotes(page)]
 
@@ -29,3 +34,11 @@ def test_a_refreshed_page_keeps_its_words_and_corrects_its_figures():
     quote = "kept: [{}](" + f"{file}#{path})."
     wrong = as_shown(number(file, path) + 1, shown)
     assert refreshed(quote.format(wrong)) == quote.format(shown) != quote.format(wrong)
+
+
+def test_the_readme_shows_the_demos_table(capsys):
+    # Given seed 0 of the committed runs, which is what `make demo` trains
+    demo = json.loads((ROOT / "experiments/results/srcd_small.json").read_text())["runs"][0]
+    summary.show("SRCD, cram, 256 events, seed 0", srcd.table(demo))
+    printed = "\n".join(line.rstrip() for line in capsys.readouterr().out.strip().split("\n"))
+    assert demo["seed"] == 0 and printed in (ROOT / "README.md").read_text()
