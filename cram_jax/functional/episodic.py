@@ -23,7 +23,8 @@ class EpisodicConfig:
     rotary: positions in queries and keys; content alone tells where it is False.
     write_audit_rate: share of events kept in training although the gate says no, so that it keeps learning what
         they would be worth.
-    write_bias: logit of the write gate at the start; above 0 it keeps all events.
+    write_bias: logit of the write gate at the start; above 0 it keeps all events. The gate's gradient begins at
+        exp(write_bias), and where that is large (20 at 3) the clipped rest of the model stands still after the release.
     width: hidden units of the write gate.
     backend: of `kernels.skip_attention_compact`.
     """
@@ -33,7 +34,7 @@ class EpisodicConfig:
     memory: int = 64
     rotary: bool = False
     write_audit_rate: float = 0.02
-    write_bias: float = 3.0
+    write_bias: float = 0.5
     width: int = 32
     backend: str = "auto"
 

@@ -23,7 +23,7 @@ from cram_jax.training.settings import to_config
 
 VARIANTS = {
     "tiny": {
-        "run": RunConfig(steps=1000, length=64, batch=32, log_every=100, held_out_tokens=8192, final_tokens=200_000),
+        "run": RunConfig(steps=1000, length=64, batch=32, log_every=100, held_out_tokens=8192, final_tokens=100_000),
         "memory": 16,
         "data": SRCDConfig(patterns=30, answers=32),  # seen as often in 1000 steps as 100 patterns in 2400
         "price": PriceConfig(start=400, ramp=300),  # at 250 one seed had not begun to retrieve, and never did
