@@ -19,7 +19,8 @@ def collect(summaries: list[dict], configs: list[dict]) -> dict:
     never came, say), how many; mean and sd leave it out.
 
     Raises:
-      ValueError: where two runs have the same seed, which would count one run twice, or differ in more than that.
+      ValueError: where two runs have the same seed, which would count one run twice, or differ in more than that, the
+        code that trained them included.
     """
     seeds = [s["seed"] for s in summaries]
     if len(set(seeds)) < len(seeds):
@@ -27,6 +28,9 @@ def collect(summaries: list[dict], configs: list[dict]) -> dict:
     for config, seed in zip(configs, seeds, strict=True):
         if _unseeded(config) != _unseeded(configs[0]):
             raise ValueError(f"the runs of seeds {seeds[0]} and {seed} have different settings: they do not add up")
+    code = [s["trained_by"] for s in summaries]
+    if any(commits != code[0] for commits in code):
+        raise ValueError(f"the runs were trained by different code, so they do not add up: {code}")
     number = lambda v: isinstance(v, (int, float)) and np.isfinite(v)
     names = dict.fromkeys(n for s in summaries for n, v in s.items() if number(v) and n != "seed")
     missing = {n: sum(not number(s.get(n)) for s in summaries) for n in names}

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cram_jax.analysis import figures, summary
+from cram_jax.analysis import figures, lesion, summary
 from cram_jax.tasks.srcd import SRCDConfig
 from cram_jax.tasks.srcd_task import SRCDTask
-from cram_jax.training import experiment, lesion
+from cram_jax.training import experiment
 from cram_jax.training.learner import Learner
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.settings import from_config
@@ -70,6 +70,7 @@ def table(out: dict) -> list[tuple[str, str]]:
             ),
             ("unattended recurring answers lost without semantic memory", shares("recurring_lost_without_semantic")),
             ("... without the feed-forward networks", shares("recurring_lost_without_feed_forward")),
+            ("... without any layer: what the read-out memorised is left", shares("recurring_lost_without_layers")),
         ]
     return rows + summary.time_rows(out, "event")
 

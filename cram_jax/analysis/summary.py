@@ -87,32 +87,36 @@ def busiest_layer(lines: list[dict]) -> int:
     return int(np.argmax([np.mean([line[n] for line in after]) for n in layers]))
 
 
-def calibration_errors(line: dict, layer: int) -> dict[str, float]:
+def calibration_errors(probed: dict, layer: int) -> dict[str, float]:
     """`familiarity_calibration_error_GROUP` of a probe in one layer, for all tokens and for the first group."""
-    named = re.compile(rf"probe/reliability_(.+)_count_layer_{layer}")
-    groups = [found[1] for found in map(named.fullmatch, line) if found]
-    return {f"familiarity_calibration_error_{group}": calibration_error(line, group, layer) for group in groups}
+    named = re.compile(rf"reliability_(.+)_count_layer_{layer}")
+    groups = [found[1] for found in map(named.fullmatch, probed) if found]
+    return {f"familiarity_calibration_error_{group}": calibration_error(probed, group, layer) for group in groups}
 
 
-def calibration_error(line: dict, group: str, layer: int) -> float:
-    """Mean distance of q-hat from q over bins of q-hat, weighted by tokens."""
+def calibration_error(probed: dict, group: str, layer: int) -> float:
+    """Distance of mean q-hat from mean q in bins of q-hat, weighted by tokens. Within a bin errors cancel: how far off
+    a single token is, `familiarity_error_*` tells."""
     parts = ("count", "familiarity", "quality")
-    bins = {n: np.array(line[f"probe/reliability_{group}_{n}_layer_{layer}"]) for n in parts}
+    bins = {n: np.array(probed[f"reliability_{group}_{n}_layer_{layer}"]) for n in parts}
     count = bins["count"].sum()
     return float(np.abs(bins["familiarity"] - bins["quality"]).sum() / count) if count else float("nan")
 
 
-def summarise(lines: list[dict], final: dict, seed: int) -> dict:
-    """The flat dictionary of `summary.json`: final held-out metrics, the attention curve, times, versions."""
+def summarise(lines: list[dict], final: dict, probed: dict, seed: int) -> dict:
+    """The flat dictionary of `summary.json`: final held-out metrics and probes, the attention curve, times, versions.
+
+    Args:
+      probed: `loop.probe` of the trained state; {} for a model without routes.
+    """
     out = {"seed": seed, "steps": lines[-1]["step"]}
     out |= {name: value for name, value in final.items() if not isinstance(value, list)}
     if "attention_tokens" in final:
         out |= {f"{unit}_end": final[unit] for unit in ("attention_tokens", "attention_utilisation")}
         out |= attention_curve(lines)
         layer = out["busiest_layer"] = busiest_layer(lines)
-        out |= calibration_errors(lines[-1], layer)
-        out |= {n.removeprefix("probe/"): lines[-1][n] for n in lines[-1] if n.startswith("probe/quality_query_")}
-        out |= {n.removeprefix("probe/"): lines[-1][n] for n in lines[-1] if n.startswith("probe/familiarity_query_")}
+        out |= calibration_errors(probed, layer)
+        out |= {name: value for name, value in probed.items() if not isinstance(value, list)}
         suffix = f"_layer_{layer}"
         out |= {n.removesuffix(suffix) + "_busiest": value for n, value in out.items() if n.endswith(suffix)}
     out |= {"step_ms_start": _step_ms(lines, True), "step_ms_end": _step_ms(lines, False)}

@@ -28,7 +28,7 @@ def transition_step(steps, attention) -> int | None:
 
 
 def rise_at_end(attention, share: float = 0.2) -> float:
-    """How much smoothed attention rose over the last `share` of a run, as a share of what it was at its start."""
+    """The largest rise of smoothed attention over the last `share` of a run, as a share of what it had come down to."""
     curve = smooth(attention)
-    tail = curve[-max(2, round(share * len(curve))) :]
-    return float(tail[-1] / max(tail[0], 1e-6) - 1)
+    tail = np.maximum(curve[-max(2, round(share * len(curve))) :], 1e-6)
+    return float(np.max(tail / np.minimum.accumulate(tail)) - 1)

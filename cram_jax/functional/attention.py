@@ -10,6 +10,7 @@ from cram_jax import kernels
 from cram_jax.dims import Array, Float, Gap, Gaps, Int, Key, Segments, Token, Tokens
 from cram_jax.functional.common import (
     FeedForward,
+    at_least_one,
     cast,
     check_compute,
     check_inputs,
@@ -39,6 +40,7 @@ class AttentionConfig:
     compute_dtype: str | None = None
 
     def __post_init__(self):
+        at_least_one(self, "D", "F", "heads", "head_dim", "context")
         check_compute(self.compute_dtype)
 
 

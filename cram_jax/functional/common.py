@@ -14,6 +14,13 @@ def normal(key: Key, shape: tuple[int, ...], fan_in: int) -> Array:
     return jax.random.normal(key, shape) * fan_in**-0.5
 
 
+def at_least_one(cfg, *names: str) -> None:
+    """Raises ValueError for a configuration in which one of these fields is below 1, naming it."""
+    for name in names:
+        if getattr(cfg, name) < 1:
+            raise ValueError(f"{type(cfg).__name__}.{name} must be at least 1, got {getattr(cfg, name)}")
+
+
 COMPUTE = ("float32", "bfloat16")
 
 
@@ -59,11 +66,14 @@ def feed_forward(params: FeedForward, x: Float[Array, "... D"]) -> Float[Array, 
 def rotate(x_BxTxHxK: Float[Array, "B T H K"], position_BxT: Int[Array, "B T"]) -> Float[Array, "B T H K"]:
     """Rotary positions (RoFormer, Su et al. 2021): q.k depends on the distance only. An odd last coordinate stays."""
     half = x_BxTxHxK.shape[-1] // 2
-    rate_K = 10000.0 ** (-jnp.arange(half) / half)
-    angle_BxTx1xK = (position_BxT[..., None] * rate_K)[:, :, None].astype(x_BxTxHxK.dtype)
-    left, right, rest = jnp.split(x_BxTxHxK, (half, 2 * half), axis=-1)
+    # In float32 at least, and rounded at the end: 8 bits do not tell position 1000 from 1001.
+    wide = jnp.promote_types(x_BxTxHxK.dtype, jnp.float32)
+    rate_K = 10000.0 ** (-jnp.arange(half, dtype=wide) / half)
+    angle_BxTx1xK = (position_BxT[..., None] * rate_K)[:, :, None]
+    left, right, rest = jnp.split(x_BxTxHxK.astype(wide), (half, 2 * half), axis=-1)
     cos, sin = jnp.cos(angle_BxTx1xK), jnp.sin(angle_BxTx1xK)
-    return jnp.concatenate([left * cos - right * sin, left * sin + right * cos, rest], axis=-1)
+    turned = jnp.concatenate([left * cos - right * sin, left * sin + right * cos, rest], axis=-1)
+    return turned.astype(x_BxTxHxK.dtype)
 
 
 def uniforms(key: Key, position_T, B: int, count: int) -> Float[Array, "B T count"]:

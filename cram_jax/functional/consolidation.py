@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Float, Key, Marks, Scalar, Tokens
-from cram_jax.functional.common import FeedForward, feed_forward, init_feed_forward
+from cram_jax.functional.common import FeedForward, at_least_one, feed_forward, init_feed_forward
 
 FLOOR = 0.01  # of sigma^2, in units of a token's mean square per coordinate
 
@@ -25,6 +25,11 @@ class ConsolidationConfig:
 
     decay: float = 0.99
     width: int = 64
+
+    def __post_init__(self):
+        at_least_one(self, "width")
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {self.decay}")
 
 
 class ConsolidationState(NamedTuple):

@@ -14,6 +14,7 @@ from cram_jax.dims import Array, Bool, Float, Gap, Gaps, Int, Key, Scalar, Segme
 from cram_jax.functional import consolidation, episodic, routing, semantic, uncertainty, working_memory
 from cram_jax.functional.common import (
     FeedForward,
+    at_least_one,
     cast,
     check_compute,
     check_inputs,
@@ -47,6 +48,7 @@ class CRAMConfig:
     routing: RoutingConfig = RoutingConfig()
 
     def __post_init__(self):
+        at_least_one(self, "D", "F")
         check_compute(self.compute_dtype)
 
 
@@ -204,10 +206,10 @@ def _feed_forward(heavy: CRAMParams, x, cfg: CRAMConfig):
     return feed_forward(heavy.feed_forward, z).astype(x.dtype)
 
 
-def _margin(decided: _Decisions, released) -> Array:
+def _margin(decided: _Decisions, released, cfg: CRAMConfig) -> Array:
     """How far the closest of a token's decisions is from falling otherwise, in logits (meant without noise)."""
     first, second = jnp.moveaxis(jax.lax.top_k(jnp.log(decided.routes.mean_BxTx3), 2)[0], -1, 0)
-    route = jnp.where(released, first - second, jnp.inf)
+    route = jnp.where(released, cfg.routing.temperature * (first - second), jnp.inf)
     return jax.lax.stop_gradient(jnp.minimum(route, jnp.abs(decided.writes.logit_BxT)))
 
 
@@ -289,7 +291,7 @@ def apply(
         prediction=prediction,
         predicted=predicted,
     )
-    margin_BxT = _margin(decided, state.released)
+    margin_BxT = _margin(decided, state.released, cfg)
     kept_BxT = decided.writes.kept_BxT
     seen = CRAMRoutes(
         routes.choice_BxT, attended_BxT, retrieved_BxT, kept_BxT, margin_BxT, 1 - decided.novelty, quality_BxT
@@ -329,6 +331,6 @@ def step(
     y_BxD = x_BxD + _feed_forward(heavy, x_BxD, cfg)
     retrieved_B = attended_B & (ring.written_B > 0)
     quality_B = consolidation.quality(recalled_BxD, retrieved_BxD, retrieved_B, consolidation.variance(state))
-    margin_B = _margin(decided, state.released)
+    margin_B = _margin(decided, state.released, cfg)
     seen = CRAMRoutes(routes.choice_BxT, attended_B, retrieved_B, kept_B, margin_B, 1 - decided.novelty, quality_B)
     return y_BxD, CRAMCache(cache.position + 1, working_BxW, ring), seen

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from cram_jax import kernels
 from cram_jax.dims import Array, Bool, Float, Int, Key, Marks, Segments, Token, Tokens
-from cram_jax.functional.common import FeedForward, feed_forward, init_feed_forward, normal, rotate
+from cram_jax.functional.common import FeedForward, at_least_one, feed_forward, init_feed_forward, normal, rotate
 
 # After the release a training attends with some 5% of tokens, audits included, and keeps under 20%.
 RUNGS = ((8, 4), (1, 1))
@@ -39,8 +39,9 @@ class EpisodicConfig:
     backend: str = "auto"
 
     def __post_init__(self):
-        if min(self.heads, self.head_dim - 1, self.memory) < 1:
-            raise ValueError(f"heads and memory must be at least 1 and head_dim at least 2, got {self}")
+        at_least_one(self, "heads", "memory", "width")
+        if self.head_dim < 2:
+            raise ValueError(f"head_dim must be at least 2, got {self.head_dim}")
         if not 0 < self.write_audit_rate <= 1:
             raise ValueError(f"write_audit_rate must be in (0, 1], got {self.write_audit_rate}")
 
@@ -60,7 +61,7 @@ class EpisodicParams(NamedTuple):
 
 class EpisodicCache(NamedTuple):
     """A ring of the last M kept events: Eq 3's (k_i, v_i). Its tau_i is in the key where that is rotated; its c_i, the
-    novelty, decided the write and is not read again.
+    novelty, went into the write gate, and nothing reads it again.
 
     Attributes:
       k_NxMxK, v_NxMxV: keys and values; sequences and heads are one axis (`kernels.read_cache`).

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Float, Int, Key
-from cram_jax.functional.common import FeedForward, feed_forward, init_feed_forward
+from cram_jax.functional.common import FeedForward, at_least_one, feed_forward, init_feed_forward
 
 WORKING, EPISODIC, SEMANTIC = 0, 1, 2
 FEATURES = ("content", "gap", "dynamics", "familiarity", "uncertainty")
@@ -38,11 +38,14 @@ class RoutingConfig:
     evaluation_audit_rate: float = 0.00025
 
     def __post_init__(self):
+        at_least_one(self, "width")
         unknown = set(self.features) - set(FEATURES)
         if unknown or not self.features:
             raise ValueError(f"features must be some of {FEATURES}, got {self.features}")
         if not 0 < self.audit_rate <= 1:
             raise ValueError(f"audit_rate must be in (0, 1]: audits carry the router's gradient; got {self.audit_rate}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
 
 
 class Routes(NamedTuple):

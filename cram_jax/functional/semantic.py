@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Float, Key, Marks, Scalar, Tokens
-from cram_jax.functional.common import normal
+from cram_jax.functional.common import at_least_one, normal
 
 
 @jax.tree_util.register_static
@@ -16,6 +16,9 @@ class SemanticConfig:
     """rank: hidden units. The paper's D/16 cannot hold 100 random values at width 64; twice the width can."""
 
     rank: int = 128
+
+    def __post_init__(self):
+        at_least_one(self, "rank")
 
 
 class SemanticParams(NamedTuple):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Float, Gap, Gaps, Key, Segments, Token, Tokens
-from cram_jax.functional.common import normal, segment_starts
+from cram_jax.functional.common import at_least_one, normal, segment_starts
 
 BODIES = ("ct_ode", "gated_scan")
 
@@ -33,8 +33,7 @@ class WorkingConfig:
     def __post_init__(self):
         if self.body not in BODIES:
             raise ValueError(f"working memory body must be one of {BODIES}, got {self.body!r}")
-        if self.steps < 1:
-            raise ValueError(f"working memory steps must be at least 1, got {self.steps}")
+        at_least_one(self, "width", "steps")
 
 
 class ODEParams(NamedTuple):

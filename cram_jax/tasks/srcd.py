@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Float, Int, Key, Scalar
+from cram_jax.functional.common import at_least_one
 
 OBSERVATION, BINDING, QUERY = 0, 1, 2
 
@@ -58,8 +59,11 @@ class SRCDConfig:
     def __post_init__(self):
         if self.new_keys not in ("disjoint", "shared"):
             raise ValueError(f"new_keys must be 'disjoint' or 'shared', got {self.new_keys!r}")
-        if self.length < 2 or self.batch < 1:
-            raise ValueError(f"length must be at least 2 and batch at least 1, got {self.length} and {self.batch}")
+        at_least_one(self, "batch", "answers", "new_key_ids")
+        if self.length < 2:
+            raise ValueError(f"length must be at least 2, got {self.length}")
+        if self.gap_tail <= 0 or self.noise < 0:
+            raise ValueError(f"gap_tail must be above 0 and noise at least 0, got {self.gap_tail} and {self.noise}")
         for name in ("query_share", "binding_share", "new_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be a share between 0 and 1, got {getattr(self, name)}")
@@ -67,8 +71,11 @@ class SRCDConfig:
             raise ValueError(f"query_share and binding_share leave no room: {self.query_share} + {self.binding_share}")
         if self.new_share < 1 and self.patterns < 1:
             raise ValueError("patterns must be at least 1 unless new_share is 1")
-        if self.new_keys == "shared" and self.patterns < 2:
-            raise ValueError("new_keys='shared' rebinds the patterns' ids: patterns must be at least 2")
+        if self.new_keys == "shared" and min(self.patterns, self.answers) < 2:
+            raise ValueError(
+                "new_keys='shared' rebinds the patterns' ids to other answers: patterns and answers must be at least "
+                f"2, got {self.patterns} and {self.answers}"
+            )
 
     @property
     def key_ids(self) -> int:
@@ -115,7 +122,7 @@ def _bindings(key: Key, cfg: SRCDConfig, binding_T):
     pattern_T = jax.random.randint(pick, (T,), 0, max(P, 1))
     if cfg.new_keys == "shared":  # a subset of the ids gets another answer in this sequence
         rebound_P = jax.random.permutation(order, P) < round(cfg.new_share * P)
-        shift_P = jax.random.randint(answer, (P,), 1, max(cfg.answers, 2))
+        shift_P = jax.random.randint(answer, (P,), 1, cfg.answers)
         value_P = jnp.where(rebound_P, (table_P + shift_P) % cfg.answers, table_P)
         return pattern_T, value_P[pattern_T], rebound_P[pattern_T]
     new_T = jax.random.bernoulli(renew, cfg.new_share, (T,)) & binding_T

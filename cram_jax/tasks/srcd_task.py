@@ -1,7 +1,7 @@
 """SRCD as a task: embeds events, reads answers and the process's value out of a network, and scores both."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ class SRCDTask:
 
     data: SRCDConfig = SRCDConfig()
     dynamics_weight: float = 1.0
+    headline: ClassVar[str] = "retrieval_accuracy"
 
     def batch(self, split: str, seed: int, index: int, length: int, size: int) -> SRCDBatch:
         """Batch `index` of "train" or "held_out": `size` sequences of `length` events."""
@@ -54,7 +55,10 @@ class SRCDTask:
         )
 
     def key_codes(self, D: int) -> Float[Array, "K D"]:
-        """Keys as random vectors that nobody learns: an embedding would be a memory of its own, outside the layers."""
+        """Keys as random vectors that nobody learns: an embedding would be a memory of its own, outside the layers.
+
+        What is left of one is the read-out, a linear map of codes to answers; `analysis/lesion.py` measures it.
+        """
         return jax.random.normal(jax.random.key(self.data.table_seed), (self.data.key_ids, D))
 
     def embed(self, params: SRCDParams, batch: SRCDBatch) -> tuple[Tokens, Gaps]:

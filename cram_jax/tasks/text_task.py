@@ -1,7 +1,7 @@
 """Bytes of real files as a task: embeds them, predicts each next byte, and tells the kinds of bytes apart."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,7 @@ class TextTask:
 
     patterns: tuple[str, ...]
     held_out_share: float = 0.1
+    headline: ClassVar[str] = "bits_per_byte"
 
     @property
     def corpus(self) -> Corpus:

@@ -32,6 +32,7 @@ EXPLAINED = (
     FloatingPointError,
     Interrupted,
 )
+PROBED = 16  # batches of the last probe
 MODELS = {"cram": CRAMConfig, "transformer": AttentionConfig}
 
 
@@ -77,22 +78,30 @@ def build(config: ConfigDict, task: Task) -> tuple[Learner, RunConfig]:
 
 def train(config: ConfigDict, learner: Learner, run: RunConfig, workdir: Path, patterns: int = 0):
     """Claims the directory and trains in it, or goes on: (state, logged lines)."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-    for noisy in ("absl", "jax", "orbax"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    quiet()
     claim_workdir(workdir, config)
     return loop.train(learner, run, config.seed, workdir, patterns)
 
 
+def quiet() -> None:
+    """Progress goes to standard output; libraries speak where something is wrong."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    for noisy in ("absl", "jax", "orbax"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
 def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]) -> dict:
     """What every summary has: the last evaluation on many held-out tokens, the attention curve, times and versions."""
-    out = summary.summarise(lines, loop.evaluate(learner, run, state, seed, run.final_tokens), seed)
+    final = loop.evaluate(learner, run, state, seed, run.final_tokens)
+    out = summary.summarise(lines, final, loop.probe(learner, run, state, seed, PROBED), seed)
     out |= {"length": run.length, "length_start": run.shape(0)[0]}
     return out | {"held_out_tokens": run.held_out_batches(run.final_tokens) * run.length * run.batch}
 
 
 def report(workdir: Path, title: str, out: dict, rows: list[tuple[str, str]]) -> None:
-    """Writes `summary.json` and prints the table."""
+    """Writes `summary.json`, with the commits that trained the run, and prints the table."""
+    launches = [json.loads(line) for line in (workdir / "launches.jsonl").read_text().splitlines()]
+    out |= {"trained_by": sorted({str(launch["commit"]) for launch in launches})}
     (workdir / "summary.json").write_text(json.dumps(strict(out), indent=1) + "\n")
     summary.show(title, rows)
 
@@ -129,4 +138,21 @@ def workdir_flag(default: str):
 def launch(main) -> None:
     """Runs `main` under absl."""
     with explained():
-        app.run(main, flags_parser=flags.FLAGS)
+        app.run(main, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """The command line read by absl; a setting that does not exist is answered with those that do."""
+    try:
+        return flags.FLAGS(argv)
+    except AttributeError:
+        flag = flags.FLAGS["config"]
+        config = flag.parser.parse(flag.default)  # whatever the variant, the settings are the same
+        for name in (arg.removeprefix("--config.").split("=")[0] for arg in argv if arg.startswith("--config.")):
+            section = config
+            for i, part in enumerate(name.split(".")):
+                if isinstance(section, ConfigDict) and part not in section:
+                    where = ".".join(["config", *name.split(".")[:i]])
+                    raise KeyError(f"unknown setting {part!r}: {where} has {sorted(section)}") from None
+                section = section[part] if isinstance(section, ConfigDict) else None
+        raise

@@ -11,7 +11,7 @@ import optax
 from cram_jax.analysis import accounting
 from cram_jax.dims import Array, Float, Int, Key, Scalar
 from cram_jax.functional import consolidation, objective
-from cram_jax.functional.common import check_inputs
+from cram_jax.functional.common import at_least_one, check_inputs
 from cram_jax.functional.objective import ObjectiveConfig
 from cram_jax.models.stack import Stack
 from cram_jax.training import price
@@ -25,7 +25,12 @@ Sums = dict[str, tuple[Array, Array]]  # by name, (sum, count); means are taken 
 
 @runtime_checkable
 class Task(Protocol):
-    """Data, its embedding and its score. Static: frozen and hashable."""
+    """Data, its embedding and its score. Static: frozen and hashable.
+
+    headline: the metric of `score` that a person watches.
+    """
+
+    headline: str
 
     def batch(self, split: str, seed: int, index: int, length: int, size: int):
         """Batch number `index` of "train" or "held_out", a pure function of the arguments."""
@@ -62,6 +67,11 @@ class OptimizerConfig:
     final: float = 0.05
     weight_decay: float = 0.7
     clip: float = 1.0
+
+    def __post_init__(self):
+        at_least_one(self, "steps")
+        if self.clip <= 0:
+            raise ValueError(f"clip must be above 0, got {self.clip}")
 
     def build(self) -> optax.GradientTransformation:
         """The optimizer; its state holds the step count."""
@@ -258,9 +268,9 @@ def probe_step(learner: Learner, state: TrainState, batch, key: Key) -> dict[str
     """Quality q and familiarity q-hat of every token, by retrieving for all of them; not counted as attention.
 
     Returns:
-      Sums: for each layer and group of tokens `quality_*` and `familiarity_*` with counts; for the first group the
-      histogram of q; over all tokens, and over the first group, the reliability bins (counts, sums of q-hat and of
-      q in bins of q-hat).
+      Sums: for each layer and group of tokens (and "all") `quality_*`, `familiarity_*` and `familiarity_error_*`, the
+      distance of the two, with counts; for the first group the histogram of q; over all tokens, and over the first
+      group, the reliability bins (counts, sums of q-hat and of q in bins of q-hat).
     """
     _, _, aux = forward(auditing_all(learner), state.params, state.consolidation, batch, key, train=False)
     groups = learner.task.groups(batch)
@@ -273,9 +283,10 @@ def probe_step(learner: Learner, state: TrainState, batch, key: Key) -> dict[str
     for layer in range(learner.model.depth):
         q_BxT, q_hat_BxT = aux.routes.quality_BxT[layer], aux.routes.familiarity_BxT[layer]
         known_BxT = aux.routes.retrieved_BxT[layer]  # all, but those with an empty buffer
-        for name, among_BxT in groups.items():
+        for name, among_BxT in {"all": jnp.ones_like(known_BxT), **groups}.items():
             out[f"quality_{name}_layer_{layer}"] = over(q_BxT, among_BxT & known_BxT)
             out[f"familiarity_{name}_layer_{layer}"] = over(q_hat_BxT, among_BxT & known_BxT)
+            out[f"familiarity_error_{name}_layer_{layer}"] = over(jnp.abs(q_hat_BxT - q_BxT), among_BxT & known_BxT)
         ones_BxT = jnp.ones_like(q_BxT)
         out[f"quality_bins_layer_{layer}"] = (bins(first & known_BxT, q_BxT, ones_BxT), jnp.ones(()))
         for group, among_BxT in (("all", known_BxT), (first_name, first & known_BxT)):

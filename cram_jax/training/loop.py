@@ -8,7 +8,8 @@ from pathlib import Path
 
 import jax
 
-from cram_jax.analysis.summary import peak_memory_mb
+from cram_jax.analysis.summary import peak_memory_mb, versions
+from cram_jax.functional.common import at_least_one
 from cram_jax.training import learner as learning
 from cram_jax.training.checkpoints import Checkpoints
 from cram_jax.training.learner import Learner, TrainState
@@ -38,18 +39,12 @@ class RunConfig:
     final_tokens: int = 1_000_000
 
     def __post_init__(self):
-        if (
-            self.steps < 1
-            or self.log_every < 1
-            or self.checkpoint_every % self.log_every
-            or self.steps % self.log_every
-        ):
+        at_least_one(self, "steps", "length", "batch", "log_every", "checkpoint_every")
+        if self.checkpoint_every % self.log_every or self.steps % self.log_every:
             raise ValueError(
-                "steps and checkpoint_every must be multiples of log_every, and all at least 1, got "
+                "steps and checkpoint_every must be multiples of log_every, got "
                 f"steps={self.steps}, checkpoint_every={self.checkpoint_every}, log_every={self.log_every}"
             )
-        if self.length < 1 or self.batch < 1:
-            raise ValueError(f"length and batch must be at least 1, got length={self.length}, batch={self.batch}")
         if any(len(stage) != 3 or min(stage) < 1 for stage in self.curriculum):
             raise ValueError(
                 f"curriculum stages must be (steps, length, batch), each at least 1, got {self.curriculum}"
@@ -118,6 +113,8 @@ def train(
     try:
         if not records.lines:
             _write(records, learner, run, state, seed, {}, float("nan"), 0.0)
+        if first < run.steps:
+            records.launch(versions())
         return _steps(learner, run, seed, state, records, saves, stopped), records.lines
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -145,13 +142,13 @@ def _steps(learner, run, seed, state, records, saves, stopped: list) -> TrainSta
         reports = jax.device_get(reports)
         now = time.perf_counter()
         step_ms = 1000 * (now - timed_from) / (done - timed_step) if done > timed_step else float("nan")
-        if reports[-1]["skipped"][0] >= 10:
+        if max(report["skipped"][0] for report in reports) >= 10:
             raise FloatingPointError(
                 f"loss or gradient was not finite for 10 steps up to step {done}; lower optimizer.learning_rate "
                 "or optimizer.clip, or look at the data of these steps"
             )
         line = _write(records, learner, run, state, seed, means(reports), step_ms, before + now - start)
-        _progress(line, run, done, first, now - start)
+        _progress(line, learner.task.headline, run, done, first, now - start)
         reports = []
         if done % run.checkpoint_every == 0 or done == run.steps or stopped:
             saves.save(done, state)
@@ -171,9 +168,9 @@ def _write(records, learner, run, state, seed, trained: dict, step_ms: float, se
     return line
 
 
-def _progress(line: dict, run: RunConfig, done: int, first: int, seconds: float) -> None:
+def _progress(line: dict, headline: str, run: RunConfig, done: int, first: int, seconds: float) -> None:
     rate = (done - first) / seconds
-    shown = {"loss": "train/loss", "accuracy": "held_out/retrieval_accuracy", "bits": "held_out/bits_per_byte"}
+    shown = {"loss": "train/loss", headline.replace("_", " "): f"held_out/{headline}"}
     shown |= {"attention": "held_out/attention_tokens", "price": "train/price"}
     parts = [f"{label} {line[name]:.4f}" for label, name in shown.items() if name in line]
     left = clock((run.steps - done) / rate)

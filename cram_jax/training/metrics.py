@@ -60,6 +60,12 @@ class Records:
             if isinstance(value, float) and np.isfinite(value):
                 self.board.add_scalar(name, value, line["step"])
 
+    def launch(self, versions: dict) -> None:
+        """Appends to `launches.jsonl`: by which code, and where, the steps from here on are trained."""
+        step = self.lines[-1]["step"] if self.lines else 0
+        with self.path.with_name("launches.jsonl").open("a") as file:
+            file.write(json.dumps({"from_step": step, **versions}) + "\n")
+
     @property
     def seconds(self) -> float:
         """Training time so far, all processes of the run added up."""

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Float, Int, Scalar
+from cram_jax.functional.common import at_least_one
 
 
 @jax.tree_util.register_static
@@ -32,6 +33,9 @@ class PriceConfig:
     ramp: int = 800
     tolerance: float = 0.1
     smoothing: float = 25.0
+
+    def __post_init__(self):
+        at_least_one(self, "ramp", "smoothing")
 
 
 class PriceState(NamedTuple):

@@ -47,15 +47,15 @@ def test_the_busiest_layer_is_the_one_that_goes_on_attending():
     ("said", "found", "error"),
     [([0.9, 0.1], [0.9, 0.1], 0.0), ([0.9, 0.1], [0.5, 0.5], 0.4), ([0.8, 0.8], [1.0, 0.6], 0.0)],
 )
-def test_calibration_error_is_the_mean_distance_over_bins(said, found, error):
+def test_calibration_error_is_the_distance_of_means_in_bins(said, found, error):
     # Given two tokens, each in the bin of its q-hat
     bins = {name: np.zeros(20) for name in ("count", "familiarity", "quality")}
     for q_hat, q in zip(said, found, strict=True):
         place = int(q_hat * 20 + 1e-9)
         for name, value in (("count", 1), ("familiarity", q_hat), ("quality", q)):
             bins[name][place] += value
-    logged = {f"probe/reliability_query_{name}_layer_0": b.tolist() for name, b in bins.items()}
-    np.testing.assert_allclose(summary.calibration_errors(logged, 0)["familiarity_calibration_error_query"], error)
+    probed = {f"reliability_query_{name}_layer_0": b.tolist() for name, b in bins.items()}
+    np.testing.assert_allclose(summary.calibration_errors(probed, 0)["familiarity_calibration_error_query"], error)
 
 
 def test_versions_name_hardware_software_and_code():

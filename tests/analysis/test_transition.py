@@ -40,3 +40,10 @@ def test_a_rise_at_the_end_is_measured():
     attention[80:] = np.linspace(0.02, 0.03, 20)
     # the smoothed ends are medians of 3 points: about one step of 0.0005 inside
     np.testing.assert_allclose(rise_at_end(attention), 0.45, atol=0.04)
+
+
+def test_a_rise_after_a_dip_is_one():
+    attention = np.full(100, 0.03)
+    attention[80:90], attention[90:] = 0.015, 0.028
+    np.testing.assert_allclose(rise_at_end(attention), 0.028 / 0.015 - 1)
+    assert rise_at_end(attention[::-1][:90]) == 0

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 
-def run(seed, accuracy, length=256):
+def run(seed, accuracy, length=256, commit="a1"):
     config = {"seed": seed, "data": {"table_seed": seed, "length": length}}
-    return {"seed": seed, "accuracy": accuracy, "cpu": "x"}, config
+    return {"seed": seed, "accuracy": accuracy, "cpu": "x", "trained_by": [commit]}, config
 
 
 def test_mean_and_deviation_of_a_sample():
@@ -18,8 +18,10 @@ def test_mean_and_deviation_of_a_sample():
 
 
 def test_what_does_not_add_up_is_refused():
-    same, other = run(0, 0.9), run(1, 0.9, length=128)
+    same, other, newer = run(0, 0.9), run(1, 0.9, length=128), run(2, 0.9, commit="b2")
     with pytest.raises(ValueError, match=r"different seeds, got \[0, 0\]"):
         collect.collect([same[0], same[0]], [same[1], same[1]])
     with pytest.raises(ValueError, match="seeds 0 and 1 have different settings"):
         collect.collect([same[0], other[0]], [same[1], other[1]])
+    with pytest.raises(ValueError, match=r"trained by different code.*'a1'.*'b2'"):
+        collect.collect([same[0], newer[0]], [same[1], newer[1]])

@@ -29,7 +29,8 @@ def command(workdir, *more) -> list[str]:
 
 
 def start(workdir, *more) -> subprocess.Popen:
-    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # compiled as for a user
+    env["JAX_PLATFORMS"] = "cpu"
     pipe = subprocess.PIPE
     return subprocess.Popen(
         command(workdir, *more), cwd=ROOT, env=env, stdout=pipe, stderr=subprocess.STDOUT, text=True
@@ -61,14 +62,15 @@ def whole(tmp_path_factory):
 
 
 def test_a_killed_run_ends_like_one_never_interrupted(whole, tmp_path):
-    # Given a run killed with SIGKILL in the middle, once a checkpoint of it is complete
+    # Given a run killed with SIGKILL in the middle, once a checkpoint after the router's release is complete
     process = start(tmp_path)
     deadline = time.time() + 300
-    while not list(tmp_path.glob("checkpoints/[0-9]*/commit_success.txt")) and time.time() < deadline:
+    while not list(tmp_path.glob("checkpoints/[12]?0/commit_success.txt")) and time.time() < deadline:
         assert process.poll() is None, process.communicate()[0][-3000:]
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    assert read(tmp_path / "metrics.jsonl")[-1]["train/price"] > 0
     assert not (tmp_path / "summary.json").exists()
 
     # When the same command is started again, then it goes on, and ends with the same numbers to the last bit
@@ -80,6 +82,9 @@ def test_a_killed_run_ends_like_one_never_interrupted(whole, tmp_path):
     summaries = [json.loads((d / "summary.json").read_text()) for d in (tmp_path, whole[0])]
     np.testing.assert_equal(unclocked(summaries[0]), unclocked(summaries[1]))
     assert last_digest(tmp_path) == last_digest(whole[0])
+    launches = [json.loads(line) for line in (tmp_path / "launches.jsonl").read_text().splitlines()]
+    assert launches[0]["from_step"] == 0 < launches[1]["from_step"] and len(launches) == 2
+    assert summaries[0]["trained_by"] == [str(launches[0]["commit"])]
 
 
 def test_a_run_leaves_what_it_promises(whole):
@@ -101,7 +106,9 @@ def test_a_run_leaves_what_it_promises(whole):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config.run.stepz=5"], 'Did you mean "steps" instead of "stepz"?'),
+        (["--config.run.stepz=5"], "unknown setting 'stepz': config.run has ['batch', "),
+        (["--config.zzzz=5"], "unknown setting 'zzzz': config has ['cram', "),
+        (["--config.price.ramp=0"], "ramp must be at least 1"),
         (["--config.model=lstm"], r"config.model must be one of ['cram', 'transformer'], got 'lstm'"),
         (["--config=experiments/configs/srcd.py:huge"], "unknown variant 'huge' of this config; there are"),
         (["--workdir=/proc/nowhere"], "--workdir=/proc/nowhere cannot be written"),

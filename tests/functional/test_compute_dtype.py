@@ -10,6 +10,7 @@ from cram_cases import CONFIG, B, D, inputs, lively, stream
 
 from cram_jax.functional import attention, cram
 from cram_jax.functional.attention import AttentionConfig
+from cram_jax.functional.common import rotate
 from cram_jax.functional.cram import CRAMConfig
 
 HALF = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
@@ -60,6 +61,17 @@ def test_the_transformer_too():
     for t in range(3):
         step, cache, _ = attention.step(params, (), cache, x_BxTxD[:, t], cfg=half)
     assert distance(step, rounded[:, 2]) < 0.01
+
+
+def test_rotary_positions_keep_their_distance_when_rounded():
+    # Given queries and keys at distances 0 to 3, far from the beginning
+    q, k = (jax.random.normal(jax.random.key(i), (1, 1, 1, 32)) for i in (0, 1))
+    at = lambda x, position, dtype: rotate(x.astype(dtype), jnp.full((1, 1), position)).astype(jnp.float32)
+    dots = lambda base, dtype: [jnp.sum(at(q, base + far, dtype) * at(k, base, dtype)) for far in range(4)]
+    exact = dots(0, jnp.float32)
+    assert np.ptp(exact) > 1
+    for base in (0, 1000, 30_000):
+        np.testing.assert_allclose(dots(base, jnp.bfloat16), exact, atol=0.15)  # 32 products, each off by 0.4%
 
 
 @pytest.mark.parametrize("config", [CRAMConfig, AttentionConfig])

@@ -14,6 +14,8 @@ from cram_cases import CONFIG, B, D, lively, loss, poisoned_reads, stream
 
 from cram_jax.functional import cram, episodic
 from cram_jax.functional.common import FeedForward
+from cram_jax.functional.cram import CRAMConfig
+from cram_jax.functional.working_memory import WorkingConfig
 
 LENGTHS = (320, 1024)  # lists that are no whole tiles, and several tiles
 ROUTES, KEEPS = 0, 1  # coordinates of a token that say so
@@ -24,9 +26,14 @@ CFG = dataclasses.replace(
 )
 
 
-def obedient():
+SCANNED = dataclasses.replace(
+    CFG, working=WorkingConfig(body="gated_scan"), episodic=dataclasses.replace(CFG.episodic, rotary=True)
+)
+
+
+def obedient(cfg: CRAMConfig = CFG):
     """A layer whose tokens attend where their first coordinate is positive, and are kept where the second is."""
-    params, state = lively(CFG)
+    params, state = lively(cfg)
 
     def when_positive(like: FeedForward, coordinate: int, output: int) -> FeedForward:
         return FeedForward(
@@ -58,12 +65,12 @@ def on_short_lists(routes) -> bool:
     return rows <= T // 8 and keys <= T // 4
 
 
-def check_causality(T: int, train: bool) -> None:
+def check_causality(T: int, train: bool, cfg: CRAMConfig = CFG) -> None:
     # Given a batch that the short lists hold
-    params, state = obedient()
+    params, state = obedient(cfg)
     x_BxTxD, gap_BxT = sparse_inputs(T)
     key, at = jax.random.key(2), 3 * T // 4
-    run = jax.jit(lambda x: cram.apply(params, state, x, cfg=CFG, gap_BxT=gap_BxT, key=key, train=train))
+    run = jax.jit(lambda x: cram.apply(params, state, x, cfg=cfg, gap_BxT=gap_BxT, key=key, train=train))
     y_BxTxD, aux = run(x_BxTxD)
     assert on_short_lists(aux.routes)
 
@@ -83,7 +90,10 @@ def test_how_many_attend_in_the_future_changes_nothing(train):
 
 def test_nor_does_it_as_compiled_for_users():
     # Tests compile with less effort; other shapes may then be added up in other orders. So here as anybody would.
-    code = f"import test_cram_ladder as t; [t.check_causality(T, False) for T in {LENGTHS}]"
+    code = (
+        f"import test_cram_ladder as t; [t.check_causality(T, False) for T in {LENGTHS}]; "
+        "t.check_causality(1024, True, t.SCANNED)"
+    )
     env = {n: v for n, v in os.environ.items() if n != "XLA_FLAGS"}
     path = [Path(__file__).parent, Path(__file__).parents[1], Path(__file__).parents[2]]
     env |= {"PYTHONPATH": os.pathsep.join(map(str, path)), "JAX_PLATFORMS": "cpu"}
@@ -113,3 +123,41 @@ def test_a_skipped_retrieval_is_not_looked_at(monkeypatch):
     monkeypatch.setattr(episodic, "read", poisoned_reads(episodic.read))
     again = jax.jit(lambda *a: jax.value_and_grad(loss, argnums=(0, 2), has_aux=True)(*a, CFG, jax.random.key(3)))
     jax.tree.map(np.testing.assert_array_equal, clean, again(params, state, x_BxTxD, gap_BxT))
+
+
+def test_transformations_keep_the_layer_what_it_is_on_short_lists():
+    # Given two layers' parameters, and a batch that the short lists hold
+    first, state = obedient()
+    both = jax.tree.map(lambda a: jnp.stack([a, a + 0.01 * jnp.sin(jnp.arange(a.size).reshape(a.shape))]), first)
+    x_BxTxD, gap_BxT = sparse_inputs()
+    key = jax.random.key(4)
+
+    def layer(params, x_BxTxD):
+        return cram.apply(params, state, x_BxTxD, cfg=CFG, gap_BxT=gap_BxT, key=key, train=True)
+
+    one = jax.jit(layer)
+    singles = [one(jax.tree.map(lambda leaf, i=i: leaf[i], both), x_BxTxD) for i in (0, 1)]
+    assert all(on_short_lists(aux.routes) for _, aux in singles)
+
+    # vmap over the parameters equals one after the other
+    mapped_2xBxTxD, _ = jax.jit(jax.vmap(layer, in_axes=(0, None)))(both, x_BxTxD)
+    np.testing.assert_allclose(mapped_2xBxTxD, jnp.stack([y for y, _ in singles]), atol=2e-5, rtol=1e-5)
+
+    # A rolled scan over the layers equals them called in turn, and so do its gradients, recomputed or not
+    def in_turn(both):
+        y_BxTxD = x_BxTxD
+        for i in (0, 1):
+            y_BxTxD = layer(jax.tree.map(lambda leaf, i=i: leaf[i], both), y_BxTxD)[0]
+        return jnp.sum(y_BxTxD**2)
+
+    def scanned(both, layer=layer):
+        y_BxTxD, _ = jax.lax.scan(lambda x, params: layer(params, x), x_BxTxD, both)
+        return jnp.sum(y_BxTxD**2)
+
+    value, slope = jax.jit(jax.value_and_grad(in_turn))(both)
+    for f in (scanned, lambda both: scanned(both, jax.checkpoint(layer))):
+        other, others_slope = jax.jit(jax.value_and_grad(f))(both)
+        np.testing.assert_allclose(other, value, rtol=1e-5)
+        norm = np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(slope)))
+        far = np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(jax.tree.map(jnp.subtract, others_slope, slope))))
+        assert far < 1e-4 * norm  # recomputation reorders sums

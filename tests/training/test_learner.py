@@ -14,7 +14,6 @@ from cram_jax.models.stack import Stack
 from cram_jax.tasks.srcd import SRCDConfig
 from cram_jax.tasks.srcd_task import SRCDTask
 from cram_jax.training import learner as learning
-from cram_jax.training import lesion
 from cram_jax.training.learner import Learner, OptimizerConfig
 from cram_jax.training.price import PriceConfig
 
@@ -103,17 +102,6 @@ def test_a_first_batch_with_wrong_gaps_is_refused(gap):
     with pytest.raises(ValueError, match=f"gap_BxT must be finite and at least 0, got {gap} at sequence 1, position 5"):
         learning.check_batch(LEARNER, state.params, wrong)
     learning.check_batch(LEARNER, state.params, batch(0))
-
-
-def test_a_lesion_zeroes_one_part_only(trained):
-    state, _ = trained
-    for part in ("semantic", "feed_forward"):
-        cut = lesion.without(state, part)
-        for name in state.params.model._fields:
-            same = jax.tree.map(np.array_equal, getattr(cut.params.model, name), getattr(state.params.model, name))
-            assert all(jax.tree.leaves(same)) == (name != part)
-    with pytest.raises(ValueError, match="one of .*'semantic', 'feed_forward'.*got 'router'"):
-        lesion.without(state, "router")
 
 
 def test_metrics_agree_with_a_count_by_hand(trained):

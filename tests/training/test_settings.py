@@ -2,9 +2,17 @@
 
 import pytest
 
+from cram_jax.functional.attention import AttentionConfig
+from cram_jax.functional.consolidation import ConsolidationConfig
 from cram_jax.functional.cram import CRAMConfig
 from cram_jax.functional.episodic import EpisodicConfig
+from cram_jax.functional.routing import RoutingConfig
+from cram_jax.functional.semantic import SemanticConfig
+from cram_jax.functional.working_memory import WorkingConfig
+from cram_jax.tasks.srcd import SRCDConfig
+from cram_jax.training.learner import OptimizerConfig
 from cram_jax.training.loop import RunConfig
+from cram_jax.training.price import PriceConfig
 from cram_jax.training.settings import claim_workdir, from_config, to_config
 
 
@@ -57,3 +65,24 @@ def test_the_curriculum_gives_way_to_full_length():
 def test_a_run_that_cannot_be_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         RunConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "value"),
+    [
+        *((RunConfig, name, 0) for name in ("steps", "length", "batch", "log_every", "checkpoint_every")),
+        *((PriceConfig, name, 0) for name in ("ramp", "smoothing")),
+        *((OptimizerConfig, name, 0) for name in ("steps", "clip")),
+        *((SRCDConfig, name, 0) for name in ("length", "batch", "answers", "new_key_ids", "gap_tail")),
+        *((CRAMConfig, name, 0) for name in ("D", "F")),
+        *((AttentionConfig, name, 0) for name in ("D", "F", "heads", "head_dim", "context")),
+        *((EpisodicConfig, name, 0) for name in ("heads", "head_dim", "memory", "width", "write_audit_rate")),
+        *((RoutingConfig, name, 0) for name in ("width", "temperature", "audit_rate")),
+        *((WorkingConfig, name, 0) for name in ("width", "steps")),
+        *((ConsolidationConfig, name, value) for name, value in (("width", 0), ("decay", 1.0))),
+        (SemanticConfig, "rank", 0),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused(settings, field, value):
+    with pytest.raises(ValueError, match=rf"{field}.* (must|leave).*got .*{value}"):
+        settings(**{field: type(getattr(settings, field))(value)})

@@ -1,0 +1,135 @@
+"""What skipping changes in a trained model: the clock, and nothing else.
+
+python experiments/skipping.py --config=experiments/configs/srcd.py:paper --workdir=runs/paper [the run's settings]
+
+Takes the last state of a run of experiments/srcd.py and measures, with all parts of a training step timed in,
+
+| name | what |
+|---|---|
+| skipping | CRAM as it trains: audits and sampled writes included |
+| no_episodic | the same without buffer, write gate, retrieval and what is learned from it: skipping's floor |
+| transformer | a dense model of the same width, depth, data and loss |
+| agreement | 20 steps with skipping and 20 with everything computed, from that state: how far the losses part |
+"""
+
+import contextlib
+import dataclasses
+import json
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import srcd
+from absl import flags
+
+from cram_jax.analysis.summary import versions
+from cram_jax.analysis.timing import timed
+from cram_jax.functional import consolidation, cram, episodic
+from cram_jax.training import experiment
+from cram_jax.training import learner as learning
+from cram_jax.training.checkpoints import Checkpoints
+from cram_jax.training.learner import Learner
+from cram_jax.training.loop import RunConfig
+
+RESULTS = flags.DEFINE_string("results", "", "JSON file for the result; skipping.json in the workdir by default.")
+STEPS, TIMED = 20, 4  # compared for agreement; timed in one call
+
+
+def compiled_step(learner: Learner, state, batch):
+    """A training step that leaves its argument alone."""
+    return jax.jit(partial(learning.train_step.__wrapped__, learner)).lower(state, batch).compile()
+
+
+@contextlib.contextmanager
+def no_episodic():
+    """Inside, what is compiled has no episodic path."""
+
+    def decide_writes(params, x, novelty, uniform, *, cfg):
+        zero = jnp.zeros_like(novelty)
+        return episodic.Writes(zero, zero > 0, zero)
+
+    def plan_reads(writes, attends_BxT, segment_BxT, *, cfg):
+        nothing = jnp.zeros(attends_BxT.shape, bool)
+        return SimpleNamespace(scatter=lambda x, T: nothing, end_BxC=0, start_BxC=0)
+
+    def read(params, plan, x_BxTxD, worth_BxT, *, cfg):
+        return jnp.zeros_like(x_BxTxD), jnp.zeros_like(worth_BxT)
+
+    def lessons(f, plan, params, z_BxTxD, retrieved_BxTxD, *, rungs):
+        zero = jnp.zeros(())
+        return zero, consolidation.ConsolidationStats(jnp.zeros(z_BxTxD.shape[-1]), zero, zero)
+
+    with contextlib.ExitStack() as stack:
+        for module, f in ((episodic, decide_writes), (episodic, plan_reads), (episodic, read)):
+            stack.enter_context(mock.patch.object(module, f.__name__, f))
+        stack.enter_context(mock.patch.object(cram.kernels, "on_ladder", lessons))
+        yield
+
+
+def step_times(learner: Learner, dense: Learner, seed: int, state, batches, rounds: int) -> dict:
+    """Milliseconds a step of each, and their ratios."""
+    dense_state = learning.init(dense, seed, state.exposures_P.shape[0])
+    steps = {"skipping": compiled_step(learner, state, batches[0])}
+    with no_episodic():
+        steps["no_episodic"] = compiled_step(learner, state, batches[0])
+    steps["transformer"] = compiled_step(dense, dense_state, batches[0])
+    all_batches = lambda step, start: [step(start, batch) for batch in batches]
+    calls = {name: partial(all_batches, step, state) for name, step in steps.items()}
+    calls["transformer"] = partial(all_batches, steps["transformer"], dense_state)
+    times = {name: {q: ms / len(batches) for q, ms in t.items()} for name, t in timed(calls, rounds).items()}
+    ratio = lambda over, under: times[over]["ms"] / times[under]["ms"]
+    return times | {
+        "over_no_episodic": ratio("skipping", "no_episodic"),
+        "faster_than_transformer": ratio("transformer", "skipping"),
+    }
+
+
+def agreement(learner: Learner, state, batches) -> dict:
+    """The largest relative difference of the losses of steps that skip and of steps that compute everything."""
+    layer = learner.model.layer
+    layer = dataclasses.replace(layer, episodic=dataclasses.replace(layer.episodic, backend="reference"))
+    masking = dataclasses.replace(learner, model=dataclasses.replace(learner.model, layer=layer))
+    steps = {"skipping": compiled_step(learner, state, batches[0])}
+    with mock.patch.object(episodic, "RUNGS", ((1, 1),)):  # lists as long as the sequence
+        steps["everything"] = compiled_step(masking, state, batches[0])
+    losses = {name: [] for name in steps}
+    for name, step in steps.items():
+        now = state
+        for batch in batches:
+            now, report = step(now, batch)
+            losses[name].append(float(report["loss"][0]))
+    difference = np.abs(np.array(losses["skipping"]) / np.array(losses["everything"]) - 1)
+    return {"steps": len(batches), "largest_relative_difference": float(np.max(difference))}
+
+
+def measure(learner: Learner, dense: Learner, run: RunConfig, seed: int, state, rounds: int = 9) -> dict:
+    """All of the table above, for one state."""
+    batches = [learner.task.batch("train", seed, run.steps + i, run.length, run.batch) for i in range(STEPS)]
+    out = {"length": run.length, "batch": run.batch}
+    out["step"] = step_times(learner, dense, seed, state, batches[:TIMED], rounds)
+    return out | {"agreement": agreement(learner, state, batches)}
+
+
+def main(_) -> None:
+    experiment.quiet()
+    config = srcd.CONFIG.value
+    learner, run = srcd.build(config)
+    workdir = Path(srcd.WORKDIR.value)
+    like = learning.init(learner, config.seed, learner.task.data.patterns)
+    restored = Checkpoints(workdir / "checkpoints").restore(like)
+    if restored is None:
+        raise ValueError(f"--workdir={workdir} holds no checkpoint; run experiments/srcd.py there first")
+    config.model = "transformer"
+    dense, _ = srcd.build(config)
+    out = {"seed": config.seed, "step_of_run": restored[0], **measure(learner, dense, run, config.seed, restored[1])}
+    text = json.dumps(out | versions(), indent=1)
+    Path(RESULTS.value or workdir / "skipping.json").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    experiment.launch(main)

@@ -1,0 +1,83 @@
+"""Lesions count what they say: right answers without attention that are wrong once a memory is gone."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cram_jax.analysis import lesion
+from cram_jax.functional.cram import CRAMConfig
+from cram_jax.functional.episodic import EpisodicConfig
+from cram_jax.models.stack import Stack
+from cram_jax.tasks.srcd import SRCDConfig
+from cram_jax.tasks.srcd_task import SRCDTask
+from cram_jax.training import learner as learning
+from cram_jax.training.learner import Learner
+
+LEARNER = Learner(
+    task=SRCDTask(SRCDConfig(patterns=10, answers=8, new_key_ids=20)),
+    model=Stack(CRAMConfig(D=16, F=16, episodic=EpisodicConfig(heads=1, head_dim=8, memory=8)), depth=1),
+)
+STATE = learning.init(LEARNER, 0, 10)
+
+
+class Batch(NamedTuple):
+    answer_BxT: jax.Array
+    is_new_BxT: jax.Array
+
+
+def test_shares_lost_by_hand(monkeypatch):
+    # Given 8 tokens: a new query, a recurring one that attends, one answered wrong, no query, and four that count
+    batch = Batch(jnp.array([[1, 1, 1, -1, 1, 1, 1, 1]]), jnp.array([[True] + [False] * 7]))
+    attended_BxT = np.array([[True, True] + [False] * 6])
+    right = {
+        (): [[True, True, False, True, True, True, True, True]],
+        ("semantic",): [[True, False, False, False, True, False, False, True]],
+        ("feed_forward",): [[False, False, False, False, True, True, True, False]],
+        lesion.PARTS: [[False, False, False, False, True, False, False, False]],
+    }
+
+    def answers(learner, state, batch):
+        gone = lambda part: not any(np.any(leaf) for leaf in jax.tree.leaves(getattr(state.params.model, part)))
+        return np.array(right[tuple(part for part in lesion.PARTS if gone(part))]), attended_BxT
+
+    monkeypatch.setattr(lesion, "answers", answers)
+    ones = STATE._replace(params=jax.tree.map(jnp.ones_like, STATE.params))
+    out = lesion.share_lost(LEARNER, ones, [batch, batch])
+    lost = lambda group: [out[f"{group}_lost_without_{name}"] for name in lesion.lesions(1)]
+    # semantic memory, feed-forward networks, semantic memory of the only layer, all of the layers
+    assert lost("recurring") == [2 / 4, 1 / 4, 2 / 4, 3 / 4]
+    assert lost("new") == [0, 1, 0, 1]
+    assert out["recurring_unattended_queries"] == 8
+
+
+def test_a_lesion_of_one_layer_leaves_the_others():
+    semantic = lambda state: state.params.model.semantic.up_RxD
+    two = STATE._replace(params=jax.tree.map(lambda x: jnp.ones((2, *x.shape[1:])), STATE.params))
+    up_2xRxD = semantic(lesion.without(two, ("semantic",), 1))
+    assert np.all(up_2xRxD[0] == 1) and np.all(up_2xRxD[1] == 0)
+    with pytest.raises(ValueError, match="parts must be among .*'semantic'.*got .'head'"):
+        lesion.without(STATE, ("head",))
+
+
+def test_without_its_layers_a_model_reads_its_embedding():
+    # Given a batch, and a state in which no weight is zero
+    batch = LEARNER.task.batch("held_out", 0, 0, 32, 2)
+    lively = STATE._replace(params=jax.tree.map(lambda x: x + 0.1, STATE.params))
+    silent = lesion.without(lively, lesion.PARTS)
+    x_BxTxD, gap_BxT = LEARNER.task.embed(silent.params.task, batch)
+    y_BxTxD, _ = LEARNER.model.apply(silent.params.model, silent.consolidation, x_BxTxD, gap_BxT=gap_BxT)
+    # Working memory still adds the token it read, which the last norm takes out again
+    read = lambda x_BxTxD: LEARNER.task.read(silent.params.task, x_BxTxD, batch)[0]
+    np.testing.assert_allclose(read(y_BxTxD), read(x_BxTxD), atol=1e-4)
+
+
+def test_answers_are_those_that_metrics_count():
+    batch = LEARNER.task.batch("held_out", 0, 0, 64, 8)
+    right_BxT, attended_BxT = lesion.answers(LEARNER, STATE, batch)
+    metrics = learning.evaluate_step(LEARNER, STATE, batch, jax.random.key(0))
+    asked_BxT = batch.answer_BxT >= 0
+    assert metrics["retrieval_accuracy"] == (jnp.sum(right_BxT & asked_BxT), jnp.sum(asked_BxT))
+    assert jnp.all(attended_BxT)  # before the release
