@@ -5,9 +5,10 @@ python experiments/srcd.py --config=experiments/configs/srcd.py:small --workdir=
 
 from pathlib import Path
 
+import lesion
 import numpy as np
 
-from cram_jax.analysis import figures, lesion, summary
+from cram_jax.analysis import figures, summary
 from cram_jax.tasks.srcd import SRCDConfig
 from cram_jax.tasks.srcd_task import SRCDTask
 from cram_jax.training import experiment

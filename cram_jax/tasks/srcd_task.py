@@ -57,7 +57,7 @@ class SRCDTask:
     def key_codes(self, D: int) -> Float[Array, "K D"]:
         """Keys as random vectors that nobody learns: an embedding would be a memory of its own, outside the layers.
 
-        What is left of one is the read-out, a linear map of codes to answers; `analysis/lesion.py` measures it.
+        What is left of one is the read-out, a linear map of codes to answers; `experiments/lesion.py` measures it.
         """
         return jax.random.normal(jax.random.key(self.data.table_seed), (self.data.key_ids, D))
 

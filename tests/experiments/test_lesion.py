@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import lesion
 import numpy as np
 import pytest
 
-from cram_jax.analysis import lesion
 from cram_jax.functional.cram import CRAMConfig
 from cram_jax.functional.episodic import EpisodicConfig
 from cram_jax.models.stack import Stack

@@ -1,4 +1,4 @@
-"""Where the knowledge sits: which memory's loss costs the answers that no attention gives."""
+"""Where SRCD's knowledge sits: which memory's loss costs the answers that no attention gives."""
 
 from functools import partial
 
