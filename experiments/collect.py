@@ -35,7 +35,9 @@ def collect(summaries: list[dict], configs: list[dict]) -> dict:
     names = dict.fromkeys(n for s in summaries for n, v in s.items() if number(v) and n != "seed")
     missing = {n: sum(not number(s.get(n)) for s in summaries) for n in names}
     columns = {n: np.array([s[n] for s in summaries], float) for n in names if not missing[n]}
-    out = {"config": configs[0], "runs": summaries, "mean": {n: float(np.mean(v)) for n, v in columns.items()}}
+    # Paths of one machine are nobody else's; a run on files notes in `corpus` what they hold.
+    config = {name: value for name, value in configs[0].items() if name != "files"}
+    out = {"config": config, "runs": summaries, "mean": {n: float(np.mean(v)) for n, v in columns.items()}}
     if len(summaries) > 1:
         out["sd"] = {n: float(np.std(v, ddof=1)) for n, v in columns.items()}
         out["missing"] = {n: count for n, count in missing.items() if count}
