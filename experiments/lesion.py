@@ -48,6 +48,7 @@ def share_lost(learner: Learner, state: TrainState, batches: list) -> dict[str, 
     Counted are queries answered right by the whole model: recurring ones that do not attend, and new ones. The share
     is of those that are answered wrong after the lesion. Nothing but attention can answer a new query, so what is lost
     there was not knowledge but the way to it. The lesioned model decides anew, and its answer counts however it comes.
+    `*_without_semantic_holder` is the lesion of semantic memory in the one layer where it costs most recurring answers.
     """
     damaged = {name: without(state, *lesion) for name, lesion in lesions(learner.model.depth).items()}
     asked, lost = {"recurring": 0, "new": 0}, {(g, name): 0 for g in ("recurring", "new") for name in damaged}
@@ -61,5 +62,7 @@ def share_lost(learner: Learner, state: TrainState, batches: list) -> dict[str, 
             for name, wrong_BxT in wrong.items():
                 lost[group, name] += int((among_BxT & wrong_BxT).sum())
     share = lambda group, n: n / asked[group] if asked[group] else float("nan")
+    holder = max(range(learner.model.depth), key=lambda i: lost["recurring", f"semantic_layer_{i}"])
+    lost |= {(group, "semantic_holder"): lost[group, f"semantic_layer_{holder}"] for group in asked}
     shares = {f"{group}_lost_without_{name}": share(group, n) for (group, name), n in lost.items()}
     return shares | {"recurring_unattended_queries": asked["recurring"]}

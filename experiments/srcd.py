@@ -69,9 +69,13 @@ def table(out: dict) -> list[tuple[str, str]]:
                 "q-hat calibration error in that layer: queries, all events",
                 "  ".join(f"{error:.3f}" for error in calibration),
             ),
-            ("unattended recurring answers lost without semantic memory", shares("recurring_lost_without_semantic")),
+            ("recurring answers lost without semantic memory", shares("recurring_lost_without_semantic")),
+            (
+                "... without that of one layer; new answers, as a control",
+                shares("recurring_lost_without_semantic_holder", "new_lost_without_semantic_holder"),
+            ),
             ("... without the feed-forward networks", shares("recurring_lost_without_feed_forward")),
-            ("... without any layer: what the read-out memorised is left", shares("recurring_lost_without_layers")),
+            ("... without any layer, by the read-out alone", shares("recurring_lost_without_layers")),
         ]
     return rows + summary.time_rows(out, "event")
 

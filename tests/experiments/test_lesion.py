@@ -51,6 +51,7 @@ def test_shares_lost_by_hand(monkeypatch):
     assert lost("recurring") == [2 / 4, 1 / 4, 2 / 4, 3 / 4]
     assert lost("new") == [0, 1, 0, 1]
     assert out["recurring_unattended_queries"] == 8
+    assert out["recurring_lost_without_semantic_holder"] == 2 / 4 and out["new_lost_without_semantic_holder"] == 0
 
 
 def test_a_lesion_of_one_layer_leaves_the_others():
