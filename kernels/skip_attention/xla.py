@@ -54,7 +54,7 @@ def backward(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan: SkipPlan, scale: float, o_Bx
     by_row = [_rows_laid_out(x, G, sizes.rows) for x in (o_BxCxHxV, lse_BxCxH, do_BxCxHxV)]
     dq, dk, dv = _in_one_list(partial(_backward, sizes), (*arrays, *by_row))
     S = k_BxSxGxK.shape[1]
-    return _rows_back(dq, q_BxCxHxK), dk.swapaxes(1, 2)[:, :S], dv.swapaxes(1, 2)[:, :S]
+    return _rows_back(dq, q_BxCxHxK), dk[:, :S], dv[:, :S]
 
 
 def _pad(x, size: int):
@@ -76,9 +76,9 @@ def _laid_out(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan, scale):
     C, S, G = q_BxCxHxK.shape[1], *k_BxSxGxK.shape[1:3]
     # Fewer rows in a tile waste less where few are routed, more multiply faster.
     sizes = _Sizes(min(ROWS, C), keys_in_tile(S), float(scale))
-    k_BxGxSxK, v_BxGxSxV = (_pad(x, -S % sizes.keys).swapaxes(1, 2) for x in (k_BxSxGxK, v_BxSxGxV))
+    keys = [_pad(x, -S % sizes.keys) for x in (k_BxSxGxK, v_BxSxGxV)]
     limits = [_pad(x, sizes.rows) for x in (plan.start_BxC, plan.end_BxC)]
-    return sizes, (_rows_laid_out(q_BxCxHxK, G, sizes.rows), k_BxGxSxK, v_BxGxSxV, *limits)
+    return sizes, (_rows_laid_out(q_BxCxHxK, G, sizes.rows), *keys, *limits)
 
 
 def _work(start_BxC, end_BxC, S: int, keys: int) -> _Work:
@@ -116,6 +116,19 @@ def _paste(x_BxGxCx, part, b, at):
     return jax.lax.dynamic_update_slice(x_BxGxCx, part[None], _begin(x_BxGxCx, b, at))
 
 
+# Keys stay as they come, and a block is turned when it is used: copies of all of them would cost more than the work
+# that is left where few rows are routed.
+def _cut_block(x_BxSxGxK, b, block, keys: int):
+    """(G keys K) of sequence b."""
+    begin = [jnp.asarray(i, jnp.int32) for i in (b, block * keys, 0, 0)]
+    return jax.lax.dynamic_slice(x_BxSxGxK, begin, (1, keys, *x_BxSxGxK.shape[2:]))[0].swapaxes(0, 1)
+
+
+def _paste_block(x_BxSxGxK, part_GxSxK, b, block, keys: int):
+    begin = [jnp.asarray(i, jnp.int32) for i in (b, block * keys, 0, 0)]
+    return jax.lax.dynamic_update_slice(x_BxSxGxK, part_GxSxK.swapaxes(0, 1)[None], begin)
+
+
 def _over_tiles(work: _Work, rows: int, n, body, carry):
     """body(first row of the tile, carry) for each tile of rows that see block n."""
     tiles = -(-(work.last_N[n] - work.first_N[n]) // rows)
@@ -147,11 +160,11 @@ def _forward(sizes: _Sizes, q, k, v, start_BxC, end_BxC):
     B, G, C, Q, _ = q.shape
     V = v.shape[-1]
     kind = jnp.promote_types(q.dtype, jnp.float32)
-    work = _work(start_BxC, end_BxC, k.shape[2], sizes.keys)
+    work = _work(start_BxC, end_BxC, k.shape[1], sizes.keys)
 
     def over_blocks(n, carry):
         b, block = work.batch_N[n], work.block_N[n]
-        k_GxSxK, v_GxSxV = (_cut(x, b, block * sizes.keys, sizes.keys) for x in (k, v))
+        k_GxSxK, v_GxSxV = (_cut_block(x, b, block, sizes.keys) for x in (k, v))
 
         def over_tiles(at, carry):
             """Adds the block to the softmax of one tile of rows."""
@@ -181,12 +194,12 @@ def _backward(sizes: _Sizes, q, k, v, start_BxC, end_BxC, o, lse, do):
     G, Q = q.shape[1], q.shape[3]
     kind = jnp.promote_types(q.dtype, jnp.float32)
     delta = jnp.sum(do.astype(kind) * o.astype(kind), axis=-1)
-    work = _work(start_BxC, end_BxC, k.shape[2], sizes.keys)
+    work = _work(start_BxC, end_BxC, k.shape[1], sizes.keys)
 
     def over_blocks(n, carry):
         dq, dk, dv = carry
         b, block = work.batch_N[n], work.block_N[n]
-        k_GxSxK, v_GxSxV = (_cut(x, b, block * sizes.keys, sizes.keys) for x in (k, v))
+        k_GxSxK, v_GxSxV = (_cut_block(x, b, block, sizes.keys) for x in (k, v))
 
         def over_tiles(at, carry):
             """One tile of rows: its share of dq, and what it adds to dk and dv of the block."""
@@ -205,7 +218,7 @@ def _backward(sizes: _Sizes, q, k, v, start_BxC, end_BxC, o, lse, do):
 
         blank = jnp.zeros(k_GxSxK.shape, kind), jnp.zeros(v_GxSxV.shape, kind)
         dq, dk_GxSxK, dv_GxSxV = _over_tiles(work, sizes.rows, n, over_tiles, (dq, *blank))
-        put = lambda x, new: _paste(x, new.astype(x.dtype), b, block * sizes.keys)
+        put = lambda x, new: _paste_block(x, new.astype(x.dtype), b, block, sizes.keys)
         return dq, put(dk, dk_GxSxK), put(dv, dv_GxSxV)
 
     begin = jnp.zeros(q.shape, kind), jnp.zeros_like(k), jnp.zeros_like(v)
