@@ -20,7 +20,7 @@ class PriceConfig:
     """start: first step at which the router may be released.
     plateau: it is released once the smoothed loss fell by less than this share over about 100 steps.
     top: largest price, for every token attending in every layer, in units of the task loss.
-    ramp: steps from 0 to `top`.
+    ramp: steps from 0 to `top`; a third of a run lets the router settle at each price.
     tolerance: how far the smoothed loss may stand above its best, in units of the loss; beyond, the price backs off.
         Once the ramp could be over it shrinks as one over the root of the steps since the release: first the price
         drives attention out wherever it is not needed much, then it gives way to where it was needed after all.
