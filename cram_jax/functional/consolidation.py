@@ -64,10 +64,10 @@ class ConsolidationStats(NamedTuple):
     count: Float[Array, "*layers"]
 
 
-def init_state(D: int, cfg: ConsolidationConfig, released: bool = False) -> ConsolidationState:
+def init_state(D: int, cfg: ConsolidationConfig) -> ConsolidationState:
     """Nothing seen yet; every token attends until `release`."""
     return ConsolidationState(
-        jnp.zeros(D), jnp.zeros(()), jnp.zeros(()), jnp.asarray(cfg.decay, jnp.float32), jnp.asarray(released)
+        jnp.zeros(D), jnp.zeros(()), jnp.zeros(()), jnp.asarray(cfg.decay, jnp.float32), jnp.zeros((), bool)
     )
 
 
