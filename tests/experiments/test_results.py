@@ -1,0 +1,91 @@
+"""Committed results are of this code's settings and meet the marks they stand for, every run of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from configs import srcd as srcd_config
+from configs import text as text_config
+
+RESULTS = Path(__file__).parents[2] / "experiments" / "results"
+TRANSFORMER = {"model": "transformer", "optimizer.weight_decay": 0.01}
+RUNS = {  # file: (config, variant, settings given on the command line, seeds)
+    "srcd_small.json": (srcd_config, "small", {}, 5),
+    "srcd_small_10k.json": (srcd_config, "small", {"run.steps": 10_000, "run.log_every": 250}, 3),
+    "srcd_small_shared.json": (srcd_config, "small", {"data.new_keys": "shared"}, 5),
+    "srcd_small_transformer.json": (srcd_config, "small", TRANSFORMER, 3),
+    "srcd_paper.json": (srcd_config, "paper", {"run.steps": 2400, "run.held_out_tokens": 16384}, 1),
+    "text.json": (text_config, "small", {}, 1),
+}
+# What every run has to reach: (at least, at most)
+MARKS = {
+    "srcd_small.json": {
+        "retrieval_accuracy": (0.99, 1),
+        "retrieval_accuracy_new": (0.98, 1),
+        "attention_tokens_end": (0, 0.025),
+        "attention_tokens_rise_last_fifth": (0, 0.10),
+        "kept_share": (0, 0.20),
+        "kept_share_busiest": (0, 0.20),
+        "recurring_lost_without_semantic": (0.5, 1),
+        "held_out_tokens": (1_000_000, 2_000_000),
+    },
+    "srcd_small_transformer.json": {"retrieval_accuracy": (0.99, 1)},
+    "srcd_paper.json": {
+        "retrieval_accuracy": (0.995, 1),
+        "attention_tokens_end": (0, 0.02),
+        "train_seconds": (0, 1800),
+        "length": (2048, 2048),
+    },
+}
+
+
+def load(file: str) -> dict:
+    return json.loads((RESULTS / file).read_text())
+
+
+@pytest.mark.parametrize("file", RUNS)
+def test_settings_are_those_of_the_config_but_for_what_is_named(file):
+    module, variant, changes, seeds = RUNS[file]
+    config = module.get_config(variant)
+    for name, value in changes.items():
+        section, _, field = name.rpartition(".")
+        (config[section] if section else config)[field] = value
+    runs = load(file)["runs"]
+    config.seed = runs[0]["seed"]
+    wanted, found = json.loads(config.to_json()), load(file)["config"]
+    for of_the_machine in ("files", "corpus"):
+        wanted.pop(of_the_machine, None), found.pop(of_the_machine, None)
+    assert found == wanted
+    assert [run["seed"] for run in runs] == list(range(seeds))
+
+
+@pytest.mark.parametrize("file", RUNS)
+def test_one_clean_commit_trained_them(file):
+    (commits,) = {tuple(run["trained_by"]) for run in load(file)["runs"]}
+    assert len(commits) == 1 and commits[0] != "None" and not commits[0].endswith("+")
+
+
+@pytest.mark.parametrize("file", MARKS)
+def test_every_run_reaches_its_marks(file):
+    for run in load(file)["runs"]:
+        for name, (low, high) in MARKS[file].items():
+            assert low <= run[name] <= high, (run["seed"], name)
+
+
+def test_attention_stays_near_the_least_there_is():
+    for run in load("srcd_small_10k.json")["runs"]:
+        assert run["retrieval_accuracy"] >= 0.999
+        assert run["attention_tokens_end"] <= 1.07 * run["realised_new_share"]
+        assert run["held_out_tokens"] >= 1_000_000
+
+
+def test_dynamics_are_learned_as_well_as_by_the_transformer():
+    transformer = load("srcd_small_transformer.json")["mean"]["dynamics_mse_excess"]
+    for run in load("srcd_small.json")["runs"]:
+        assert 0 < run["dynamics_mse_excess"] <= 1.05 * transformer
+
+
+def test_text_is_below_its_n_grams():
+    (run,) = load("text.json")["runs"]
+    assert run["bits_per_byte"] < min(run[f"bits_per_byte_{n}_gram"] for n in (1, 2, 3))
+    assert run["text_megabytes"] >= 20 and run["train_seconds"] <= 300
