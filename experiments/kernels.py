@@ -48,11 +48,10 @@ def inputs(T: int):
 
 
 def routed(T: int, share: float, pattern: str):
-    """(1, T) marks: "random" places, or "clustered" in runs of 32."""
-    rng = np.random.default_rng(0)
-    if pattern == "random":
-        return jnp.asarray(rng.random((1, T)) < share)
-    return jnp.asarray(np.repeat(rng.random((1, T // 32)) < share, 32, axis=1))
+    """(1, T) marks of that share of all places: "random" ones, or "clustered" in runs of 32."""
+    run = 1 if pattern == "random" else 32
+    order = np.random.default_rng(0).permutation(T // run)
+    return jnp.asarray(np.repeat(order < round(share * T / run), run)[None])
 
 
 def naive(q, k, v):
