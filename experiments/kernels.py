@@ -30,6 +30,7 @@ from cram_jax.functional.cram import CRAMConfig
 from cram_jax.functional.episodic import EpisodicConfig
 from cram_jax.functional.routing import RoutingConfig
 from cram_jax.models.stack import Stack
+from cram_jax.training import experiment
 
 PARTS = flags.DEFINE_list("parts", ["attention", "kept", "memory", "stream"], "What to measure.")
 LENGTHS = flags.DEFINE_list("lengths", ["1024", "4096"], "Sequence lengths of the attention part.")
@@ -167,6 +168,7 @@ def stream(rounds: int) -> dict:
 
 
 def main(_) -> None:
+    experiment.quiet()
     folder = Path(RESULTS.value)
     folder.mkdir(parents=True, exist_ok=True)
     for part in PARTS.value:

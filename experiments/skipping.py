@@ -34,6 +34,7 @@ from cram_jax.training import learner as learning
 from cram_jax.training.checkpoints import Checkpoints
 from cram_jax.training.learner import Learner
 from cram_jax.training.loop import RunConfig
+from cram_jax.training.metrics import means
 
 RESULTS = flags.DEFINE_string("results", "", "JSON file for the result; skipping.json in the workdir by default.")
 STEPS, TIMED = 20, 4  # compared for agreement; timed in one call
@@ -73,13 +74,12 @@ def no_episodic():
 def step_times(learner: Learner, dense: Learner, seed: int, state, batches, rounds: int) -> dict:
     """Milliseconds a step of each, and their ratios."""
     dense_state = learning.init(dense, seed, state.exposures_P.shape[0])
-    steps = {"skipping": compiled_step(learner, state, batches[0])}
+    steps = {"skipping": (compiled_step(learner, state, batches[0]), state)}
     with no_episodic():
-        steps["no_episodic"] = compiled_step(learner, state, batches[0])
-    steps["transformer"] = compiled_step(dense, dense_state, batches[0])
+        steps["no_episodic"] = (compiled_step(learner, state, batches[0]), state)
+    steps["transformer"] = (compiled_step(dense, dense_state, batches[0]), dense_state)
     all_batches = lambda step, start: [step(start, batch) for batch in batches]
-    calls = {name: partial(all_batches, step, state) for name, step in steps.items()}
-    calls["transformer"] = partial(all_batches, steps["transformer"], dense_state)
+    calls = {name: partial(all_batches, *step) for name, step in steps.items()}
     times = {name: {q: ms / len(batches) for q, ms in t.items()} for name, t in timed(calls, rounds).items()}
     ratio = lambda over, under: times[over]["ms"] / times[under]["ms"]
     return times | {
@@ -89,21 +89,28 @@ def step_times(learner: Learner, dense: Learner, seed: int, state, batches, roun
 
 
 def agreement(learner: Learner, state, batches) -> dict:
-    """The largest relative difference of the losses of steps that skip and of steps that compute everything."""
+    """The largest relative difference of the losses of steps that skip and of steps that compute everything, and the
+    shares of tokens that attended and were kept meanwhile, audits included."""
     layer = learner.model.layer
     layer = dataclasses.replace(layer, episodic=dataclasses.replace(layer.episodic, backend="reference"))
     masking = dataclasses.replace(learner, model=dataclasses.replace(learner.model, layer=layer))
     steps = {"skipping": compiled_step(learner, state, batches[0])}
     with mock.patch.object(episodic, "RUNGS", ((1, 1),)):  # lists as long as the sequence
         steps["everything"] = compiled_step(masking, state, batches[0])
-    losses = {name: [] for name in steps}
+    seen = {name: [] for name in steps}
     for name, step in steps.items():
         now = state
         for batch in batches:
             now, report = step(now, batch)
-            losses[name].append(float(report["loss"][0]))
-    difference = np.abs(np.array(losses["skipping"]) / np.array(losses["everything"]) - 1)
-    return {"steps": len(batches), "largest_relative_difference": float(np.max(difference))}
+            seen[name].append(jax.device_get(report))
+    loss = {name: np.array([report["loss"][0] for report in reports]) for name, reports in seen.items()}
+    shares = means(seen["skipping"])
+    return {
+        "steps": len(batches),
+        "largest_relative_difference": float(np.max(np.abs(loss["skipping"] / loss["everything"] - 1))),
+        "attention_tokens_training": shares["attention_tokens"],
+        "kept_share_training": shares["kept_share"],
+    }
 
 
 def measure(learner: Learner, dense: Learner, run: RunConfig, seed: int, state, rounds: int = 9) -> dict:

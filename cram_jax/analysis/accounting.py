@@ -1,10 +1,9 @@
 """What a layer had to compute: floating-point operations, counted from the plans it executed.
 
 A multiply-add is two operations; only products of matrices are counted: of the rows, slots and pairs in a plan. A
-backend multiplies more, because it takes whole tiles and a list as long as the batch's longest needs: at 1.6% of
-tokens attending, twice that at 2048 events, four times at 256, and below that as good as everything. What is left of
-the saving there, clocks tell. Nothing is asked of a compiler, whose own count takes a loop's body once and a branch's
-cost whether it was taken or not.
+backend multiplies more, because it takes whole tiles, and lists that hold the longest of a batch: the shorter the
+sequences, the more. What is left of the saving, clocks tell. Nothing is asked of a compiler, whose own count takes a
+loop's body once and a branch's cost whether it was taken or not.
 """
 
 from typing import NamedTuple

@@ -22,10 +22,10 @@ class EpisodicConfig:
     memory: M, how many kept events the buffer holds; the oldest leaves first.
     rotary: positions in queries and keys; content alone tells where it is False.
     write_audit_rate: least chance of an event that the gate says no to, to be kept in training; it is exp(logit) where
-        that is more. So a binding that was dropped, and whose queries are therefore routed away, is tried often enough
-        to come back: at a constant 2% two keys of 400 never did in 10,000 steps.
+        that is more. So a binding that was dropped, and whose queries are therefore routed away, is tried again in
+        proportion to what is expected of it: at a constant 2% two keys of 400 were never kept again in 10,000 steps.
     write_bias: logit of the write gate at the start; above 0 it keeps all events. The gate's gradient begins at
-        exp(write_bias), and where that is large (20 at 3) the clipped rest of the model stands still after the release.
+        exp(write_bias), and shares one clip with the rest of the model.
     width: hidden units of the write gate.
     backend: of `kernels.skip_attention_compact`.
     """

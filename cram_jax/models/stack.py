@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from cram_jax.dims import Gap, Gaps, Key, Segments, Token, Tokens
 from cram_jax.functional import attention, cram
+from cram_jax.functional.common import at_least_one
 
 LAYERS: dict[type, ModuleType] = {cram.CRAMConfig: cram, attention.AttentionConfig: attention}
 
@@ -27,8 +28,7 @@ class Stack:
     def __post_init__(self):
         if type(self.layer) not in LAYERS:
             raise TypeError(f"layer must be one of {[c.__name__ for c in LAYERS]}, got {type(self.layer).__name__}")
-        if self.depth < 1:
-            raise ValueError(f"depth must be at least 1, got {self.depth}")
+        at_least_one(self, "depth")
 
     @property
     def functions(self) -> ModuleType:

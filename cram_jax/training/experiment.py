@@ -18,7 +18,7 @@ from cram_jax.models.stack import Stack
 from cram_jax.training import loop
 from cram_jax.training.learner import Learner, OptimizerConfig, Task
 from cram_jax.training.loop import Interrupted, RunConfig
-from cram_jax.training.metrics import strict
+from cram_jax.training.metrics import read, strict
 from cram_jax.training.price import PriceConfig
 from cram_jax.training.settings import claim_workdir, from_config, to_config
 
@@ -100,8 +100,8 @@ def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]
 
 def report(workdir: Path, title: str, out: dict, rows: list[tuple[str, str]]) -> None:
     """Writes `summary.json`, with the commits that trained the run, and prints the table."""
-    launches = [json.loads(line) for line in (workdir / "launches.jsonl").read_text().splitlines()]
-    out |= {"trained_by": sorted({str(launch["commit"]) for launch in launches})}
+    commits = {launch["commit"] for launch in read(workdir / "launches.jsonl")}
+    out |= {"trained_by": sorted(commit for commit in commits if isinstance(commit, str))}
     (workdir / "summary.json").write_text(json.dumps(strict(out), indent=1) + "\n")
     summary.show(title, rows)
 

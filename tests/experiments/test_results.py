@@ -62,7 +62,7 @@ def test_settings_are_those_of_the_config_but_for_what_is_named(file):
 @pytest.mark.parametrize("file", RUNS)
 def test_one_clean_commit_trained_them(file):
     (commits,) = {tuple(run["trained_by"]) for run in load(file)["runs"]}
-    assert len(commits) == 1 and commits[0] != "None" and not commits[0].endswith("+")
+    assert len(commits) == 1 and not commits[0].endswith("+")
 
 
 @pytest.mark.parametrize("file", MARKS)

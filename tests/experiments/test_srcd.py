@@ -82,9 +82,9 @@ def test_a_killed_run_ends_like_one_never_interrupted(whole, tmp_path):
     summaries = [json.loads((d / "summary.json").read_text()) for d in (tmp_path, whole[0])]
     np.testing.assert_equal(unclocked(summaries[0]), unclocked(summaries[1]))
     assert last_digest(tmp_path) == last_digest(whole[0])
-    launches = [json.loads(line) for line in (tmp_path / "launches.jsonl").read_text().splitlines()]
+    launches = read(tmp_path / "launches.jsonl")
     assert launches[0]["from_step"] == 0 < launches[1]["from_step"] and len(launches) == 2
-    assert summaries[0]["trained_by"] == [str(launches[0]["commit"])]
+    assert summaries[0]["trained_by"] == [launches[0]["commit"]]
 
 
 def test_a_run_leaves_what_it_promises(whole):
