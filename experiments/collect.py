@@ -9,7 +9,26 @@ from pathlib import Path
 
 import numpy as np
 
-from cram_jax.training.metrics import strict
+from cram_jax.training.metrics import read, strict
+
+# What figures are drawn from, at every logged step
+CURVES = (
+    "step",
+    "seconds",
+    "step_ms",
+    "held_out/attention_tokens",
+    "held_out/attention_utilisation",
+    "held_out/retrieval_accuracy",
+    "held_out/retrieval_accuracy_new",
+    "held_out/accuracy",
+    "held_out/bits_per_byte",
+)
+
+
+def curves(lines: list[dict]) -> dict[str, list]:
+    """A run's logged lines in columns, to five digits; those of CURVES that it has."""
+    rounded = lambda x: float(f"{x:.5g}") if isinstance(x, float) else x
+    return {name: [rounded(line[name]) for line in lines] for name in CURVES if name in lines[0]}
 
 
 def collect(summaries: list[dict], configs: list[dict]) -> dict:
@@ -52,6 +71,7 @@ def _unseeded(config: dict) -> dict:
 def main(target: str, *workdirs: str) -> None:
     load = lambda name: [json.loads((Path(d) / name).read_text()) for d in workdirs]
     out = collect(load("summary.json"), load("config.json"))
+    out["curves"] = [strict(curves(read(Path(d) / "metrics.jsonl"))) for d in workdirs]
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     Path(target).write_text(json.dumps(out, indent=1) + "\n")
     for name in ("retrieval_accuracy", "retrieval_accuracy_new", "attention_tokens_end", "realised_new_share"):

@@ -25,3 +25,10 @@ def test_what_does_not_add_up_is_refused():
         collect.collect([same[0], other[0]], [same[1], other[1]])
     with pytest.raises(ValueError, match=r"trained by different code.*'a1'.*'b2'"):
         collect.collect([same[0], newer[0]], [same[1], newer[1]])
+
+
+def test_curves_are_columns_of_what_figures_are_drawn_from():
+    lines = [{"step": 0, "held_out/accuracy": np.nan, "train/loss": 1.0}, {"step": 5, "held_out/accuracy": 0.1234567}]
+    columns = collect.curves(lines)
+    assert set(columns) == {"step", "held_out/accuracy"} and columns["step"] == [0, 5]
+    np.testing.assert_array_equal(columns["held_out/accuracy"], [np.nan, 0.12346])

@@ -15,6 +15,7 @@ RUNS = {  # file: (config, variant, settings given on the command line, seeds)
     "srcd_small_shared.json": (srcd_config, "small", {"data.new_keys": "shared"}, 5),
     "srcd_small_transformer.json": (srcd_config, "small", TRANSFORMER, 3),
     "srcd_paper.json": (srcd_config, "paper", {"run.steps": 2400, "run.held_out_tokens": 16384}, 1),
+    "srcd_paper_10k.json": (srcd_config, "paper", {"run.log_every": 250, "run.held_out_tokens": 16384}, 1),
     "text.json": (text_config, "small", {}, 1),
 }
 # What every run has to reach: (at least, at most)
@@ -36,6 +37,7 @@ MARKS = {
         "train_seconds": (0, 1800),
         "length": (2048, 2048),
     },
+    "srcd_paper_10k.json": {"train_seconds": (0, 3600), "length": (2048, 2048), "steps": (10_000, 10_000)},
 }
 
 
@@ -72,8 +74,9 @@ def test_every_run_reaches_its_marks(file):
             assert low <= run[name] <= high, (run["seed"], name)
 
 
-def test_attention_stays_near_the_least_there_is():
-    for run in load("srcd_small_10k.json")["runs"]:
+@pytest.mark.parametrize("file", ["srcd_small_10k.json", "srcd_paper_10k.json"])
+def test_attention_stays_near_the_least_there_is(file):
+    for run in load(file)["runs"]:
         assert run["retrieval_accuracy"] >= 0.999
         assert run["attention_tokens_end"] <= 1.07 * run["realised_new_share"]
         assert run["held_out_tokens"] >= 1_000_000
