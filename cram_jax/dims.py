@@ -17,7 +17,7 @@
 | U | codes of the read-out behind prediction uncertainty |
 | C | rows of a plan: capacity for routed queries |
 | S | slots of a plan: capacity for kept keys |
-| P | recurring patterns of a task |
+| P | recurring patterns of a task; in MQAR, its pairs |
 | A | answers a task can ask for |
 | N | two axes flattened: batch and time, or, in a cache, batch and key-value heads |
 

@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 from flax import nnx
 
-from cram_jax.functional import attention, consolidation, cram, objective
+from cram_jax.functional import attention, consolidation, cram, mamba2, objective, palimpsa
 from cram_jax.layers import linen as linen_faces
 from cram_jax.layers import nnx as nnx_faces
 
@@ -45,6 +45,18 @@ FAMILIES = {
         attention.AttentionConfig(D=D, F=8, heads=2, head_dim=4, rotary=True, context=T),
         nnx_faces.Attention,
         linen_faces.Attention,
+    ),
+    "metamamba2": Family(
+        mamba2,
+        mamba2.Mamba2Config(D=D, heads=2, head_dim=4, state=3, rank=2),
+        nnx_faces.Mamba2,
+        linen_faces.Mamba2,
+    ),
+    "palimpsa": Family(
+        palimpsa,
+        palimpsa.PalimpsaConfig(D=D, F=8, heads=2, key_dim=3, value_dim=4, rank=2),
+        nnx_faces.Palimpsa,
+        linen_faces.Palimpsa,
     ),
 }
 

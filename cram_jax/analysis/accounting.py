@@ -16,6 +16,8 @@ from cram_jax.dims import Array, Scalar, Segments
 from cram_jax.functional import uncertainty
 from cram_jax.functional.attention import AttentionConfig
 from cram_jax.functional.cram import CRAMConfig, CRAMRoutes
+from cram_jax.functional.mamba2 import Mamba2Config
+from cram_jax.functional.palimpsa import PalimpsaConfig
 from cram_jax.functional.routing import feature_width
 
 
@@ -93,18 +95,42 @@ def _beside(cfg: CRAMConfig) -> int:
     )
 
 
+def recurrent_flops(cfg: Mamba2Config | PalimpsaConfig, *, train: bool = False) -> int:
+    """Operations a token of a layer without attention: its projections, and its state decayed, written and read.
+
+    A number of the state takes 5, and 10 where it has an importance, which is decayed, written and divided by too.
+    Training is taken as three times that; matrix products inside a chunk, which do more, are not counted.
+    """
+    if isinstance(cfg, Mamba2Config):
+        state, values = cfg.inner * cfg.state, cfg.inner
+        projected = cfg.D * (2 * cfg.inner + cfg.convolved + cfg.heads)
+    else:
+        state, values = cfg.heads * cfg.key_dim * cfg.value_dim, cfg.heads * cfg.value_dim
+        projected = cfg.D * (cfg.convolved + 2 * cfg.heads + 2 * values + 3 * cfg.F)
+    importance = cfg.rank * (cfg.D + values)
+    forward = 2 * (projected + importance + cfg.conv * cfg.convolved) + (10 if cfg.rank else 5) * state
+    return (3 if train else 1) * forward
+
+
 def executed(
-    cfg: CRAMConfig | AttentionConfig, depth: int, routes: CRAMRoutes | tuple[()], shape: tuple[int, int], train: bool
+    cfg: CRAMConfig | AttentionConfig | Mamba2Config | PalimpsaConfig,
+    depth: int,
+    routes: CRAMRoutes | tuple[()],
+    shape: tuple[int, int],
+    train: bool,
 ) -> dict[str, tuple[Scalar, Scalar]]:
     """{"attention_flops", "total_flops"} of all layers, as (sum, tokens): their mean is a token's.
 
     Args:
-      routes: of all layers, with a leading L axis; not looked at for a transformer.
+      routes: of all layers, with a leading L axis; not looked at for layers that do not route.
       shape: (batch, length).
     """
     if isinstance(cfg, AttentionConfig):
         attention, total = flops(cfg, dense_work(*shape), train=train)
         attention, total = depth * attention, depth * total
+    elif isinstance(cfg, Mamba2Config | PalimpsaConfig):
+        attention = jnp.zeros(())
+        total = jnp.asarray(float(depth * shape[0] * shape[1] * recurrent_flops(cfg, train=train)))
     else:
         attention_L, total_L = flops(cfg, jax.vmap(lambda one: work(one, cfg))(routes), train=train)
         attention, total = jnp.sum(attention_L), jnp.sum(total_L)

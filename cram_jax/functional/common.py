@@ -35,10 +35,12 @@ def cast(tree, dtype: str | None):
     return tree if dtype is None else jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
 
 
-def rms_norm(scale_D: Float[Array, "D"], x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+def rms_norm(
+    scale: Float[Array, "*#parts D"], x: Float[Array, "... D"], epsilon: float = 1e-6
+) -> Float[Array, "... D"]:
     """x over its root mean square, times a learned scale; statistics at float32 or better."""
     x32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + 1e-6)).astype(x.dtype) * scale_D
+    return (x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + epsilon)).astype(x.dtype) * scale
 
 
 class FeedForward(NamedTuple):

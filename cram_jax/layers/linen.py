@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 from flax import linen as nn
 
 from cram_jax.dims import Gap, Gaps, Key, Segments, Token, Tokens
-from cram_jax.functional import attention, consolidation, cram
+from cram_jax.functional import attention, consolidation, cram, mamba2, palimpsa
 
-__all__ = ["CRAM", "Attention"]
+__all__ = ["CRAM", "Attention", "Mamba2", "Palimpsa"]
 
 
 class _Layer(nn.Module):
@@ -103,3 +103,15 @@ class Attention(_Layer):
     """`functional.attention`, the transformer layer to compare with; aux is (). Configured by `AttentionConfig`."""
 
     functional = attention
+
+
+class Mamba2(_Layer):
+    """`functional.mamba2`, with `rank` above 0 MetaMamba2; aux is (). Configured by `Mamba2Config`."""
+
+    functional = mamba2
+
+
+class Palimpsa(_Layer):
+    """`functional.palimpsa`; aux is (). Configured by `PalimpsaConfig`."""
+
+    functional = palimpsa

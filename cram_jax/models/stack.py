@@ -11,10 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Gap, Gaps, Key, Segments, Token, Tokens
-from cram_jax.functional import attention, cram
+from cram_jax.functional import attention, cram, mamba2, palimpsa
 from cram_jax.functional.common import at_least_one
 
-LAYERS: dict[type, ModuleType] = {cram.CRAMConfig: cram, attention.AttentionConfig: attention}
+LAYERS: dict[type, ModuleType] = {
+    cram.CRAMConfig: cram,
+    attention.AttentionConfig: attention,
+    mamba2.Mamba2Config: mamba2,
+    palimpsa.PalimpsaConfig: palimpsa,
+}
 
 
 @jax.tree_util.register_static
@@ -22,7 +27,7 @@ LAYERS: dict[type, ModuleType] = {cram.CRAMConfig: cram, attention.AttentionConf
 class Stack:
     """layer: configuration of each layer; its type says which. depth: L."""
 
-    layer: cram.CRAMConfig | attention.AttentionConfig
+    layer: cram.CRAMConfig | attention.AttentionConfig | mamba2.Mamba2Config | palimpsa.PalimpsaConfig
     depth: int = 2
 
     def __post_init__(self):

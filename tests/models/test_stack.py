@@ -9,6 +9,8 @@ from cram_jax.functional import consolidation
 from cram_jax.functional.attention import AttentionConfig
 from cram_jax.functional.cram import CRAMConfig
 from cram_jax.functional.episodic import EpisodicConfig
+from cram_jax.functional.mamba2 import Mamba2Config
+from cram_jax.functional.palimpsa import PalimpsaConfig
 from cram_jax.functional.routing import RoutingConfig
 from cram_jax.models.stack import Stack
 
@@ -22,6 +24,11 @@ LAYERS = [
     ),
     AttentionConfig(D=D, F=16, heads=2, head_dim=4, context=T),
     AttentionConfig(D=D, F=16, heads=2, head_dim=4, context=T, rotary=True),
+    Mamba2Config(D=D, heads=4, head_dim=4, state=3, groups=2),
+    Mamba2Config(D=D, heads=2, head_dim=4, state=3, groups=2, rank=2, norm_groups=2),
+    PalimpsaConfig(D=D, heads=2, key_dim=3, value_dim=4, rank=0),
+    PalimpsaConfig(D=D, heads=2, key_dim=3, value_dim=4, rank=0, delta=True),
+    PalimpsaConfig(D=D, F=16, heads=2, key_dim=3, value_dim=4, rank=2),
 ]
 EVERY = pytest.mark.parametrize("layer", LAYERS, ids=lambda cfg: type(cfg).__name__)
 

@@ -1,0 +1,213 @@
+"""Mamba-2 (Dao and Gu 2024), and with an importance MetaMamba2 (Bonnet et al., arXiv 2602.09075), as a layer.
+
+Names are Mamba-2's where the papers differ: its C are queries, its B keys, and dt x the values.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cram_jax import kernels
+from cram_jax.dims import Array, Float, Gap, Gaps, Key, Segments, Token, Tokens
+from cram_jax.functional.common import at_least_one, cast, check_compute, check_inputs, normal, rms_norm
+from cram_jax.functional.recurrence import (
+    SPREADS,
+    Decay,
+    Importance,
+    causal_conv,
+    conv_step,
+    importance,
+    init_decay,
+    init_importance,
+)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Mamba2Config:
+    """D: width. heads, head_dim: H and V; their product is the inner width.
+    state: K, numbers a value is held in. groups: G; heads of a group share keys and queries. MetaMamba2 has as many
+        as heads.
+    rank: hidden units of the network that tells importance; 0 is Mamba-2, more is MetaMamba2.
+    conv: tokens the convolution sees.
+    norm_groups: parts of the inner width that are normalised each by itself; 1 in the papers' code, the number of
+        groups in that of Hugging Face since version 5.23.
+    epsilon: of the norms. spread: of decays at the start, one of `recurrence.SPREADS`.
+    compute_dtype: of the projections and the convolution; None is that of the tokens. Decays, importance and state are
+        float32 in any case.
+    backend: of the scan.
+    """
+
+    D: int = 64
+    heads: int = 4
+    head_dim: int = 32
+    state: int = 16
+    groups: int = 1
+    rank: int = 0
+    conv: int = 4
+    norm_groups: int = 1
+    epsilon: float = 1e-5
+    spread: str = "language"
+    compute_dtype: str | None = None
+    backend: str = "auto"
+
+    def __post_init__(self):
+        at_least_one(self, "D", "heads", "head_dim", "state", "groups", "conv", "norm_groups")
+        check_compute(self.compute_dtype)
+        if self.heads % self.groups or self.inner % self.norm_groups:
+            raise ValueError(
+                f"groups must divide heads, and norm_groups heads x head_dim, got groups={self.groups}, "
+                f"norm_groups={self.norm_groups}, heads={self.heads}, head_dim={self.head_dim}"
+            )
+        if self.rank < 0:
+            raise ValueError(f"rank must be at least 0, got {self.rank}")
+        if self.spread not in SPREADS:
+            raise ValueError(f"spread must be one of {SPREADS}, got {self.spread!r}")
+
+    @property
+    def inner(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def convolved(self) -> int:
+        """Channels of the convolution: x, B and C."""
+        return self.inner + 2 * self.groups * self.state
+
+
+class Mamba2Params(NamedTuple):
+    """Attributes:
+    norm_D: before the mixer.
+    in_DxX: to z, x, B, C and dt, in this order; B and C have G parts each.
+    conv_WxX, conv_bias_X: over x, B and C.
+    decay, importance: see `recurrence.py`; importance is () where rank is 0.
+    skip_H: weight of x beside what is read. out_norm_I: of the gated inner width I. out_IxD: back.
+    """
+
+    norm_D: Float[Array, "*layers D"]
+    in_DxX: Float[Array, "*layers D X"]
+    conv_WxX: Float[Array, "*layers W I"]
+    conv_bias_X: Float[Array, "*layers I"]
+    decay: Decay
+    importance: Importance | tuple[()]
+    skip_H: Float[Array, "*layers H"]
+    out_norm_I: Float[Array, "*layers J"]
+    out_IxD: Float[Array, "*layers J D"]
+
+
+class Mamba2Cache(NamedTuple):
+    """Attributes: the convolution's last W inputs, and the scan's state."""
+
+    past_BxWxX: Float[Array, "B W X"]
+    state: Float[Array, "B H V K"] | kernels.PalimpsaState
+
+
+def init(key: Key, cfg: Mamba2Config) -> Mamba2Params:
+    """Unit-variance projections, decays as `spread` says."""
+    project, conv, decay, meta, out = jax.random.split(key, 5)
+    wide = cfg.inner + cfg.convolved + cfg.heads
+    return Mamba2Params(
+        norm_D=jnp.ones(cfg.D),
+        in_DxX=normal(project, (cfg.D, wide), cfg.D),
+        conv_WxX=normal(conv, (cfg.conv, cfg.convolved), cfg.conv),
+        conv_bias_X=jnp.zeros(cfg.convolved),
+        decay=init_decay(decay, cfg.heads, cfg.spread),
+        importance=init_importance(meta, cfg.D, cfg.rank, cfg.heads, cfg.head_dim) if cfg.rank else (),
+        skip_H=jnp.ones(cfg.heads),
+        out_norm_I=jnp.ones(cfg.inner),
+        out_IxD=normal(out, (cfg.inner, cfg.D), cfg.inner),
+    )
+
+
+def init_state(cfg: Mamba2Config) -> tuple[()]:
+    """Nothing is learned outside the parameters."""
+    return ()
+
+
+def init_cache(cfg: Mamba2Config, batch: int) -> Mamba2Cache:
+    """Nothing seen yet."""
+    blank = lambda: jnp.zeros((batch, cfg.heads, cfg.head_dim, cfg.state))
+    state = kernels.PalimpsaState(blank(), blank()) if cfg.rank else blank()
+    return Mamba2Cache(jnp.zeros((batch, cfg.conv, cfg.convolved), cfg.compute_dtype), state)
+
+
+def _project(params: Mamba2Params, x: Float[Array, "... D"], cfg: Mamba2Config):
+    """(normed token, z, what is convolved, dt)."""
+    h = rms_norm(params.norm_D, x, cfg.epsilon)
+    all_of_it = cast(h, cfg.compute_dtype) @ cast(params.in_DxX, cfg.compute_dtype)
+    z, xBC, dt = jnp.split(all_of_it, (cfg.inner, cfg.inner + cfg.convolved), axis=-1)
+    dt = jax.nn.softplus(dt.astype(x.dtype) + params.decay.bias_H)
+    return h, z, xBC, dt
+
+
+def _scan(params: Mamba2Params, h_BxTxD, xBC_BxTxX, dt_BxTxH, state, segment_BxT, cfg: Mamba2Config, backend: str):
+    """(what is read, with the skip, B T I; state)."""
+    B, T, _ = h_BxTxD.shape
+    split = cfg.inner, cfg.inner + cfg.groups * cfg.state
+    x, k, q = jnp.split(jax.nn.silu(xBC_BxTxX), split, axis=-1)
+    x_BxTxHxV = x.reshape(B, T, cfg.heads, cfg.head_dim).astype(h_BxTxD.dtype)
+    k, q = (part.reshape(B, T, cfg.groups, cfg.state).astype(h_BxTxD.dtype) for part in (k, q))
+    v_BxTxHxV, rate_H = dt_BxTxH[..., None] * x_BxTxHxV, jnp.exp(params.decay.log_rate_H)
+    shared = dict(scale=1.0, segment_BxT=segment_BxT, backend=backend)
+    if cfg.rank:
+        beta_BxTxHxV = dt_BxTxH[..., None] * importance(params.importance, h_BxTxD)
+        prior_H = jnp.ones(cfg.heads)
+        o, state = kernels.palimpsa_scan(q, k, v_BxTxHxV, beta_BxTxHxV, dt_BxTxH, rate_H, prior_H, state, **shared)
+    else:
+        o, state = kernels.ssd_scan(q, k, v_BxTxHxV, -dt_BxTxH * rate_H, state, **shared)
+    return (o + params.skip_H[:, None] * x_BxTxHxV).reshape(B, T, cfg.inner), state
+
+
+def _finish(params: Mamba2Params, x, read, z, cfg: Mamba2Config):
+    gated = read * jax.nn.silu(z.astype(read.dtype))
+    parts = gated.reshape(*gated.shape[:-1], cfg.norm_groups, -1)
+    scale = params.out_norm_I.reshape(cfg.norm_groups, -1)
+    normed = rms_norm(scale, parts, cfg.epsilon).reshape(gated.shape)
+    return x + (cast(normed, cfg.compute_dtype) @ cast(params.out_IxD, cfg.compute_dtype)).astype(x.dtype)
+
+
+def apply(
+    params: Mamba2Params,
+    state: tuple[()],
+    x_BxTxD: Tokens,
+    *,
+    cfg: Mamba2Config,
+    gap_BxT: Gaps | None = None,
+    key: Key | None = None,
+    train: bool = False,
+    segment_BxT: Segments | None = None,
+) -> tuple[Tokens, tuple[()]]:
+    """A whole sequence. `state`, `gap_BxT`, `key` and `train` are of the shared contract and change nothing here.
+
+    Raises:
+      ValueError, TypeError: for shapes or dtypes that do not fit the layer.
+    """
+    del state, key, train
+    check_inputs(x_BxTxD, cfg.D, gap_BxT, segment_BxT)
+    h, z, xBC, dt = _project(params, x_BxTxD, cfg)
+    weight_WxX, bias_X = cast((params.conv_WxX, params.conv_bias_X), cfg.compute_dtype)
+    xBC = causal_conv(xBC, weight_WxX, segment_BxT) + bias_X
+    read_BxTxI, _ = _scan(params, h, xBC, dt, None, segment_BxT, cfg, cfg.backend)
+    return _finish(params, x_BxTxD, read_BxTxI, z, cfg), ()
+
+
+def step(
+    params: Mamba2Params,
+    state: tuple[()],
+    cache: Mamba2Cache,
+    x_BxD: Token,
+    *,
+    cfg: Mamba2Config,
+    gap_B: Gap | None = None,
+    key: Key | None = None,
+) -> tuple[Token, Mamba2Cache, tuple[()]]:
+    """One token, streaming; equals `apply` at that position."""
+    del state, key
+    check_inputs(x_BxD[:, None], cfg.D, None if gap_B is None else gap_B[:, None], None)
+    h_BxD, z, xBC, dt = _project(params, x_BxD, cfg)
+    weight_WxX, bias_X = cast((params.conv_WxX, params.conv_bias_X), cfg.compute_dtype)
+    past, xBC = conv_step(cache.past_BxWxX, xBC, weight_WxX)
+    one = h_BxD[:, None], (xBC + bias_X)[:, None], dt[:, None]
+    read_Bx1xI, scanned = _scan(params, *one, cache.state, None, cfg, "reference")
+    return _finish(params, x_BxD, read_Bx1xI[:, 0], z, cfg), Mamba2Cache(past, scanned), ()

@@ -1,0 +1,102 @@
+"""Token after token, on a state that stays in a processor's cache; the gradient keeps states between chunks only.
+
+The importance divides element by element, so within a chunk there are no matrix products to be had (`__init__.py` has
+the exception). What can be had is memory: the backward pass computes a chunk's states once more, and never divides by
+the decay, so it is right where almost everything is forgotten.
+
+States are (H K V) here: sums over K are then sums of whole vectors.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from ..recurrent import in_chunks, to_heads, wide
+from .state import PalimpsaState
+
+CHUNK = 32
+
+
+def _write(state, k_HxK, v_HxV, beta_HxV, decay_H):
+    """(M, J) after one token."""
+    decay_Hx1x1, k_HxKx1 = decay_H[:, None, None], k_HxK[..., None]
+    M, J = state
+    return decay_Hx1x1 * M + k_HxKx1 * v_HxV[:, None], decay_Hx1x1 * J + k_HxKx1**2 * beta_HxV[:, None]
+
+
+def _over_keys(terms):
+    """Sum over K of `terms(j)`, written out: as a reduction it took XLA more time on a CPU than all the rest."""
+    K, term = terms
+    return sum((term(j) for j in range(1, K)), term(0))
+
+
+def _forward(state, inputs, prior_H):
+    def token(state, now):
+        q_HxK, *write = now
+        M, J = _write(state, *write)
+        read = lambda j: M[:, j] / (J[:, j] + prior_H[:, None]) * q_HxK[:, j, None]
+        return (M, J), _over_keys((q_HxK.shape[1], read))
+
+    return jax.lax.scan(token, state, inputs)
+
+
+@jax.custom_vjp
+def chunk_of_sequence(state, inputs, prior_H):
+    """(state, o_QxHxV): state (M, J), both (H K V); inputs q, k (Q H K), v, beta (Q H V) and decay (Q H)."""
+    return _forward(state, inputs, prior_H)
+
+
+def _backward(kept, gradients):
+    """With P and R the gradients of M and J, from the last token to the first (spec: Bonnet et al. 2026)."""
+    state, inputs, prior_H = kept
+    (P, R), do_QxHxV = gradients
+    before = lambda state, now: (_write(state, *now[1:]), state)
+    _, states = jax.lax.scan(before, state, inputs)
+
+    def token(carry, now):
+        P, R, dprior_H = carry
+        (M_before, J_before), (q_HxK, k_HxK, v_HxV, beta_HxV, decay_H), do_HxV = now
+        M, J = _write((M_before, J_before), k_HxK, v_HxV, beta_HxV, decay_H)
+        rate = 1 / (J + prior_H[:, None, None])
+        mean = M * rate
+        step = rate * q_HxK[..., None] * do_HxV[:, None]
+        P, R = P + step, R - step * mean
+        # Written down once, or XLA computes them again for each of the sums below.
+        P, R, mean, rate = jax.lax.optimization_barrier((P, R, mean, rate))
+        by_key = lambda x_HxKxV, y_HxV: jnp.einsum("hkv,hv->hk", x_HxKxV, y_HxV)
+        dq = by_key(mean, do_HxV)
+        dk = by_key(P, v_HxV) + 2 * k_HxK * by_key(R, beta_HxV)
+        dv = _over_keys((k_HxK.shape[1], lambda j: P[:, j] * k_HxK[:, j, None]))
+        dbeta = _over_keys((k_HxK.shape[1], lambda j: R[:, j] * k_HxK[:, j, None] ** 2))
+        ddecay = jnp.sum(by_key(P * M_before + R * J_before, jnp.ones_like(v_HxV)), axis=1)
+        dprior_H -= jnp.sum(q_HxK * by_key(rate * mean, do_HxV), axis=1)
+        decay_Hx1x1 = decay_H[:, None, None]
+        return (decay_Hx1x1 * P, decay_Hx1x1 * R, dprior_H), (dq, dk, dv, dbeta, ddecay)
+
+    begin = (P, R, jnp.zeros_like(prior_H))
+    (P, R, dprior_H), dinputs = jax.lax.scan(token, begin, (states, inputs, do_QxHxV), reverse=True)
+    return (P, R), dinputs, dprior_H
+
+
+chunk_of_sequence.defvjp(lambda *inputs: (_forward(*inputs), inputs), _backward)
+
+
+def scan(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, beta_BxTxHxV, decay_BxTxH, prior_H, state, *, scale: float, chunk=None):
+    """As `reference.scan`."""
+    T, H, _ = v_BxTxHxV.shape[1:]
+    Q = min(chunk or CHUNK, T)
+    *inputs, decay = wide(to_heads(q_BxTxGxK * scale, H), to_heads(k_BxTxGxK, H), v_BxTxHxV, beta_BxTxHxV, decay_BxTxH)
+    inputs = [in_chunks(x, Q) for x in inputs] + [in_chunks(decay, Q, fill=1)]
+    (prior_H,), turned = wide(prior_H), [x.swapaxes(2, 3) for x in wide(*state)]
+
+    def sequence(state, inputs):
+        state, o_NxQxHxV = jax.lax.scan(lambda state, now: chunk_of_sequence(state, now, prior_H), state, inputs)
+        return state, o_NxQxHxV.reshape(-1, *o_NxQxHxV.shape[2:])[:T]
+
+    by_sequence = tuple(turned), tuple(x.swapaxes(0, 1) for x in inputs)
+    # On a CPU one sequence after the other: its state stays in the cache.
+    one_by_one = jax.default_backend() == "cpu"
+    over_batch = partial(jax.lax.map, lambda x: sequence(*x)) if one_by_one else lambda x: jax.vmap(sequence)(*x)
+    state, o_BxTxHxV = over_batch(by_sequence)
+    return o_BxTxHxV.astype(v_BxTxHxV.dtype), PalimpsaState(*(x.swapaxes(2, 3) for x in state))

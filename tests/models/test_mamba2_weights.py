@@ -1,0 +1,121 @@
+"""Mamba-2 from Hugging Face's files computes what Hugging Face's code does (`tests/golden/make_mamba2.py`)."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from cram_jax.functional import mamba2
+from cram_jax.functional.metaplastic import make_metaplastic
+from cram_jax.models.language import LanguageModel
+from cram_jax.models.mamba2_weights import load_mamba2
+from cram_jax.models.stack import Stack
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+# Float32 through two layers, in another order of sums; the values are up to 6
+TOLERANCE = 1e-5
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    shutil.copy(GOLDEN / "mamba2.json", tmp_path / "config.json")
+    shutil.copy(GOLDEN / "mamba2.safetensors", tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def near(got, want):
+    """Within the tolerance, relative to the size of what is compared."""
+    assert np.linalg.norm(got - want) <= TOLERANCE * np.linalg.norm(want)
+    assert np.max(np.abs(got - want)) <= TOLERANCE * np.max(np.abs(want))
+
+
+def test_the_whole_model_and_each_layer_agree_with_hugging_face(folder):
+    golden = np.load(GOLDEN / "mamba2.npz")
+    params, model = load_mamba2(folder)
+    ids_BxT = jnp.asarray(golden["ids_BxT"])
+    x_BxTxD = params.token_AxD[ids_BxT]
+    for i in range(model.stack.depth - 1):  # their list ends with the last layer's output before and after the norm
+        layer = jax.tree.map(lambda leaf, i=i: leaf[i], params.layers)
+        x_BxTxD, _ = mamba2.apply(layer, (), x_BxTxD, cfg=model.stack.layer)
+        near(x_BxTxD, golden[f"after_layer_{i}_BxTxd"])
+    near(jax.jit(model.apply)(params, (), ids_BxT)[0], golden["logits_BxTxV"])
+
+
+def test_streaming_agrees_too(folder):
+    golden = np.load(GOLDEN / "mamba2.npz")
+    params, model = load_mamba2(folder)
+    step, caches = jax.jit(model.step), model.stack.init_cache(len(golden["ids_BxT"]))
+    for t, token_B in enumerate(jnp.asarray(golden["ids_BxT"]).T):
+        logits_BxA, caches, _ = step(params, (), caches, token_B)
+        near(logits_BxA, golden["logits_BxTxV"][:, t])
+
+
+@pytest.mark.parametrize(("grouped", "name"), [(True, "mixer_output_BxTxd"), (False, "mixer_output_one_group_BxTxd")])
+def test_a_mixer_alone_agrees_with_either_norm(folder, grouped, name):
+    golden = np.load(GOLDEN / "mamba2.npz")
+    params, model = load_mamba2(folder, grouped_norm=grouped)
+    layer = jax.tree.map(lambda leaf: leaf[0], params.layers)
+    got = mixer(layer, jnp.asarray(golden["mixer_input_BxTxd"]), model.stack.layer)
+    near(got, golden[name])
+
+
+def mixer(params, x_BxTxD, cfg):
+    """The layer without its norm and residual."""
+    with pytest.MonkeyPatch.context() as patch:
+        whole = mamba2.rms_norm
+        patch.setattr(mamba2, "rms_norm", lambda s, x, e: x if s is params.norm_D else whole(s, x, e))
+        y_BxTxD, _ = mamba2.apply(params, (), x_BxTxD, cfg=cfg)
+    return y_BxTxD - x_BxTxD
+
+
+def test_a_loaded_model_becomes_metaplastic_and_stays_the_same_function(folder):
+    params, model = load_mamba2(folder)
+    layers, cfg = make_metaplastic(params.layers, model.stack.layer, rank=2)
+    twin = LanguageModel(model.vocabulary, Stack(cfg, model.stack.depth), model.epsilon)
+    ids_BxT = jnp.asarray(np.load(GOLDEN / "mamba2.npz")["ids_BxT"])
+    near(twin.apply(params._replace(layers=layers), (), ids_BxT)[0], model.apply(params, (), ids_BxT)[0])
+
+
+def test_tensors_that_are_unknown_missing_or_of_another_shape_are_errors(folder):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+
+    save_file(tensors | {"backbone.layers.0.mixer.extra": np.zeros(3, np.float32)}, file)
+    with pytest.raises(ValueError, match=r"unknown tensors \['backbone.layers.0.mixer.extra'\], missing \[\]"):
+        load_mamba2(folder)
+    save_file({n: x for n, x in tensors.items() if n != "backbone.layers.1.mixer.D"}, file)
+    with pytest.raises(ValueError, match=r"missing \['backbone.layers.1.mixer.D'\]"):
+        load_mamba2(folder)
+    save_file(tensors | {"backbone.norm_f.weight": np.zeros(3, np.float32)}, file)
+    with pytest.raises(ValueError, match=r"'backbone.norm_f.weight': \(\(3,\), \(32,\)\)"):
+        load_mamba2(folder)
+    save_file(tensors | {"lm_head.weight": tensors["backbone.embeddings.weight"] + 1}, file)
+    with pytest.raises(ValueError, match="lm_head.weight differs from the embedding"):
+        load_mamba2(folder)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no \*.safetensors"):
+        load_mamba2(folder)
+
+
+@pytest.mark.parametrize(
+    "change", [{"hidden_act": "gelu"}, {"use_bias": True}, {"time_step_limit": [0.01, 0.1]}, {"model_type": "mamba"}]
+)
+def test_settings_this_model_does_not_have_are_errors(folder, change):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=f"asks for .*{next(iter(change))}"):
+        load_mamba2(folder)
+
+
+def test_infinity_is_read_however_it_is_written_and_a_tied_head_is_fine(folder):
+    file = folder / "config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | {"time_step_limit": [0.0, float("inf")]}))
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": tensors["backbone.embeddings.weight"]}, folder / "model.safetensors")
+    load_mamba2(folder)
