@@ -26,6 +26,7 @@ test: $(VENV)/tested
 
 bench: $(VENV)/installed
 	$(BIN)/python experiments/kernels.py
+	$(BIN)/python experiments/scans.py
 
 # The GPU kernels through the real compiler for sm_90, without a GPU. Not part of `test`: 1.5 GB to download.
 $(VENV)-aot-gpu/installed: pyproject.toml constraints.txt

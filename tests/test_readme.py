@@ -21,12 +21,15 @@ def test_a_block_of_code_runs(name, code):
         assert jnp.all(jnp.sum(attends_BxT, axis=1) == 32)
         return
     y_BxTxD = names["y_BxTxD"]
+    if name == "Scans":
+        assert y_BxTxD.shape == (2, 100, 64) and names["cfg"].rank and jnp.all(jnp.isfinite(y_BxTxD))
+        return
     assert y_BxTxD.shape == (2, 16, 64) and jnp.all(jnp.isfinite(y_BxTxD))
     assert names["aux"].sums.tokens == 32
 
 
 def test_there_are_blocks():
-    assert [name for name, _ in BLOCKS] == ["NNX", "Linen", "Depths"]
+    assert [name for name, _ in BLOCKS] == ["NNX", "Linen", "Depths", "Scans"]
 
 
 def test_every_file_it_names_exists():

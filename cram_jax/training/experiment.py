@@ -13,7 +13,9 @@ from ml_collections import ConfigDict, config_flags
 from cram_jax.analysis import summary
 from cram_jax.functional.attention import AttentionConfig
 from cram_jax.functional.cram import CRAMConfig
+from cram_jax.functional.mamba2 import Mamba2Config
 from cram_jax.functional.objective import ObjectiveConfig
+from cram_jax.functional.palimpsa import PalimpsaConfig
 from cram_jax.models.stack import Stack
 from cram_jax.training import loop
 from cram_jax.training.learner import Learner, OptimizerConfig, Task
@@ -33,19 +35,30 @@ EXPLAINED = (
     Interrupted,
 )
 PROBED = 16  # batches of the last probe
-MODELS = {"cram": CRAMConfig, "transformer": AttentionConfig}
+MODELS = {  # a model's settings stand in a section of its name
+    "cram": CRAMConfig,
+    "transformer": AttentionConfig,
+    "mamba2": Mamba2Config,
+    "metamamba2": Mamba2Config,
+    "palimpsa": PalimpsaConfig,
+    "gated_linear": PalimpsaConfig,
+    "gated_delta": PalimpsaConfig,
+}
 
 
-def settings(run: RunConfig, cram: CRAMConfig, transformer: AttentionConfig, price: PriceConfig, **more) -> ConfigDict:
+def settings(run: RunConfig, models: dict, price: PriceConfig, **more) -> ConfigDict:
     """The settings every experiment has, and `more`. The learning rate's schedule is as long as the run, and the
-    transformer's cache as long as the sequences."""
+    transformer's cache as long as the sequences.
+
+    Args:
+      models: layers by the names of MODELS, CRAM and the transformer among them; each gets the same depth and data.
+    """
     config = ConfigDict(
         {
             "seed": 0,
-            "model": "cram",  # or "transformer": the same width, depth, data and curriculum
+            "model": "cram",
             "depth": 2,
-            "cram": to_config(cram),
-            "transformer": to_config(transformer),
+            **{name: to_config(layer) for name, layer in models.items()},
             "optimizer": to_config(OptimizerConfig()),
             "objective": to_config(ObjectiveConfig()),
             "price": to_config(price),
@@ -64,8 +77,9 @@ def build(config: ConfigDict, task: Task) -> tuple[Learner, RunConfig]:
     Raises:
       ValueError, KeyError: for settings out of range, unknown, or that do not fit each other.
     """
-    if config.model not in MODELS:
-        raise ValueError(f"config.model must be one of {sorted(MODELS)}, got {config.model!r}")
+    models = sorted(name for name in MODELS if name in config)
+    if config.model not in models:
+        raise ValueError(f"config.model must be one of {models}, got {config.model!r}")
     learner = Learner(
         task=task,
         model=Stack(from_config(MODELS[config.model](), config[config.model]), config.depth),

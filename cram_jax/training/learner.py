@@ -33,7 +33,8 @@ class Task(Protocol):
     headline: str
 
     def batch(self, split: str, seed: int, index: int, length: int, size: int):
-        """Batch number `index` of "train" or "held_out", a pure function of the arguments."""
+        """Batch number `index` of "train" or "held_out", a pure function of the arguments. Where settings are chosen by
+        results, on "validation", which a task may have too."""
 
     def init(self, key: Key, D: int):
         """Parameters of embedding and read-out."""

@@ -67,11 +67,13 @@ class Interrupted(Exception):
     """SIGTERM came; the state was saved, and the same command goes on from it."""
 
 
-def evaluate(learner: Learner, run: RunConfig, state: TrainState, seed: int, tokens: int) -> dict[str, float]:
+def evaluate(
+    learner: Learner, run: RunConfig, state: TrainState, seed: int, tokens: int, split: str = "held_out"
+) -> dict[str, float]:
     """Means over held-out data at full length, evaluation audits included."""
     sums = []
     for index in range(run.held_out_batches(tokens)):
-        batch = learner.task.batch("held_out", seed, index, run.length, run.batch)
+        batch = learner.task.batch(split, seed, index, run.length, run.batch)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), learning.EVALUATION), index)
         sums.append(jax.device_get(learning.evaluate_step(learner, state, batch, key)))
     return means(sums)

@@ -57,8 +57,7 @@ def get_config(variant: str = "small") -> ConfigDict:
     run = chosen["run"]
     config = experiment.settings(
         run,
-        cram=CRAMConfig(episodic=EpisodicConfig(memory=chosen["memory"])),
-        transformer=AttentionConfig(),
+        {"cram": CRAMConfig(episodic=EpisodicConfig(memory=chosen["memory"])), "transformer": AttentionConfig()},
         price=chosen.get("price", PriceConfig()),
         data=to_config(chosen.get("data", SRCDConfig())),
         dynamics_weight=SRCDTask().dynamics_weight,

@@ -36,14 +36,16 @@ def get_config(variant: str = "small") -> ConfigDict:
     run = VARIANTS[variant]["run"]
     config = experiment.settings(
         run,
-        cram=CRAMConfig(
-            D=D,
-            F=F,
-            working=WorkingConfig(body="gated_scan", width=D),  # text needs what came before, not only the token
-            episodic=EpisodicConfig(memory=MEMORY, rotary=True),
-            semantic=SemanticConfig(rank=D),
-        ),
-        transformer=AttentionConfig(D=D, F=F, rotary=True),
+        {
+            "cram": CRAMConfig(
+                D=D,
+                F=F,
+                working=WorkingConfig(body="gated_scan", width=D),  # text needs what came before, not only the token
+                episodic=EpisodicConfig(memory=MEMORY, rotary=True),
+                semantic=SemanticConfig(rank=D),
+            ),
+            "transformer": AttentionConfig(D=D, F=F, rotary=True),
+        },
         price=PriceConfig(start=400, ramp=200, top=0.2),
         files=(),  # the main's --files; the sources of the Python standard library where there are none
         held_out_share=0.1,  # of the files

@@ -1,0 +1,92 @@
+"""Multi-query associative recall: which memory holds how many pairs.
+
+python experiments/mqar.py --config=experiments/configs/mqar.py:VARIANT --workdir=runs/NAME --config.model=palimpsa
+
+| variant | sequences | steps | where | expect |
+|---|---|---|---|---|
+| small | 64 tokens, 16 pairs, 128 words | 1500 | 2 cores of a CPU | 2 to 5 minutes a run |
+| paper | 512 tokens, 128 pairs, 8192 words | 46,875 (60 epochs) | an accelerator | the paper's hardest but one |
+
+Models: palimpsa, metamamba2; the same without metaplasticity: gated_linear, mamba2; gated_delta (Gated DeltaNet), a
+transformer, and cram. States of `small`, in numbers a layer: 1024; palimpsa and metamamba2 carry 2048, unless
+`--config.palimpsa.key_dim=8 --config.metamamba2.state=8`, which is the comparison at equal state.
+Every field is a field of the dataclass of its section; `--config.section.field=value`.
+"""
+
+from ml_collections import ConfigDict
+
+from cram_jax.functional.attention import AttentionConfig
+from cram_jax.functional.cram import CRAMConfig
+from cram_jax.functional.episodic import EpisodicConfig
+from cram_jax.functional.mamba2 import Mamba2Config
+from cram_jax.functional.palimpsa import PalimpsaConfig
+from cram_jax.functional.working_memory import WorkingConfig
+from cram_jax.tasks.mqar import MQARConfig
+from cram_jax.training import experiment
+from cram_jax.training.loop import RunConfig
+from cram_jax.training.price import PriceConfig
+from cram_jax.training.settings import to_config
+
+VARIANTS = {
+    "small": {
+        "run": RunConfig(
+            steps=1500, length=64, batch=64, log_every=100, checkpoint_every=500, held_out_tokens=16384,
+            final_tokens=131_072,
+        ),
+        "data": MQARConfig(vocabulary=128, pairs=16),
+        "sizes": {"D": 64, "heads": 4, "key": 16, "value": 16},
+        "examples": 0,
+    },
+    "paper": {
+        "run": RunConfig(
+            steps=46_875, length=512, batch=128, log_every=125, checkpoint_every=3125, held_out_tokens=262_144,
+            final_tokens=1_536_000,
+        ),
+        "data": MQARConfig(vocabulary=8192, pairs=128),
+        "sizes": {"D": 128, "heads": 8, "key": 16, "value": 32},
+        "examples": 100_000,
+    },
+}  # fmt: skip
+
+
+def models(D: int, heads: int, key: int, value: int, length: int) -> dict:
+    """Layers of equal width, each with heads x key x value numbers of state, an importance apart."""
+    block = dict(D=D, heads=heads, key_dim=key, value_dim=value, spread="recall")
+    mamba = dict(D=D, heads=heads, head_dim=value, state=key, groups=heads, spread="recall")
+    return {
+        "palimpsa": PalimpsaConfig(**block, rank=8),
+        "metamamba2": Mamba2Config(**mamba, rank=8),
+        "gated_linear": PalimpsaConfig(**block, rank=0),
+        "gated_delta": PalimpsaConfig(**block, rank=0, delta=True),
+        "mamba2": Mamba2Config(**mamba),
+        "transformer": AttentionConfig(D=D, F=2 * D, heads=heads, head_dim=D // heads, rotary=True),
+        "cram": CRAMConfig(
+            D=D,
+            F=2 * D,
+            working=WorkingConfig(body="gated_scan", width=D),
+            episodic=EpisodicConfig(heads=heads, head_dim=D // heads, memory=length, rotary=True),
+        ),
+    }
+
+
+def get_config(variant: str = "small") -> ConfigDict:
+    """The settings of one variant.
+
+    Raises:
+      ValueError: for an unknown variant, naming those there are.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r} of this config; there are {sorted(VARIANTS)}")
+    chosen = VARIANTS[variant]
+    run = chosen["run"]
+    config = experiment.settings(
+        run,
+        models(**chosen["sizes"], length=run.length),
+        price=PriceConfig(),
+        data=to_config(chosen["data"]),
+        examples=chosen["examples"],
+    )
+    config.model = "palimpsa"
+    config.data.length, config.data.batch = config.run.get_ref("length"), config.run.get_ref("batch")
+    config.optimizer.weight_decay, config.optimizer.warmup = 0.1, 100
+    return config

@@ -1,0 +1,62 @@
+"""Trains one model on multi-query associative recall.
+
+python experiments/mqar.py --config=experiments/configs/mqar.py:small --workdir=runs/mqar --config.model=palimpsa
+"""
+
+from pathlib import Path
+
+import jax
+
+from cram_jax.analysis import summary
+from cram_jax.tasks.mqar import MQARConfig
+from cram_jax.tasks.mqar_task import MQARTask
+from cram_jax.training import experiment, loop
+from cram_jax.training.learner import Learner
+from cram_jax.training.loop import RunConfig
+from cram_jax.training.settings import from_config
+
+CONFIG = experiment.config_flag("experiments/configs/mqar.py:small")
+WORKDIR = experiment.workdir_flag("runs/mqar")
+
+
+def build(config) -> tuple[Learner, RunConfig]:
+    """What to train and for how long, from the settings."""
+    return experiment.build(config, MQARTask(from_config(MQARConfig(), config.data), config.examples))
+
+
+def state_bytes(learner: Learner) -> int:
+    """What the layers carry from token to token, of one sequence; a transformer's keys and values of all tokens."""
+    caches = learner.model.init_cache(1)
+    carried = [getattr(cache, "state", cache) for cache in caches]  # the few inputs of a convolution apart
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(carried))
+
+
+def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]) -> dict:
+    """The run's summary, with the accuracy that settings are chosen by."""
+    out = experiment.finish(learner, run, seed, state, lines)
+    chosen_by = loop.evaluate(learner, run, state, seed, run.held_out_tokens, split="validation")
+    return out | {"validation_accuracy": chosen_by["accuracy"], "state_bytes": state_bytes(learner)}
+
+
+def table(out: dict) -> list[tuple[str, str]]:
+    """Rows of (what, figure) for a person."""
+    rows = [
+        ("accuracy of values asked for", summary.percent(out["accuracy"])),
+        ("... on what settings are chosen by", summary.percent(out["validation_accuracy"])),
+        ("carried from token to token", f"{out['state_bytes']} bytes"),
+    ]
+    if "attention_tokens" in out:
+        rows += summary.attention_rows(out, "token")
+    return rows + summary.time_rows(out, "token")
+
+
+def main(_) -> None:
+    config, workdir = CONFIG.value, Path(WORKDIR.value)
+    learner, run = build(config)
+    state, lines = experiment.train(config, learner, run, workdir)
+    out = finish(learner, run, config.seed, state, lines)
+    experiment.report(workdir, f"MQAR, {config.model}, {run.length} tokens, seed {config.seed}", out, table(out))
+
+
+if __name__ == "__main__":
+    experiment.launch(main)

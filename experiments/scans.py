@@ -1,0 +1,130 @@
+"""How fast the recurrent scans are, and how much memory they need: the second half of `make bench`.
+
+python experiments/scans.py [--rounds=7] [--results=experiments/results/kernels]
+
+| call | what |
+|---|---|
+| ssd, palimpsa | what a user gets |
+| ..._tokens | the same, token after token in `lax.scan`, its gradient by JAX |
+| ssd_mamba2_jax | the PyPI package mamba2-jax, where it is installed; it can do with one group a head |
+| palimpsa_floor | decay, write, divide, multiply and add of states that stay where they are: nothing else |
+
+Each forward alone and with backward, at batch 4, 2048 tokens, 8 heads, K 32, V 64, float32. Memory is what the compiled
+gradient needs beside arguments and results, by length.
+"""
+
+import importlib.util
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+
+from cram_jax import kernels
+from cram_jax.analysis.summary import versions
+from cram_jax.analysis.timing import timed
+from cram_jax.training import experiment
+
+ROUNDS = flags.DEFINE_integer("rounds", 7, "Measurements of each time; the median counts.")
+RESULTS = flags.DEFINE_string("results", "experiments/results/kernels", "Where the JSON goes.")
+
+B, T, H, K, V = 4, 2048, 8, 32, 64
+LENGTHS = (1024, 2048, 4096, 8192)
+
+
+NAMES = ("q_BxTxGxK", "k_BxTxGxK", "v_BxTxHxV", "dt_BxTxH")  # what they share
+
+
+def inputs(T: int) -> dict:
+    """Arguments of `palimpsa_scan` by name."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    normal = lambda i, *shape: jax.random.normal(keys[i], (B, T, H, *shape))
+    return {
+        "q_BxTxGxK": normal(0, K),
+        "k_BxTxGxK": normal(1, K) * K**-0.5,
+        "v_BxTxHxV": normal(2, V),
+        "beta_BxTxHxV": jax.nn.softplus(normal(3, V)),
+        "dt_BxTxH": jnp.exp(jax.random.uniform(keys[4], (B, T, H), minval=jnp.log(1e-3), maxval=jnp.log(0.1))),
+    }
+
+
+RATE_H, PRIOR_H = jnp.linspace(1, 16, H), jnp.ones(H)
+
+
+def palimpsa(backend: str, given: dict):
+    return kernels.palimpsa_scan(**given, rate_H=RATE_H, prior_H=PRIOR_H, backend=backend)[0]
+
+
+def ssd(backend: str, given: dict):
+    q, k, v, dt = (given[name] for name in NAMES)
+    return kernels.ssd_scan(q, k, v, -dt * RATE_H, scale=1.0, backend=backend)[0]
+
+
+def mamba2_jax(given: dict):
+    """Values come undiscretised there, and dt before its softplus."""
+    from mamba2_jax.modeling import ssd_forward
+
+    q, k, v, dt = (given[name] for name in NAMES)
+    zeros = jnp.zeros(H)
+    return ssd_forward(v / dt[..., None], jnp.log(jnp.expm1(dt)), -RATE_H, k, q, 64, zeros, zeros, 0.0, jnp.inf)[0]
+
+
+def floor(given: dict):
+    """The least a Palimpsa state costs: both decayed and written, one divided by the other, read; no token is looked
+    up, and nothing is summed over keys but what the read needs."""
+    shape = (H, K, V)
+    k_HxKx1, v_HxV, q_HxK = given["k_BxTxGxK"][0, 0][..., None], given["v_BxTxHxV"][0, 0], given["q_BxTxGxK"][0, 0]
+
+    def token(_, carry):
+        M, J, o = carry
+        M, J = 0.9 * M + k_HxKx1 * v_HxV[:, None], 0.9 * J + k_HxKx1**2 * v_HxV[:, None] ** 2
+        return M, J, o + sum(M[:, j] / (J[:, j] + 1) * q_HxK[:, j, None] for j in range(K))
+
+    return jax.lax.fori_loop(0, B * T, token, (jnp.zeros(shape), jnp.zeros(shape), jnp.zeros((H, V))))[2]
+
+
+def with_gradient(f):
+    """Value and gradient of f's squared output, for all arguments."""
+    return jax.value_and_grad(lambda given: jnp.sum(f(given) ** 2))
+
+
+def main(_) -> None:
+    experiment.quiet()
+    scans = {"ssd": partial(ssd, "xla"), "ssd_tokens": partial(ssd, "reference")}
+    scans |= {"palimpsa": partial(palimpsa, "xla"), "palimpsa_tokens": partial(palimpsa, "reference")}
+    if importlib.util.find_spec("mamba2_jax"):
+        scans["ssd_mamba2_jax"] = mamba2_jax
+        given = inputs(128)
+        difference = jnp.linalg.norm(mamba2_jax(given) - ssd("xla", given)) / jnp.linalg.norm(ssd("xla", given))
+        assert difference < 1e-4, f"mamba2-jax computes something else: {difference}"
+    given, out = inputs(T), {}
+    calls = {f"{name}_forward": partial(jax.jit(f), given) for name, f in scans.items()}
+    calls |= {f"{name}_forward_backward": partial(jax.jit(with_gradient(f)), given) for name, f in scans.items()}
+    calls["palimpsa_floor"] = partial(jax.jit(floor), given)
+    out["ms"] = timed(calls, ROUNDS.value)
+    median = lambda name: out["ms"][name]["ms"]
+    for way in ("forward", "forward_backward"):
+        for name in ("ssd", "palimpsa"):
+            out[f"{name}_{way}_faster_than_tokens"] = median(f"{name}_tokens_{way}") / median(f"{name}_{way}")
+        if "ssd_mamba2_jax" in scans:
+            out[f"ssd_{way}_faster_than_mamba2_jax"] = median(f"ssd_mamba2_jax_{way}") / median(f"ssd_{way}")
+    out["palimpsa_forward_share_of_floor"] = median("palimpsa_floor") / median("palimpsa_forward")
+    out["gradient_megabytes"] = {
+        name: {
+            length: jax.jit(with_gradient(f)).lower(jax.eval_shape(partial(inputs, length))).compile()
+            .memory_analysis().temp_size_in_bytes / 1e6
+            for length in LENGTHS
+        }
+        for name, f in scans.items()
+        if name in ("ssd", "palimpsa")
+    }  # fmt: skip
+    folder = Path(RESULTS.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scans.json").write_text(json.dumps({"result": out, **versions()}, indent=1) + "\n")
+    print(json.dumps(out, indent=1))
+
+
+if __name__ == "__main__":
+    app.run(main)
