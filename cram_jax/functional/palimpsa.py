@@ -111,7 +111,7 @@ class PalimpsaCache(NamedTuple):
 def init(key: Key, cfg: PalimpsaConfig) -> PalimpsaParams:
     """Unit-variance projections, decays as `spread` says."""
     keys = list(jax.random.split(key, 11))
-    D, H, K, V, F = cfg.D, cfg.heads, cfg.key_dim, cfg.value_dim, cfg.F
+    D, H, V, F = cfg.D, cfg.heads, cfg.value_dim, cfg.F
     read = lambda *shape: normal(keys.pop(), (D, *shape), D)
     return PalimpsaParams(
         norm_D=jnp.ones(D),

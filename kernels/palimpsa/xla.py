@@ -86,8 +86,9 @@ def scan(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, beta_BxTxHxV, decay_BxTxH, prior_H, st
     """As `reference.scan`."""
     T, H, _ = v_BxTxHxV.shape[1:]
     Q = min(chunk or CHUNK, T)
-    *inputs, decay = wide(to_heads(q_BxTxGxK * scale, H), to_heads(k_BxTxGxK, H), v_BxTxHxV, beta_BxTxHxV, decay_BxTxH)
-    inputs = [in_chunks(x, Q) for x in inputs] + [in_chunks(decay, Q, fill=1)]
+    q, k = to_heads(q_BxTxGxK, H), to_heads(k_BxTxGxK, H)
+    q, *inputs, decay = wide(q, k, v_BxTxHxV, beta_BxTxHxV, decay_BxTxH)
+    inputs = [in_chunks(x, Q) for x in (q * scale, *inputs)] + [in_chunks(decay, Q, fill=1)]
     (prior_H,), turned = wide(prior_H), [x.swapaxes(2, 3) for x in wide(*state)]
 
     def sequence(state, inputs):

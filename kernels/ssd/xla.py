@@ -61,7 +61,7 @@ def scan(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, log_decay_BxTxH, start_BxT, state_BxHx
     """As `reference.scan`, in chunks."""
     T, H, _ = v_BxTxHxV.shape[1:]
     G = q_BxTxGxK.shape[2]
-    q, k, v, log_decay, state = wide(q_BxTxGxK * scale, k_BxTxGxK, v_BxTxHxV, log_decay_BxTxH, state_BxHxVxK)
+    q, k, v, log_decay, state = wide(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, log_decay_BxTxH, state_BxHxVxK)
     cut = partial(in_chunks, chunk=min(chunk or CHUNK, T))
     part = jnp.cumsum(cut(start_BxT), axis=2, dtype=jnp.int32)
 
@@ -70,6 +70,6 @@ def scan(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, log_decay_BxTxH, start_BxT, state_BxHx
     state, o = jax.lax.scan(
         jax.checkpoint(lambda state, now: step(state, *now), prevent_cse=False),
         state,
-        (*map(cut, (q, k, v, log_decay)), part),
+        (*map(cut, (q * scale, k, v, log_decay)), part),
     )
     return from_chunks(o, T).astype(v_BxTxHxV.dtype), state
