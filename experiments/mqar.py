@@ -5,9 +5,7 @@ python experiments/mqar.py --config=experiments/configs/mqar.py:small --workdir=
 
 from pathlib import Path
 
-import jax
-
-from cram_jax.analysis import summary
+from cram_jax.analysis import accounting, summary
 from cram_jax.tasks.mqar import MQARConfig
 from cram_jax.tasks.mqar_task import MQARTask
 from cram_jax.training import experiment, loop
@@ -24,18 +22,14 @@ def build(config) -> tuple[Learner, RunConfig]:
     return experiment.build(config, MQARTask(from_config(MQARConfig(), config.data), config.examples))
 
 
-def state_bytes(learner: Learner) -> int:
-    """What the layers carry from token to token, of one sequence; a transformer's keys and values of all tokens."""
-    caches = learner.model.init_cache(1)
-    carried = [getattr(cache, "state", cache) for cache in caches]  # the few inputs of a convolution apart
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(carried))
-
-
 def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]) -> dict:
     """The run's summary, with the accuracy that settings are chosen by."""
     out = experiment.finish(learner, run, seed, state, lines)
     chosen_by = loop.evaluate(learner, run, state, seed, run.held_out_tokens, split="validation")
-    return out | {"validation_accuracy": chosen_by["accuracy"], "state_bytes": state_bytes(learner)}
+    return out | {
+        "validation_accuracy": chosen_by["accuracy"],
+        "state_bytes": accounting.state_bytes(learner.model.init_cache(1)),
+    }
 
 
 def table(out: dict) -> list[tuple[str, str]]:

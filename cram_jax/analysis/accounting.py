@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from cram_jax import kernels
 from cram_jax.dims import Array, Scalar, Segments
-from cram_jax.functional import uncertainty
+from cram_jax.functional import matrix_memory, uncertainty
 from cram_jax.functional.attention import AttentionConfig
 from cram_jax.functional.cram import CRAMConfig, CRAMRoutes
 from cram_jax.functional.mamba2 import Mamba2Config
@@ -76,13 +76,22 @@ def flops(cfg: CRAMConfig | AttentionConfig, work: Work, *, train: bool = False)
     return attention, attention + lessons + (3 if train else 1) * beside * work.tokens
 
 
+def _matrix_memory(D: int, W: int, metaplastic: bool) -> int:
+    H, K = W // matrix_memory.VALUES, matrix_memory.KEYS
+    projections = D * (2 * H + 2 * H * K + W) + 2 * D * W
+    importance = matrix_memory.RANK * (D + W) if metaplastic else 0
+    return 2 * (projections + importance) + (10 if metaplastic else 5) * W * K
+
+
 def _beside(cfg: CRAMConfig) -> int:
     """Operations a token that no route saves."""
     D, W = cfg.D, cfg.working.width
     if cfg.working.body == "ct_ode":
         working = 2 * D * W + 2 * W * W * (cfg.working.steps - 1) + 2 * W * D
-    else:
+    elif cfg.working.body == "gated_scan":
         working = 3 * 2 * D * W + 2 * W * D
+    else:
+        working = _matrix_memory(D, W, cfg.working.body == "palimpsa")
     network = lambda inputs, hidden, outputs: 2 * hidden * (inputs + outputs)
     return (
         working
@@ -110,6 +119,13 @@ def recurrent_flops(cfg: Mamba2Config | PalimpsaConfig, *, train: bool = False) 
     importance = cfg.rank * (cfg.D + values)
     forward = 2 * (projected + importance + cfg.conv * cfg.convolved) + (10 if cfg.rank else 5) * state
     return (3 if train else 1) * forward
+
+
+def state_bytes(caches: tuple) -> int:
+    """What layers carry from token to token, from their caches (`Stack.init_cache`): a recurrent layer's state, its
+    convolution's few inputs apart; keys and values of as many tokens as a cache has room for."""
+    carried = [getattr(cache, "state", cache) for cache in caches]
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(carried))
 
 
 def executed(

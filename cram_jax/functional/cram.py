@@ -56,7 +56,7 @@ class CRAMParams(NamedTuple):
     """Attributes: the layer's parts, each described in its file; `norm_D` before the memories, `norm_ff_D` after."""
 
     norm_D: Float[Array, "D"]
-    working: working_memory.ODEParams | working_memory.ScanParams
+    working: working_memory.Params
     episodic: episodic.EpisodicParams
     semantic: semantic.SemanticParams
     familiarity: FeedForward

@@ -1,9 +1,11 @@
-"""Working memory: cheap local dynamics (CRAM, Eq 2), and a recurrent body behind the same signature.
+"""Working memory: cheap local dynamics (CRAM, Eq 2), and recurrent bodies behind the same signature.
 
 | body | what it carries along the sequence |
 |---|---|
 | ct_ode | nothing; K Euler steps of the paper's gap-gated dynamics from h = 0, for each event by itself |
 | gated_scan | W numbers: a gated linear recurrence whose decay follows the time gap |
+| ssd | 16 W numbers: a matrix a head, written by keys and values (`matrix_memory.py`) |
+| palimpsa | 32 W numbers: the same with an importance for each |
 """
 
 import dataclasses
@@ -13,17 +15,19 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Float, Gap, Gaps, Key, Segments, Token, Tokens
+from cram_jax.functional import matrix_memory
 from cram_jax.functional.common import at_least_one, normal, segment_starts
+from cram_jax.functional.matrix_memory import MatrixParams
 
-BODIES = ("ct_ode", "gated_scan")
+BODIES = ("ct_ode", "gated_scan", "ssd", "palimpsa")
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class WorkingConfig:
     """body: one of BODIES.
-    width: W, numbers in the state.
-    steps: Euler steps K of ct_ode over one unit of time; gated_scan takes none.
+    width: W, numbers in the state, or those read from it; a multiple of 16 for ssd and palimpsa.
+    steps: Euler steps K of ct_ode over one unit of time; the others take none.
     """
 
     body: str = "ct_ode"
@@ -34,6 +38,8 @@ class WorkingConfig:
         if self.body not in BODIES:
             raise ValueError(f"working memory body must be one of {BODIES}, got {self.body!r}")
         at_least_one(self, "width", "steps")
+        if self.body in ("ssd", "palimpsa") and self.width % matrix_memory.VALUES:
+            raise ValueError(f"width must be a multiple of {matrix_memory.VALUES} for {self.body}, got {self.width}")
 
 
 class ODEParams(NamedTuple):
@@ -63,9 +69,14 @@ class ScanParams(NamedTuple):
     out_WxD: Float[Array, "W D"]
 
 
-def init(key: Key, D: int, cfg: WorkingConfig) -> ODEParams | ScanParams:
+Params = ODEParams | ScanParams | MatrixParams
+
+
+def init(key: Key, D: int, cfg: WorkingConfig) -> Params:
     """Unit-variance reads. ct_ode's gates turn at gaps from 1 to 19; gated_scan forgets over about 1 to 1000 events."""
     W = cfg.width
+    if cfg.body in ("ssd", "palimpsa"):
+        return matrix_memory.init(key, D, W, cfg.body == "palimpsa")
     a, b, c, d = jax.random.split(key, 4)
     if cfg.body == "ct_ode":
         # Each gate opens or closes at a gap of its own, from 1 to 19, so that the dynamics can follow the gap finely.
@@ -84,7 +95,9 @@ def init(key: Key, D: int, cfg: WorkingConfig) -> ODEParams | ScanParams:
 
 def init_cache(cfg: WorkingConfig, batch: int) -> Float[Array, "B W"]:
     """What the body carries from token to token; W = 0 for a body that carries nothing."""
-    return jnp.zeros((batch, cfg.width if cfg.body == "gated_scan" else 0))
+    numbers = {"ct_ode": 0, "gated_scan": cfg.width}
+    numbers |= {body: matrix_memory.numbers(cfg.width, body == "palimpsa") for body in ("ssd", "palimpsa")}
+    return jnp.zeros((batch, numbers[cfg.body]))
 
 
 def _ode(params: ODEParams, x: Float[Array, "... D"], gap: Float[Array, "..."], steps: int):
@@ -104,7 +117,7 @@ def _scan_inputs(params: ScanParams, x: Float[Array, "... D"], gap: Float[Array,
     return decay, jnp.sqrt(1 - decay**2 + 1e-6) * (x @ params.input_DxW)
 
 
-def _show(params: ScanParams, h, x):
+def _show(params: ScanParams | MatrixParams, h, x):
     return (h * jax.nn.silu(x @ params.gate_DxW)) @ params.out_WxD + x
 
 
@@ -113,12 +126,15 @@ def _magnitude(h: Float[Array, "... W"]) -> Float[Array, "..."]:
 
 
 def apply(
-    params: ODEParams | ScanParams, x_BxTxD: Tokens, gap_BxT: Gaps, segment_BxT: Segments | None, cfg: WorkingConfig
+    params: Params, x_BxTxD: Tokens, gap_BxT: Gaps, segment_BxT: Segments | None, cfg: WorkingConfig
 ) -> tuple[Tokens, Float[Array, "B T"]]:
     """The whole sequence: (f_CT = W_o h + x, root mean square of the dynamics h), causal."""
     if isinstance(params, ODEParams):
         h_BxTxW = _ode(params, x_BxTxD, gap_BxT, cfg.steps)
         return h_BxTxW @ params.out_WxD + x_BxTxD, _magnitude(h_BxTxW)
+    if isinstance(params, MatrixParams):
+        h_BxTxW, _ = matrix_memory.scan(params, None, x_BxTxD, gap_BxT, segment_BxT)
+        return _show(params, h_BxTxW, x_BxTxD), _magnitude(h_BxTxW)
     decay_BxTxW, input_BxTxW = _scan_inputs(params, x_BxTxD, gap_BxT)
     if segment_BxT is not None:  # a new segment starts from nothing
         decay_BxTxW = jnp.where(segment_starts(segment_BxT)[..., None], 0, decay_BxTxW)
@@ -128,12 +144,15 @@ def apply(
 
 
 def step(
-    params: ODEParams | ScanParams, cache_BxW: Float[Array, "B W"], x_BxD: Token, gap_B: Gap, cfg: WorkingConfig
+    params: Params, cache_BxW: Float[Array, "B W"], x_BxD: Token, gap_B: Gap, cfg: WorkingConfig
 ) -> tuple[Token, Float[Array, "B W"], Float[Array, "B"]]:
     """One event: (output, cache, magnitude); equals `apply` at that position."""
     if isinstance(params, ODEParams):
         h_BxW = _ode(params, x_BxD, gap_B, cfg.steps)
         return h_BxW @ params.out_WxD + x_BxD, cache_BxW, _magnitude(h_BxW)
+    if isinstance(params, MatrixParams):
+        h_Bx1xW, cache_BxW = matrix_memory.scan(params, cache_BxW, x_BxD[:, None], gap_B[:, None], None)
+        return _show(params, h_Bx1xW[:, 0], x_BxD), cache_BxW, _magnitude(h_Bx1xW[:, 0])
     decay_BxW, input_BxW = _scan_inputs(params, x_BxD, gap_B)
     h_BxW = decay_BxW * cache_BxW + input_BxW
     return _show(params, h_BxW, x_BxD), h_BxW, _magnitude(h_BxW)

@@ -1,65 +1,73 @@
 """The MQAR experiment: models that carry alike are compared, and one is trained as a person would."""
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import jax
-import mqar
 import pytest
 from configs import mqar as mqar_config
 
+from cram_jax.analysis.accounting import state_bytes
+from cram_jax.tasks.mqar_task import MQARTask
 from cram_jax.training import experiment
 
+ROOT = Path(__file__).parents[2]
+SMALLEST = [
+    "--config.model=mamba2", "--config.mamba2.D=32", "--config.mamba2.heads=2", "--config.mamba2.groups=2",
+    "--config.data.vocabulary=8", "--config.data.pairs=2", "--config.run.length=8", "--config.run.steps=100",
+    "--config.run.log_every=100", "--config.run.checkpoint_every=100", "--config.run.held_out_tokens=4096",
+    "--config.run.final_tokens=4096", "--config.optimizer.learning_rate=1e-2", "--config.optimizer.warmup=10",
+]  # fmt: skip
 
-def of_model(name: str, **sections):
-    config = mqar_config.get_config("small")
+
+def model(name: str, variant: str = "small", **settings):
+    """The stack a config describes, and its run."""
+    config = mqar_config.get_config(variant)
     config.model = name
-    for section, values in sections.items():
-        config[section].update(values)
-    return config
+    config[name].update(settings)
+    learner, run = experiment.build(config, MQARTask())
+    return learner.model, run
 
 
 def test_states_are_as_large_as_the_config_says():
-    carried = lambda name, **sections: mqar.state_bytes(mqar.build(of_model(name, **sections))[0])
+    carried = lambda name, **settings: state_bytes(model(name, **settings)[0].init_cache(1))
     numbers = 2 * 4 * 16 * 16  # layers, heads, keys, values
     for name in ("gated_linear", "mamba2", "gated_delta"):
         assert carried(name) == 4 * numbers
     # An importance doubles it, and half the keys make it equal again
     assert carried("palimpsa") == carried("metamamba2") == 8 * numbers
-    assert carried("palimpsa", palimpsa={"key_dim": 8}) == carried("metamamba2", metamamba2={"state": 8}) == 4 * numbers
+    assert carried("palimpsa", key_dim=8) == carried("metamamba2", state=8) == 4 * numbers
+    # A transformer carries keys and values of 64 tokens, and where it stands
+    assert carried("transformer") == 2 * (4 * 2 * 64 * 64 + 4)
 
 
-def test_every_model_of_every_variant_can_be_built_and_takes_the_task():
-    for variant in mqar_config.VARIANTS:
-        config = mqar_config.get_config(variant)
-        for name in experiment.MODELS:
-            config.model = name
-            learner, run = mqar.build(config)
-            params = jax.eval_shape(learner.model.init, jax.random.key(0))
-            tokens = jax.ShapeDtypeStruct((run.batch, run.length, learner.model.layer.D), "float32")
-            y_BxTxD, _ = jax.eval_shape(
-                lambda p, x, learner=learner: learner.model.apply(p, learner.model.init_state(), x), params, tokens
-            )
-            assert y_BxTxD.shape == tokens.shape
+@pytest.mark.parametrize("variant", mqar_config.VARIANTS)
+def test_every_model_can_be_built(variant):
+    for name in experiment.MODELS:
+        stack, run = model(name, variant)
+        params = jax.eval_shape(stack.init, jax.random.key(0))
+        x_BxTxD = jax.ShapeDtypeStruct((run.batch, run.length, stack.layer.D), "float32")
+        y_BxTxD, _ = jax.eval_shape(lambda p, x, s=stack: s.apply(p, s.init_state(), x), params, x_BxTxD)
+        assert y_BxTxD.shape == x_BxTxD.shape
+
+
+def test_an_unknown_variant_is_named():
     with pytest.raises(ValueError, match="unknown variant 'large'"):
         mqar_config.get_config("large")
 
 
-def test_a_run_learns_to_recall_and_reports(tmp_path, monkeypatch, capsys):
+def test_a_run_learns_to_recall_and_reports(tmp_path):
     # Given two pairs of eight words, which a small state holds
-    config = of_model(
-        "mamba2",
-        mamba2={"D": 32, "heads": 2, "groups": 2},
-        data={"vocabulary": 8, "pairs": 2},
-        optimizer={"learning_rate": 1e-2, "warmup": 10},
-        run={"steps": 100, "length": 8, "batch": 64, "log_every": 100, "checkpoint_every": 100},
+    command = [sys.executable, "experiments/mqar.py", *SMALLEST, f"--workdir={tmp_path}"]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
     )
-    config.run.held_out_tokens = config.run.final_tokens = 4096
-    monkeypatch.setattr(mqar, "CONFIG", type("Flag", (), {"value": config}))
-    monkeypatch.setattr(mqar, "WORKDIR", type("Flag", (), {"value": str(tmp_path)}))
-    mqar.main(sys.argv[:1])
+    assert done.returncode == 0, done.stdout[-3000:]
     out = json.loads((tmp_path / "summary.json").read_text())
     # Then it recalls, where guessing among the values of a sequence gives half
     assert out["accuracy"] > 0.9 and abs(out["validation_accuracy"] - out["accuracy"]) < 0.05
-    assert out["state_bytes"] == 2 * 2 * 16 * 16 * 4
-    assert "accuracy of values asked for" in capsys.readouterr().out
+    assert out["state_bytes"] == 2 * 2 * 16 * 16 * 4 and "accuracy of values asked for" in done.stdout

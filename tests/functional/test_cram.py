@@ -14,21 +14,28 @@ from cram_jax.functional.objective import ObjectiveConfig
 from cram_jax.functional.routing import RoutingConfig
 from cram_jax.functional.working_memory import WorkingConfig
 
-BODIES = pytest.mark.parametrize("body", ["ct_ode", "gated_scan"])
+BODIES = pytest.mark.parametrize("body", ["ct_ode", "gated_scan", "ssd", "palimpsa"])
 ROTARY = pytest.mark.parametrize("rotary", [False, True])
 
 
 def config(body: str, rotary: bool = False) -> CRAMConfig:
     return dataclasses.replace(
         CONFIG,
-        working=WorkingConfig(body=body, width=8),
+        working=WorkingConfig(body=body, width=16),
         episodic=dataclasses.replace(CONFIG.episodic, rotary=rotary),
     )
 
 
-@BODIES
-@ROTARY
-@pytest.mark.parametrize("literal", [False, True])
+@pytest.mark.parametrize(
+    ("body", "rotary", "literal"),
+    [
+        (body, rotary, literal)
+        for body in ("ct_ode", "gated_scan")
+        for rotary in (False, True)
+        for literal in (False, True)
+    ]
+    + [("ssd", False, False), ("palimpsa", False, False)],
+)
 def test_streaming_equals_the_whole_sequence_in_float64(x64, body, rotary, literal):
     # Given a layer that uses all three memories and overflows its buffer; or the paper's, taken literally
     cfg = config(body, rotary)
