@@ -44,12 +44,17 @@ def table(out: dict) -> list[tuple[str, str]]:
     return rows + summary.time_rows(out, "token")
 
 
-def main(_) -> None:
-    config, workdir = CONFIG.value, Path(WORKDIR.value)
+def train(config, workdir: Path) -> dict:
+    """One run, or what is left of it: its summary, which is shown and written into the directory."""
     learner, run = build(config)
     state, lines = experiment.train(config, learner, run, workdir)
     out = finish(learner, run, config.seed, state, lines)
     experiment.report(workdir, f"MQAR, {config.model}, {run.length} tokens, seed {config.seed}", out, table(out))
+    return out
+
+
+def main(_) -> None:
+    train(CONFIG.value, Path(WORKDIR.value))
 
 
 if __name__ == "__main__":

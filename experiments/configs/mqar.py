@@ -4,12 +4,13 @@ python experiments/mqar.py --config=experiments/configs/mqar.py:VARIANT --workdi
 
 | variant | sequences | steps | where | expect |
 |---|---|---|---|---|
-| small | 64 tokens, 16 pairs, 128 words | 1500 | 2 cores of a CPU | 2 to 5 minutes a run |
-| paper | 512 tokens, 128 pairs, 8192 words | 46,875 (60 epochs) | an accelerator | the paper's hardest but one |
+| small | 64 tokens, 16 pairs, 128 words | 1500 | a CPU | 0.3 s a step on one core; not run to the end yet |
+| paper | 512 tokens, 128 pairs, 8192 words | 46,875 (60 epochs) | an accelerator | not run yet |
 
 Models: palimpsa, metamamba2; the same without metaplasticity: gated_linear, mamba2; gated_delta (Gated DeltaNet), a
 transformer, and cram. States of `small`, in numbers a layer: 1024; palimpsa and metamamba2 carry 2048, unless
 `--config.palimpsa.key_dim=8 --config.metamamba2.state=8`, which is the comparison at equal state.
+`experiments/mqar_grid.py` compares them all.
 Every field is a field of the dataclass of its section; `--config.section.field=value`.
 """
 

@@ -1,7 +1,6 @@
 """The MQAR experiment: models that carry alike are compared, and one is trained as a person would."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,18 +8,13 @@ from pathlib import Path
 import jax
 import pytest
 from configs import mqar as mqar_config
+from mqar_cases import SMALLEST, environment
 
 from cram_jax.analysis.accounting import state_bytes
 from cram_jax.tasks.mqar_task import MQARTask
 from cram_jax.training import experiment
 
 ROOT = Path(__file__).parents[2]
-SMALLEST = [
-    "--config.model=mamba2", "--config.mamba2.D=32", "--config.mamba2.heads=2", "--config.mamba2.groups=2",
-    "--config.data.vocabulary=8", "--config.data.pairs=2", "--config.run.length=8", "--config.run.steps=100",
-    "--config.run.log_every=100", "--config.run.checkpoint_every=100", "--config.run.held_out_tokens=4096",
-    "--config.run.final_tokens=4096", "--config.optimizer.learning_rate=1e-2", "--config.optimizer.warmup=10",
-]  # fmt: skip
 
 
 def model(name: str, variant: str = "small", **settings):
@@ -62,9 +56,8 @@ def test_an_unknown_variant_is_named():
 def test_a_run_learns_to_recall_and_reports(tmp_path):
     # Given two pairs of eight words, which a small state holds
     command = [sys.executable, "experiments/mqar.py", *SMALLEST, f"--workdir={tmp_path}"]
-    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout[-3000:]
     out = json.loads((tmp_path / "summary.json").read_text())

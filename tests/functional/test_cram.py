@@ -15,7 +15,6 @@ from cram_jax.functional.routing import RoutingConfig
 from cram_jax.functional.working_memory import WorkingConfig
 
 BODIES = pytest.mark.parametrize("body", ["ct_ode", "gated_scan", "ssd", "palimpsa"])
-ROTARY = pytest.mark.parametrize("rotary", [False, True])
 
 
 def config(body: str, rotary: bool = False) -> CRAMConfig:

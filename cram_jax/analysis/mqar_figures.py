@@ -1,0 +1,31 @@
+"""The recall comparison in one figure; readable in greyscale."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+
+def draw(models: dict, path: Path) -> None:
+    """Accuracy of each model, every seed a point, with the state it carries.
+
+    Args:
+      models: by label `accuracy`, `state_bytes` and `runs`, as experiments/mqar_grid.py makes them.
+    """
+    ranked = sorted(models.items(), key=lambda item: item[1]["accuracy"])
+    place = np.arange(len(ranked))
+    figure, axis = plt.subplots(figsize=(7, 0.4 * len(ranked) + 1.2), constrained_layout=True)
+    axis.barh(place, [100 * model["accuracy"] for _, model in ranked], color="0.8", label="mean")
+    for i, (_, model) in enumerate(ranked):
+        seeds = [100 * run["accuracy"] for run in model["runs"]]
+        axis.plot(seeds, [i] * len(seeds), "k|", ms=10, label="a seed" if i == 0 else None)
+    axis.set_yticks(place, [f"{label} ({model['state_bytes'] / 1024:.0f} KB)" for label, model in ranked])
+    axis.set(xlabel="accuracy of values asked for (%)", xlim=(0, 101), title="Associative recall, by state carried")
+    axis.legend(fontsize=7, frameon=False, loc="lower right")
+    axis.grid(alpha=0.2, axis="x")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

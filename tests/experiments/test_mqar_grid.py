@@ -1,0 +1,49 @@
+"""The comparison chooses on validation data, never trains a finished run again, and shows every seed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from mqar_cases import SMALLEST, environment
+
+from cram_jax.analysis import mqar_figures
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_rates_are_chosen_on_validation_data_and_finished_runs_are_kept(tmp_path):
+    # Given one model, two rates of which one is hopeless, and two seeds
+    code = (
+        "import mqar_grid, sys; mqar_grid.ENTRIES = {'mamba2': ('mamba2', {})};"
+        "mqar_grid.experiment.launch(mqar_grid.main)"
+    )
+    more = [f"--runs={tmp_path}/runs", f"--results={tmp_path}/mqar", "--rates=1e-2,1e-6", "--seeds=2"]
+    command = [sys.executable, "-c", code, *SMALLEST, *more]
+    env = environment() | {"PYTHONPATH": f"{ROOT}/experiments"}
+    launch = lambda: subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    done = launch()
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    result = json.loads((tmp_path / "mqar.json").read_text())["models"]["mamba2"]
+    # Then the one that learns is taken, and its seeds are what is reported
+    assert result["learning_rate"] == 1e-2 and set(result["validation_accuracy"]) == {"0.01", "1e-06"}
+    assert [run["seed"] for run in result["runs"]] == [0, 1]
+    np.testing.assert_allclose(result["accuracy"], np.mean([run["accuracy"] for run in result["runs"]]))
+    assert (tmp_path / "mqar.png").stat().st_size > 5000
+    # And a second launch trains nothing
+    summaries = sorted((tmp_path / "runs").rglob("summary.json"))
+    before = [file.stat().st_mtime_ns for file in summaries]
+    assert len(before) == 3 and launch().returncode == 0
+    assert [file.stat().st_mtime_ns for file in summaries] == before
+
+
+def test_the_figure_shows_every_seed(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(mqar_figures.plt.Axes, "plot", lambda self, x, y, *_, **__: drawn.append((x, y)))
+    models = {
+        "a": {"accuracy": 0.5, "state_bytes": 2048, "runs": [{"accuracy": 0.4}, {"accuracy": 0.6}]},
+        "b": {"accuracy": 0.1, "state_bytes": 1024, "runs": [{"accuracy": 0.1}]},
+    }
+    mqar_figures.draw(models, tmp_path / "figure.png")
+    assert drawn == [([10.0], [0]), ([40.0, 60.0], [1, 1])]
