@@ -1,0 +1,56 @@
+"""What metaplasticity does in a trained Palimpsa: importance, learning rate and memory window over one sequence.
+
+python experiments/plasticity.py --config=experiments/configs/mqar.py:small --workdir=runs/mqar [the run's settings]
+
+Takes the last state of a run of experiments/mqar.py with model=palimpsa, and draws its first held-out sequence.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import mqar
+from absl import flags
+
+from cram_jax.analysis import metaplasticity, plasticity_figures
+from cram_jax.functional import palimpsa
+from cram_jax.training import experiment
+from cram_jax.training import learner as learning
+from cram_jax.training.checkpoints import Checkpoints
+from cram_jax.training.learner import Learner
+from cram_jax.training.loop import RunConfig
+
+RESULTS = flags.DEFINE_string("results", "", "PNG file; figures/plasticity.png in the workdir by default.")
+
+
+def look(learner: Learner, run: RunConfig, seed: int, params) -> list[metaplasticity.Plasticity]:
+    """Layer by layer, on the first held-out sequence."""
+    cfg, out = learner.model.layer, []
+    batch = learner.task.batch("held_out", seed, 0, run.length, run.batch)
+    x_BxTxD, _ = learner.task.embed(params.task, jax.tree.map(lambda x: x[:1], batch))
+    for i in range(learner.model.depth):
+        layer = jax.tree.map(lambda leaf, i=i: leaf[i], params.model)
+        writes = palimpsa.writes(layer, x_BxTxD, cfg=cfg)
+        rate_H = jnp.exp(layer.decay.log_rate_H)
+        out.append(metaplasticity.plasticity(writes, rate_H, jnp.ones(cfg.heads)))
+        x_BxTxD, _ = palimpsa.apply(layer, (), x_BxTxD, cfg=cfg)
+    return out
+
+
+def main(_) -> None:
+    experiment.quiet()
+    config, workdir = mqar.CONFIG.value, Path(mqar.WORKDIR.value)
+    learner, run = mqar.build(config)
+    if not isinstance(learner.model.layer, palimpsa.PalimpsaConfig) or not learner.model.layer.rank:
+        raise ValueError(f"config.model={config.model} has no importance to look at; give palimpsa, with rank above 0")
+    restored = Checkpoints(workdir / "checkpoints").restore(learning.init(learner, config.seed, 0))
+    if restored is None:
+        raise ValueError(f"--workdir={workdir} holds no checkpoint; run experiments/mqar.py there first")
+    path = Path(RESULTS.value or workdir / "figures" / "plasticity.png")
+    layers = look(learner, run, config.seed, restored[1].params)
+    plasticity_figures.draw(layers, path, changes_at=2 * config.data.pairs)
+    print(f"figure: {path}")
+
+
+if __name__ == "__main__":
+    experiment.launch(main)
