@@ -19,6 +19,8 @@
 | S | slots of a plan: capacity for kept keys |
 | P | recurring patterns of a task; in MQAR, its pairs |
 | A | answers a task can ask for |
+| X | a width of its own, said where it stands: channels of a projection or a convolution |
+| Q | tokens of a chunk |
 | N | two axes flattened: batch and time, or, in a cache, batch and key-value heads |
 
 A trailing number is a size (`route_BxTx3`). Aliases below are for public signatures.

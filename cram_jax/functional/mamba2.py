@@ -82,18 +82,18 @@ class Mamba2Params(NamedTuple):
     in_DxX: to z, x, B, C and dt, in this order; B and C have G parts each.
     conv_WxX, conv_bias_X: over x, B and C.
     decay, importance: see `recurrence.py`; importance is () where rank is 0.
-    skip_H: weight of x beside what is read. out_norm_I: of the gated inner width I. out_IxD: back.
+    skip_H: weight of x beside what is read. out_norm_X: of the gated inner width. out_XxD: back.
     """
 
     norm_D: Float[Array, "*layers D"]
     in_DxX: Float[Array, "*layers D X"]
-    conv_WxX: Float[Array, "*layers W I"]
-    conv_bias_X: Float[Array, "*layers I"]
+    conv_WxX: Float[Array, "*layers W X"]
+    conv_bias_X: Float[Array, "*layers X"]
     decay: Decay
     importance: Importance | tuple[()]
     skip_H: Float[Array, "*layers H"]
-    out_norm_I: Float[Array, "*layers J"]
-    out_IxD: Float[Array, "*layers J D"]
+    out_norm_X: Float[Array, "*layers X"]
+    out_XxD: Float[Array, "*layers X D"]
 
 
 class Mamba2Cache(NamedTuple):
@@ -115,8 +115,8 @@ def init(key: Key, cfg: Mamba2Config) -> Mamba2Params:
         decay=init_decay(decay, cfg.heads, cfg.spread),
         importance=init_importance(meta, cfg.D, cfg.rank, cfg.heads, cfg.head_dim) if cfg.rank else (),
         skip_H=jnp.ones(cfg.heads),
-        out_norm_I=jnp.ones(cfg.inner),
-        out_IxD=normal(out, (cfg.inner, cfg.D), cfg.inner),
+        out_norm_X=jnp.ones(cfg.inner),
+        out_XxD=normal(out, (cfg.inner, cfg.D), cfg.inner),
     )
 
 
@@ -142,7 +142,7 @@ def _project(params: Mamba2Params, x: Float[Array, "... D"], cfg: Mamba2Config):
 
 
 def _scan(params: Mamba2Params, h_BxTxD, xBC_BxTxX, dt_BxTxH, state, segment_BxT, cfg: Mamba2Config, backend: str):
-    """(what is read, with the skip, B T I; state)."""
+    """(what is read, with the skip; state)."""
     B, T, _ = h_BxTxD.shape
     split = cfg.inner, cfg.inner + cfg.groups * cfg.state
     x, k, q = jnp.split(jax.nn.silu(xBC_BxTxX), split, axis=-1)
@@ -162,9 +162,9 @@ def _scan(params: Mamba2Params, h_BxTxD, xBC_BxTxX, dt_BxTxH, state, segment_BxT
 def _finish(params: Mamba2Params, x, read, z, cfg: Mamba2Config):
     gated = read * jax.nn.silu(z.astype(read.dtype))
     parts = gated.reshape(*gated.shape[:-1], cfg.norm_groups, -1)
-    scale = params.out_norm_I.reshape(cfg.norm_groups, -1)
+    scale = params.out_norm_X.reshape(cfg.norm_groups, -1)
     normed = rms_norm(scale, parts, cfg.epsilon).reshape(gated.shape)
-    return x + (cast(normed, cfg.compute_dtype) @ cast(params.out_IxD, cfg.compute_dtype)).astype(x.dtype)
+    return x + (cast(normed, cfg.compute_dtype) @ cast(params.out_XxD, cfg.compute_dtype)).astype(x.dtype)
 
 
 def apply(
@@ -188,8 +188,8 @@ def apply(
     h, z, xBC, dt = _project(params, x_BxTxD, cfg)
     weight_WxX, bias_X = cast((params.conv_WxX, params.conv_bias_X), cfg.compute_dtype)
     xBC = causal_conv(xBC, weight_WxX, segment_BxT) + bias_X
-    read_BxTxI, _ = _scan(params, h, xBC, dt, None, segment_BxT, cfg, cfg.backend)
-    return _finish(params, x_BxTxD, read_BxTxI, z, cfg), ()
+    read_BxTxX, _ = _scan(params, h, xBC, dt, None, segment_BxT, cfg, cfg.backend)
+    return _finish(params, x_BxTxD, read_BxTxX, z, cfg), ()
 
 
 def step(
@@ -209,5 +209,5 @@ def step(
     weight_WxX, bias_X = cast((params.conv_WxX, params.conv_bias_X), cfg.compute_dtype)
     past, xBC = conv_step(cache.past_BxWxX, xBC, weight_WxX)
     one = h_BxD[:, None], (xBC + bias_X)[:, None], dt[:, None]
-    read_Bx1xI, scanned = _scan(params, *one, cache.state, None, cfg, "reference")
-    return _finish(params, x_BxD, read_Bx1xI[:, 0], z, cfg), Mamba2Cache(past, scanned), ()
+    read_Bx1xX, scanned = _scan(params, *one, cache.state, None, cfg, "reference")
+    return _finish(params, x_BxD, read_Bx1xX[:, 0], z, cfg), Mamba2Cache(past, scanned), ()

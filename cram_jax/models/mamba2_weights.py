@@ -23,8 +23,8 @@ TENSORS = {
     "mixer.A_log": ("log_rate_H", lambda x: x),
     "mixer.dt_bias": ("bias_H", lambda x: x),
     "mixer.D": ("skip_H", lambda x: x),
-    "mixer.norm.weight": ("out_norm_I", lambda x: x),
-    "mixer.out_proj.weight": ("out_IxD", lambda x: x.T),
+    "mixer.norm.weight": ("out_norm_X", lambda x: x),
+    "mixer.out_proj.weight": ("out_XxD", lambda x: x.T),
 }
 
 

@@ -58,7 +58,7 @@ def loop(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, state, segment_BxT=None, scale=None, *
     return o, M if J is None else PalimpsaState(M, J)
 
 
-def close(got, want, tolerance: float):
+def assert_close(got, want, tolerance: float):
     """Every array within the tolerance, relative to its largest entry."""
     for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(g, w, rtol=0, atol=tolerance * max(np.max(np.abs(w)), 1e-300))
@@ -78,7 +78,7 @@ def test_equals_the_loop_whatever_length_chunk_segments_and_scale(name, backend,
         want = loop(**given, segment_BxT=segment_BxT, scale=scale)
         packed = None if segment_BxT is None else jnp.asarray(segment_BxT)
         got = scan(name)(**given, chunk=chunk, segment_BxT=packed, scale=scale, backend=backend)
-        close(got, want, 1e-12)  # float64 rounds at 1e-16, and 9 tokens add up to some 30 products
+        assert_close(got, want, 1e-12)  # float64 rounds at 1e-16, and 9 tokens add up to some 30 products
 
 
 def loss(name: str, given: dict, **options):
@@ -149,7 +149,7 @@ class TestEveryScan:
             now = {n: x[:, piece] if "BxT" in n else x for n, x in given.items()} | {"state": state}
             o, state = scan(name)(**now, chunk=4, backend=backend)
             pieces.append(o)
-        close((jnp.concatenate(pieces, axis=1), state), (whole, end), 1e-13)
+        assert_close((jnp.concatenate(pieces, axis=1), state), (whole, end), 1e-13)
 
     def test_packed_segments_equal_separate_runs(self, name, backend, x64):
         given = arguments(name, T=10)
@@ -159,8 +159,8 @@ class TestEveryScan:
         for piece, state in ((slice(0, 3), given["state"]), (slice(3, 4), empty), (slice(4, 10), empty)):
             now = {n: x[:, piece] if "BxT" in n else x for n, x in given.items()} | {"state": state}
             o, last = scan(name)(**now, chunk=4, backend=backend)
-            close(o, packed[:, piece], 1e-13)
-        close(last, end, 1e-13)
+            assert_close(o, packed[:, piece], 1e-13)
+        assert_close(last, end, 1e-13)
 
     def test_the_future_has_exactly_no_influence(self, name, backend):
         given = arguments(name, T=9, dtype=np.float32)
@@ -178,7 +178,7 @@ class TestEveryScan:
         }
         o, end = scan(name)(**given, chunk=4, backend=backend)
         o_longer, end_longer = scan(name)(**longer, chunk=4, backend=backend)
-        close((o_longer[:, :6], end_longer), (o, end), 1e-14)
+        assert_close((o_longer[:, :6], end_longer), (o, end), 1e-14)
 
     def test_zero_keys_write_nothing_and_have_finite_gradients(self, name, backend):
         given = arguments(name, T=6, dtype=np.float32)
@@ -196,9 +196,9 @@ class TestEveryScan:
         f = jax.jit(f)
         one_by_one = [f(jax.tree.map(lambda x: x[0], two)), f(jax.tree.map(lambda x: x[1], two))]
         want = jax.tree.map(lambda *x: jnp.stack(x), *one_by_one)
-        close(jax.jit(jax.vmap(f))(two), want, 1e-13)
+        assert_close(jax.jit(jax.vmap(f))(two), want, 1e-13)
         remat = jax.value_and_grad(jax.checkpoint(lambda given: loss(name, given, chunk=4, backend=backend)))
-        close(jax.jit(remat)(given), one_by_one[0], 1e-13)
+        assert_close(jax.jit(remat)(given), one_by_one[0], 1e-13)
 
 
 class TestPalimpsa:
@@ -222,8 +222,8 @@ class TestPalimpsa:
             mu = mu + (v[..., None] * k[:, t, :, None] - pull * mu) / (J + prior)
         # Then it is what the ratio of M and J + prior gives
         o, end = palimpsa_scan(**given)
-        close(end.mean_BxHxVxK / (end.importance_BxHxVxK + prior), mu, 1e-13)
-        close(o[:, -1], K**-0.5 * jnp.einsum("bhvk,bhk->bhv", mu, q[:, -1]), 1e-13)
+        assert_close(end.mean_BxHxVxK / (end.importance_BxHxVxK + prior), mu, 1e-13)
+        assert_close(o[:, -1], K**-0.5 * jnp.einsum("bhvk,bhk->bhv", mu, q[:, -1]), 1e-13)
 
     def test_without_importance_it_is_the_ssd_scan(self, given):
         given |= {"beta_BxTxHxV": jnp.zeros((B, 12, H, V)), "prior_H": jnp.ones(H)}
@@ -232,7 +232,7 @@ class TestPalimpsa:
         o, end = palimpsa_scan(**given)
         qkv = (given[n] for n in ("q_BxTxGxK", "k_BxTxGxK", "v_BxTxHxV"))
         want, last = ssd_scan(*qkv, -given["dt_BxTxH"] * given["rate_H"], M)
-        close((o, end.mean_BxHxVxK), (want, last), 1e-13)
+        assert_close((o, end.mean_BxHxVxK), (want, last), 1e-13)
 
     @pytest.mark.parametrize("packed", [False, True])
     def test_an_importance_shared_by_a_heads_values_is_matrix_products(self, given, packed):
@@ -241,7 +241,7 @@ class TestPalimpsa:
         segment_BxT = jnp.asarray(np.arange(12) // 5)[None].repeat(B, 0) if packed else None
         shared = {n: x for n, x in given.items() if n != "beta_BxTxHxV"} | {"beta_BxTxH": beta[..., 0]}
         want = palimpsa_scan(**given, segment_BxT=segment_BxT)[0]
-        close(shared_importance_scan(**shared, segment_BxT=segment_BxT), want, 1e-13)
+        assert_close(shared_importance_scan(**shared, segment_BxT=segment_BxT), want, 1e-13)
 
     def test_importance_of_a_constant_input_levels_off(self, x64):
         # Given one token for ever, and a memory of some 20 tokens
@@ -256,10 +256,10 @@ class TestPalimpsa:
         given["state"] = PalimpsaState(*map(jnp.zeros_like, given["state"]))
         o, _ = palimpsa_scan(**given)
         times = lambda **factors: palimpsa_scan(**given | {n: f * given[n] for n, f in factors.items()})[0]
-        close(times(v_BxTxHxV=3, beta_BxTxHxV=3, prior_H=3), o, 1e-13)
-        close(times(k_BxTxGxK=3, q_BxTxGxK=3, prior_H=9), o, 1e-13)
+        assert_close(times(v_BxTxHxV=3, beta_BxTxHxV=3, prior_H=3), o, 1e-13)
+        assert_close(times(k_BxTxGxK=3, q_BxTxGxK=3, prior_H=9), o, 1e-13)
         flip_K = jnp.array([1, -1, 1])
-        close(times(k_BxTxGxK=flip_K, q_BxTxGxK=flip_K), o, 1e-13)
+        assert_close(times(k_BxTxGxK=flip_K, q_BxTxGxK=flip_K), o, 1e-13)
 
 
 WRONG = {
