@@ -34,7 +34,7 @@ def draw(layers: list[Plasticity], path: Path, changes_at: int | None = None) ->
         for head, window_T in enumerate(np.transpose(of_layer.window_TxH)):
             shade = str(0.7 * head / max(1, of_layer.window_TxH.shape[1]))
             one[2].plot(np.arange(len(window_T)), window_T, STYLES[head % len(STYLES)], color=shade, lw=1.2)
-        one[2].set(title=f"memory window 1 / (1 - a) (tokens), layer {row}", yscale="log")
+        one[2].set(title=f"memory window (tokens), layer {row}", yscale="log")
         for axis in one:
             axis.set(xlabel="token")
             axis.grid(alpha=0.2)
