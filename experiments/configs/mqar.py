@@ -4,7 +4,7 @@ python experiments/mqar.py --config=experiments/configs/mqar.py:VARIANT --workdi
 
 | variant | sequences | steps | where | expect |
 |---|---|---|---|---|
-| small | 64 tokens, 16 pairs, 128 words | 1500 | a CPU | 0.3 s a step on one core; not run to the end yet |
+| small | 64 tokens, 16 pairs, 128 words | 1500 | a CPU | 0.3 s a step on one core; no result committed yet |
 | paper | 512 tokens, 128 pairs, 8192 words | 46,875 (60 epochs) | an accelerator | not run yet |
 
 Models: palimpsa, metamamba2; the same without metaplasticity: gated_linear, mamba2; gated_delta (Gated DeltaNet), a

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ..recurrent import check_backend, check_heads, on_this_platform, starts
+from ..recurrent import check_backend, check_heads, on_this_platform, starts, to_heads
 from ..ssd import ssd_scan
 from . import reference, tpu, xla
 from .state import PalimpsaState
@@ -103,16 +103,15 @@ def shared_importance_scan(
     """
     B, T, H, _ = v_BxTxHxV.shape
     _check(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, ("beta_BxTxH", beta_BxTxH, (B, T, H)), dt_BxTxH, rate_H, prior_H)
-    to_heads = lambda x: jnp.repeat(x, H // x.shape[2], axis=2)
+    q_BxTxHxK, k_BxTxHxK = (to_heads(x, H) for x in (q_BxTxGxK, k_BxTxGxK))
     log_decay_BxTxH = -dt_BxTxH * rate_H
     decay_BxTxH = jnp.where(starts(segment_BxT, B, T)[..., None], 0, jnp.exp(log_decay_BxTxH))
-    added_BxTxHxK = beta_BxTxH[..., None] * to_heads(k_BxTxGxK) ** 2
+    added_BxTxHxK = beta_BxTxH[..., None] * k_BxTxHxK**2
     join = lambda early, late: (early[0] * late[0], late[0] * early[1] + late[1])
     _, J_BxTxHxK = jax.lax.associative_scan(join, (decay_BxTxH[..., None], added_BxTxHxK), axis=1)
-    q_BxTxHxK = to_heads(q_BxTxGxK) / (J_BxTxHxK + prior_H[:, None])
     return ssd_scan(
-        q_BxTxHxK,
-        to_heads(k_BxTxGxK),
+        q_BxTxHxK / (J_BxTxHxK + prior_H[:, None]),
+        k_BxTxHxK,
         v_BxTxHxV,
         log_decay_BxTxH,
         scale=scale,
