@@ -18,7 +18,7 @@ $(VENV)/tested: $(VENV)/installed
 	touch $@
 
 demo: $(VENV)/installed
-	$(BIN)/python experiments/srcd.py --config=experiments/configs/srcd.py:small --workdir=$(RUN)
+	$(BIN)/python experiments/srcd.py --config=experiments/configs/srcd.py:paper --workdir=$(RUN)
 
 test: $(VENV)/tested
 	$(BIN)/python -m ruff check .

@@ -4,13 +4,15 @@ python experiments/mqar_grid.py --config=experiments/configs/mqar.py:small --run
 
 Every run is one of experiments/mqar.py, in a directory of its own below --runs: stopped, the same command goes on where
 it was, and finished runs are not run again. Result and figure go to --results, with .json and .png.
+Two processes, each with some of the entries (--entry=palimpsa --entry=mamba2), use two cores; the whole command after
+them only gathers.
 """
 
 import json
 from pathlib import Path
 
+import grid
 import mqar
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -21,6 +23,7 @@ from cram_jax.training.metrics import strict
 RUNS = flags.DEFINE_string("runs", "runs/mqar", "Where the runs are.")
 RATES = flags.DEFINE_list("rates", ["2e-3", "5e-3", "1e-2"], "Learning rates to choose from.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds at the chosen rate; the choice is made with seed 0.")
+LABELS = flags.DEFINE_multi_string("entry", [], "What to compare; every entry by default. May be given several times.")
 RESULTS = flags.DEFINE_string("results", "experiments/results/mqar", "Where result and figure go.")
 
 # Label: (model, what differs from its section)
@@ -37,43 +40,13 @@ ENTRIES = {
 }
 
 
-def settings(base: ConfigDict, label: str, rate: float, seed: int) -> ConfigDict:
-    """Of one run; a factor in ENTRIES multiplies the section's own number."""
+def settings(base: ConfigDict, label: str) -> ConfigDict:
+    """Of one entry; a factor in ENTRIES multiplies the section's own number."""
     config = base.copy_and_resolve_references()
     config.model, changes = ENTRIES[label]
     for name, factor in changes.items():
         config[config.model][name] = int(factor * config[config.model][name])
-    config.optimizer.learning_rate, config.seed = rate, seed
     return config
-
-
-def run(config: ConfigDict, workdir: Path) -> dict:
-    """Its summary; trained if there is none yet."""
-    done = workdir / "summary.json"
-    return json.loads(done.read_text()) if done.exists() else mqar.train(config, workdir)
-
-
-def compare(base: ConfigDict, runs: Path, rates: list[float], seeds: int, labels: list[str]) -> dict:
-    """By label: the rate chosen by accuracy on validation data, that accuracy by rate, the runs at it, mean and sd."""
-    out = {}
-    for label in labels:
-        folder = runs / label.replace(", ", "_").replace(" ", "_")
-        once = lambda rate, seed, label=label, folder=folder: run(
-            settings(base, label, rate, seed), folder / f"rate_{rate:g}_seed_{seed}"
-        )
-        chosen_by = {rate: once(rate, 0)["validation_accuracy"] for rate in rates}
-        best = max(chosen_by, key=chosen_by.get)
-        found = [once(best, seed) for seed in range(seeds)]
-        accuracy = np.array([one["accuracy"] for one in found])
-        out[label] = {
-            "learning_rate": best,
-            "validation_accuracy": {f"{rate:g}": value for rate, value in chosen_by.items()},
-            "accuracy": float(accuracy.mean()),
-            "accuracy_sd": float(accuracy.std(ddof=1)) if seeds > 1 else None,
-            "state_bytes": found[0]["state_bytes"],
-            "runs": found,
-        }
-    return out
 
 
 def table(models: dict) -> list[tuple[str, str]]:
@@ -89,7 +62,13 @@ def table(models: dict) -> list[tuple[str, str]]:
 def main(_) -> None:
     experiment.quiet()
     base, target = mqar.CONFIG.value, Path(RESULTS.value)
-    models = compare(base, Path(RUNS.value), [float(rate) for rate in RATES.value], SEEDS.value, list(ENTRIES))
+    entries = {label: settings(base, label) for label in LABELS.value or ENTRIES}
+    rates = [float(rate) for rate in RATES.value]
+    models = grid.compare(
+        mqar.train, entries, Path(RUNS.value), rates, SEEDS.value, score="accuracy", chosen_by="validation_accuracy"
+    )
+    for model in models.values():
+        model["state_bytes"] = model["runs"][0]["state_bytes"]
     target.parent.mkdir(parents=True, exist_ok=True)
     out = {"config": json.loads(base.to_json()), "models": models, **summary.versions()}
     target.with_suffix(".json").write_text(json.dumps(strict(out), indent=1) + "\n")

@@ -65,18 +65,28 @@ def table(out: dict) -> list[tuple[str, str]]:
     return rows + summary.time_rows(out, "byte")
 
 
-def main(_) -> None:
-    config, workdir = CONFIG.value, Path(WORKDIR.value)
-    config.files = tuple(FILES.value) or tuple(config.files) or text.python_sources()
-    learner, run = build(config)
-    config.corpus = learner.task.corpus.fingerprint
+def opened(config, files: tuple[str, ...]):
+    """The settings with the text they are about, which is opened."""
+    config.files = files or tuple(config.files) or text.python_sources()
+    config.corpus = TextTask(config.files, config.held_out_share).corpus.fingerprint
     print(f"text: {config.corpus}")
+    return config
+
+
+def train(config, workdir: Path) -> dict:
+    """One run, or what is left of it: its summary, which is shown, drawn and written into the directory."""
+    learner, run = build(config)
     state, lines = experiment.train(config, learner, run, workdir)
     out = finish(learner, run, config.seed, state, lines)
     experiment.report(workdir, f"Text, {config.model}, {run.length} bytes, seed {config.seed}", out, table(out))
     path = workdir / "figures" / "text.png"
     text_figures.text_figure(lines, out, KINDS, path)
     print(f"figure: {path}")
+    return out
+
+
+def main(_) -> None:
+    train(opened(CONFIG.value, tuple(FILES.value)), Path(WORKDIR.value))
 
 
 if __name__ == "__main__":

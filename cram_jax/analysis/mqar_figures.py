@@ -29,3 +29,23 @@ def draw(models: dict, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def conversion(ways: dict, pairs: int, path: Path) -> None:
+    """Accuracy while fine-tuning, a line a seed.
+
+    Args:
+      ways: by name `runs`, each with a `curve` of `step` and `accuracy`, as experiments/conversion.py makes them.
+    """
+    figure, axis = plt.subplots(figsize=(6, 4), constrained_layout=True)
+    for (way, found), style in zip(ways.items(), (dict(color="0.55", ls="--"), dict(color="k", ls="-")), strict=True):
+        for i, run in enumerate(found["runs"]):
+            curve = run["curve"]
+            label = None if i else way
+            axis.plot(curve["step"], [100 * accuracy for accuracy in curve["accuracy"]], label=label, **style)
+    axis.set(xlabel="step of fine-tuning", ylabel="accuracy (%)", title=f"A trained Mamba-2 on {pairs} pairs")
+    axis.legend(fontsize=8, frameon=False)
+    axis.grid(alpha=0.2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -66,3 +66,32 @@ def _kinds(axis, summary: dict, kinds: dict[str, str]) -> None:
     room = 1.2 * max(shares[name] for name in shown) + 1  # for the bars' labels
     axis.set(xlabel="bytes that attend at the end (%)", title="Having read what", xlim=(0, room))
     axis.legend(fontsize=8, frameon=False, loc="lower right")
+
+
+def comparison(models: dict, path: Path) -> None:
+    """Bits per byte of several models over their training, a line a seed, beside the n-grams'.
+
+    Args:
+      models: by name `bits_per_byte`, `runs` (summaries) and `curves`, as experiments/language.py makes them.
+    """
+    figure, axis = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
+    ranked = sorted(models.items(), key=lambda item: item[1]["bits_per_byte"])
+    shades = ["0.0", "0.35", "0.55", "0.7"]
+    for i, (name, model) in enumerate(ranked):
+        for seed, curve in enumerate(model["curves"]):
+            axis.plot(
+                curve["step"], curve["held_out/bits_per_byte"], color=shades[i % 4], ls=("-", "--", "-.", ":")[i % 4],
+                label=None if seed else f"{name}, {model['bits_per_byte']:.3f}",
+            )  # fmt: skip
+    run = ranked[0][1]["runs"][0]
+    marks = {n: run[f"bits_per_byte_{n}_gram"] for n in ORDERS[1:]}
+    for n, mark in marks.items():
+        axis.axhline(mark, color="0.8", lw=3, zorder=0)
+        axis.annotate(f"{n}-gram, {mark:.2f}", (0.99, mark), xycoords=("axes fraction", "data"), ha="right")
+    low = min(model["bits_per_byte"] for model in models.values())
+    axis.set(xlabel="training step", ylabel="bits per byte", title="Held-out files", ylim=(low - 0.2, low + 2.4))
+    axis.legend(fontsize=8, frameon=False)
+    axis.grid(alpha=0.2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

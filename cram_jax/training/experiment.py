@@ -66,8 +66,8 @@ def settings(run: RunConfig, models: dict, price: PriceConfig, **more) -> Config
             **more,
         }
     )
-    config.optimizer.steps = config.run.get_ref("steps")
-    config.transformer.context = config.run.get_ref("length")
+    config.optimizer.steps = config.run.get_oneway_ref("steps")
+    config.transformer.context = config.run.get_oneway_ref("length")
     return config
 
 
@@ -139,7 +139,14 @@ def explained():
 
 
 def config_flag(default: str):
-    """The flag --config; settings given on the command line are read, and refused, here."""
+    """The flag --config; settings given on the command line are read, and refused, here.
+
+    Args:
+      default: its value, but for a main with a config of its own name: one main may build on another's.
+    """
+    main = Path(sys.argv[0])
+    own = main.parent / "configs" / main.name
+    default = f"{own}:small" if own.is_file() else default
     with explained():
         return config_flags.DEFINE_config_file("config", default, "File with the settings, and their variant.")
 

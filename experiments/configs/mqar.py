@@ -88,6 +88,6 @@ def get_config(variant: str = "small") -> ConfigDict:
         examples=chosen["examples"],
     )
     config.model = "palimpsa"
-    config.data.length, config.data.batch = config.run.get_ref("length"), config.run.get_ref("batch")
+    config.data.length, config.data.batch = config.run.get_oneway_ref("length"), config.run.get_oneway_ref("batch")
     config.optimizer.weight_decay, config.optimizer.warmup = 0.1, 100
     return config

@@ -1,0 +1,30 @@
+"""Does metaplasticity help a trained Mamba-2 to hold more than it could? Associative recall, protocol fixed beforehand.
+
+python experiments/conversion.py --runs=runs/conversion
+
+1. A Mamba-2 is trained on sequences of `data.pairs` pairs, at most as many as it can hold, for `run.steps` steps.
+2. Its last state goes on in two ways on sequences of `tune.pairs` pairs, more than it can hold: as it is, and as its
+   metaplastic twin (`functional/metaplastic.py`), which is the same function at first. Both get `tune.steps` steps of
+   a fresh optimizer with a warm-up and a cosine, on the same batches.
+3. Each way's learning rate is chosen from --rates by accuracy on validation data with seed 0. The three seeds at it
+   differ in both phases. What is reported is accuracy on held-out data, and its difference seed by seed.
+
+The twin has more parameters (its importance networks) and twice the state: what is asked is whether converting helps,
+not why.
+"""
+
+from configs import mqar
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "small") -> ConfigDict:
+    """The settings of one variant of experiments/configs/mqar.py, with a second phase.
+
+    Raises:
+      ValueError: for an unknown variant, naming those there are.
+    """
+    config = mqar.get_config(variant)
+    config.model = "mamba2"
+    config.tune = ConfigDict({"pairs": config.data.pairs, "steps": config.run.steps // 2})
+    config.data.pairs //= 2
+    return config

@@ -1,0 +1,104 @@
+"""Fine-tunes a trained Mamba-2 beyond what it could hold: as it is, and made metaplastic. The protocol is the config's.
+
+python experiments/conversion.py --config=experiments/configs/conversion.py:small --runs=runs/conversion
+
+Every run is in a directory of its own below --runs: stopped, the same command goes on where it was, and finished runs
+are not run again. Result and figure go to --results, with .json and .png.
+"""
+
+import json
+from pathlib import Path
+
+import grid
+import mqar
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from cram_jax.analysis import mqar_figures, summary
+from cram_jax.functional.metaplastic import make_metaplastic
+from cram_jax.training import experiment
+from cram_jax.training import learner as learning
+from cram_jax.training.checkpoints import Checkpoints
+from cram_jax.training.metrics import read, strict
+
+RUNS = flags.DEFINE_string("runs", "runs/conversion", "Where the runs are.")
+RATES = flags.DEFINE_list("rates", ["2e-3", "5e-3"], "Learning rates to choose from, for each way by itself.")
+SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds, of both phases.")
+RESULTS = flags.DEFINE_string("results", "experiments/results/conversion", "Where result and figure go.")
+
+WAYS = {"as it is": "mamba2", "metaplastic": "metamamba2"}
+
+
+def first_phase(config: ConfigDict, seed: int) -> ConfigDict:
+    """Settings of the training on few pairs."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        del config.tune
+    config.seed = seed
+    return config
+
+
+def second_phase(config: ConfigDict, model: str) -> ConfigDict:
+    """Settings of a fine-tuning on many pairs."""
+    tune, config = config.tune, first_phase(config, 0)
+    config.model, config.data.pairs = model, tune.pairs
+    config.run.steps = config.optimizer.steps = tune.steps
+    return config
+
+
+def place(config: ConfigDict, first: ConfigDict, trained: Path, workdir: Path) -> None:
+    """Puts the trained parameters, converted where the model is metaplastic, into `workdir` as its step 0."""
+    learner, before = mqar.build(config)[0], mqar.build(first)[0]
+    saves, state = Checkpoints(workdir / "checkpoints"), learning.init(learner, config.seed, 0)
+    if saves.restore(state) is None:
+        _, last = Checkpoints(trained / "checkpoints").restore(learning.init(before, config.seed, 0))
+        params = last.params
+        if learner.model.layer.rank:
+            layers, _ = make_metaplastic(params.model, before.model.layer, rank=learner.model.layer.rank)
+            params = params._replace(model=layers)
+        saves.save(0, state._replace(params=params))
+    saves.close()
+
+
+def compare(config: ConfigDict, runs: Path, rates: list[float], seeds: int) -> tuple[list[dict], dict]:
+    """(summaries of the first phase, what grid.compare says of both ways)."""
+    trained = lambda seed: runs / f"trained_seed_{seed}"
+    first = [grid.once(mqar.train, first_phase(config, seed), trained(seed)) for seed in range(seeds)]
+
+    def tune(settings: ConfigDict, workdir: Path) -> dict:
+        place(settings, first_phase(config, settings.seed), trained(settings.seed), workdir)
+        out = mqar.train(settings, workdir)
+        lines = read(workdir / "metrics.jsonl")
+        curve = {"step": [line["step"] for line in lines], "accuracy": [line["held_out/accuracy"] for line in lines]}
+        out |= {"curve": curve, "accuracy_start": curve["accuracy"][0]}
+        (workdir / "summary.json").write_text(json.dumps(strict(out), indent=1) + "\n")
+        return out
+
+    entries = {way: second_phase(config, model) for way, model in WAYS.items()}
+    return first, grid.compare(tune, entries, runs, rates, seeds, score="accuracy", chosen_by="validation_accuracy")
+
+
+def main(_) -> None:
+    experiment.quiet()
+    config, target = mqar.CONFIG.value, Path(RESULTS.value)
+    first, ways = compare(config, Path(RUNS.value), [float(rate) for rate in RATES.value], SEEDS.value)
+    gains = np.array([b["accuracy"] - a["accuracy"] for a, b in zip(*(ways[w]["runs"] for w in WAYS), strict=True)])
+    out = {"config": json.loads(config.to_json()), "trained": first, "ways": ways, "gain": gains.tolist()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.with_suffix(".json").write_text(json.dumps(strict(out | summary.versions()), indent=1) + "\n")
+    mqar_figures.conversion(ways, config.tune.pairs, target.with_suffix(".png"))
+    many = lambda values: "  ".join(summary.percent(value) for value in values)
+    few, pairs = config.data.pairs, config.tune.pairs
+    rows = [(f"accuracy by seed, trained on {few} pairs", many(run["accuracy"] for run in first))]
+    for way, found in ways.items():
+        starts = many(run["accuracy_start"] for run in found["runs"])
+        rows.append((f"{way}, on {pairs} pairs, before fine-tuning", starts))
+        ends = many(run["accuracy"] for run in found["runs"])
+        rows.append((f"{way}, after {config.tune.steps} steps at rate {found['learning_rate']:g}", ends))
+    rows.append(("metaplastic above as it is", many(gains)))
+    summary.show("Conversion: fine-tuned beyond the old capacity", rows)
+
+
+if __name__ == "__main__":
+    experiment.launch(main)

@@ -1,0 +1,87 @@
+"""Compares tiny language models on real text with the same budget: bits per byte of held-out files.
+
+python experiments/language.py --runs=runs/language [--files=FOLDER] [--rates=3e-3,6e-3] [--seeds=1]
+
+Every run is one of experiments/text.py, in a directory of its own below --runs: stopped, the same command goes on where
+it was, and finished runs are not run again. Each model's learning rate is chosen, with seed 0, by its loss over the
+last logged stretch of training: of the text a run sees a part, once, so these windows were new to it. Result and figure
+go to --results, with .json and .png. Two processes with some of the models each (--entry=mamba2) use two cores.
+"""
+
+import json
+from pathlib import Path
+
+import collect
+import grid
+import jax
+import text
+from absl import flags
+from ml_collections import ConfigDict
+
+from cram_jax.analysis import accounting, ngram, summary, text_figures
+from cram_jax.training import experiment
+from cram_jax.training import learner as learning
+from cram_jax.training.metrics import read, strict
+
+RUNS = flags.DEFINE_string("runs", "runs/language", "Where the runs are.")
+RATES = flags.DEFINE_list("rates", ["3e-3", "6e-3"], "Learning rates to choose from.")
+SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds at the chosen rate; the choice is made with seed 0.")
+LABELS = flags.DEFINE_multi_string("entry", [], "Models to compare; all by default. May be given several times.")
+RESULTS = flags.DEFINE_string("results", "experiments/results/language", "Where result and figure go.")
+
+
+def settings(base: ConfigDict, model: str) -> ConfigDict:
+    """Of one model, with its own depth."""
+    config = base.copy_and_resolve_references()
+    config.model, config.depth = model, base.depths[model]
+    return config
+
+
+def train(config: ConfigDict, workdir: Path) -> dict:
+    """One run's summary, with what the model has and carries, and what its rate is chosen by."""
+    out = text.train(config, workdir)
+    learner, _ = text.build(config)
+    params = jax.eval_shape(lambda: learning.init(learner, 0, 0)).params
+    out |= {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "state_bytes": accounting.state_bytes(learner.model.init_cache(1)),
+        "training_bits_per_byte": read(workdir / "metrics.jsonl")[-1]["train/bits_per_byte"],
+    }
+    (workdir / "summary.json").write_text(json.dumps(strict(out), indent=1) + "\n")
+    return out
+
+
+def table(models: dict) -> list[tuple[str, str]]:
+    """Rows of (model, figures) for a person, the best first."""
+    spread = lambda m: "" if m["bits_per_byte_sd"] is None else f" +- {m['bits_per_byte_sd']:.3f}"
+    ranked = sorted(models.items(), key=lambda item: item[1]["bits_per_byte"])
+    rows = []
+    for label, m in ranked:
+        run = m["runs"][0]
+        size = f"{run['parameters'] / 1000:.0f}k parameters, {run['step_ms_end']:.0f} ms a step"
+        rows.append((label, f"{m['bits_per_byte']:.3f}{spread(m)}  {size}, rate {m['learning_rate']:g}"))
+    grams = "  ".join(f"{run[f'bits_per_byte_{n}_gram']:.3f}" for n in ngram.ORDERS)
+    return [*rows, ("n-grams with n = 1, 2, 3", grams)]
+
+
+def main(_) -> None:
+    experiment.quiet()
+    base, target, runs = text.opened(text.CONFIG.value, tuple(text.FILES.value)), Path(RESULTS.value), Path(RUNS.value)
+    entries = {model: settings(base, model) for model in LABELS.value or base.depths}
+    rates = [float(rate) for rate in RATES.value]
+    models = grid.compare(
+        train, entries, runs, rates, SEEDS.value, score="bits_per_byte", chosen_by="training_bits_per_byte"
+    )
+    for label, model in models.items():
+        folders = [runs / label / f"rate_{model['learning_rate']:g}_seed_{seed}" for seed in range(SEEDS.value)]
+        model["curves"] = [collect.curves(read(folder / "metrics.jsonl")) for folder in folders]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    config = {name: value for name, value in json.loads(base.to_json()).items() if name != "files"}
+    out = {"config": config, "models": models, **summary.versions()}
+    target.with_suffix(".json").write_text(json.dumps(strict(out), indent=1) + "\n")
+    text_figures.comparison(models, target.with_suffix(".png"))
+    summary.show("Text: bits per byte of held-out files", table(models))
+
+
+if __name__ == "__main__":
+    experiment.launch(main)
