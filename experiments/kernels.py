@@ -132,7 +132,7 @@ class Stream:
 
     def __init__(self, stack: Stack, batch: int, context: int, piece: int):
         params, states = stack.init(jax.random.key(0)), stack.init_state()
-        states = consolidation.release(states) if stack.routes else states
+        states = consolidation.release(states) if stack.consolidates else states
         self.x_BxTxD = jax.random.normal(jax.random.key(2), (batch, piece, stack.layer.D))
         at = lambda cache: cache._replace(position=jnp.asarray(context, jnp.int32))
         self.caches = tuple(map(at, stack.init_cache(batch)))

@@ -7,6 +7,7 @@ Takes the last state of a run of experiments/srcd.py and measures, with all part
 | name | what |
 |---|---|
 | skipping | CRAM as it trains: audits and sampled writes included |
+| all_attend | the same step while every token attends, as before the release, to the events the gate keeps |
 | no_episodic | the same without buffer, write gate, retrieval and what is learned from it: skipping's floor |
 | transformer | a dense model of the same width, depth, data and loss |
 | agreement | 20 steps with skipping and 20 with everything computed, from that state: how far the losses part |
@@ -74,7 +75,9 @@ def no_episodic():
 def step_times(learner: Learner, dense: Learner, seed: int, state, batches, rounds: int) -> dict:
     """Milliseconds a step of each, and their ratios."""
     dense_state = learning.init(dense, seed, state.exposures_P.shape[0])
-    steps = {"skipping": (compiled_step(learner, state, batches[0]), state)}
+    unreleased = state.consolidation._replace(released=jnp.zeros_like(state.consolidation.released))
+    step = compiled_step(learner, state, batches[0])
+    steps = {"skipping": (step, state), "all_attend": (step, state._replace(consolidation=unreleased))}
     with no_episodic():
         steps["no_episodic"] = (compiled_step(learner, state, batches[0]), state)
     steps["transformer"] = (compiled_step(dense, dense_state, batches[0]), dense_state)
@@ -85,6 +88,7 @@ def step_times(learner: Learner, dense: Learner, seed: int, state, batches, roun
     return times | {
         "over_no_episodic": ratio("skipping", "no_episodic"),
         "faster_than_transformer": ratio("transformer", "skipping"),
+        "faster_than_all_attend": ratio("all_attend", "skipping"),
     }
 
 

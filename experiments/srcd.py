@@ -29,7 +29,7 @@ def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]
     """The run's summary, with lesions and how often each pattern was asked for."""
     out = experiment.finish(learner, run, seed, state, lines)
     out["dynamics_mse_excess"] = out["dynamics_mse"] - learner.task.data.noise**2
-    if learner.model.routes:
+    if learner.model.consolidates:
         batches = [learner.task.batch("held_out", seed, i, run.length, run.batch) for i in range(16)]
         out |= lesion.share_lost(learner, state, batches)
         exposures = np.asarray(state.exposures_P)
@@ -53,31 +53,38 @@ def table(out: dict) -> list[tuple[str, str]]:
         ("dynamics MSE above the generator's noise", f"{out['dynamics_mse_excess']:.4f}"),
     ]
     if "attention_tokens" in out:
-        peak = out["attention_tokens_peak_after_release"] or float("nan")
-        fewer = lambda share: f"{share / max(out['attention_tokens_end'], 1e-9):.1f}x"
-        calibration = [out[f"familiarity_calibration_error_{group}"] for group in ("query", "all")]
         rows += summary.attention_rows(out, "event")
-        rows += [
-            ("at the end, times fewer events attend than at the start (all, by design)", fewer(1)),
-            ("... than at the peak once the router was released", fewer(peak)),
-            ("... than if every query did and nothing else", fewer(out["realised_query_share"])),
-            (
-                "quality of recall in that layer: recurring, new queries",
-                shares("quality_query_recurring_busiest", "quality_query_new_busiest"),
-            ),
-            (
-                "q-hat calibration error in that layer: queries, all events",
-                "  ".join(f"{error:.3f}" for error in calibration),
-            ),
-            ("recurring answers lost without semantic memory", shares("recurring_lost_without_semantic")),
-            (
-                "... without that of one layer; new answers, as a control",
-                shares("recurring_lost_without_semantic_holder", "new_lost_without_semantic_holder"),
-            ),
-            ("... without the feed-forward networks", shares("recurring_lost_without_feed_forward")),
-            ("... without any layer, by the read-out alone", shares("recurring_lost_without_layers")),
-        ]
+    if "familiarity_calibration_error_query" in out:
+        rows += consolidation_rows(out)
     return rows + summary.time_rows(out, "event")
+
+
+def consolidation_rows(out: dict) -> list[tuple[str, str]]:
+    """What a model that consolidates did with its attention."""
+    shares = lambda *names: "  ".join(summary.percent(out[name]) for name in names)
+    peak = out["attention_tokens_peak_after_release"] or float("nan")
+    fewer = lambda share: f"{share / max(out['attention_tokens_end'], 1e-9):.1f}x"
+    calibration = [out[f"familiarity_calibration_error_{group}"] for group in ("query", "all")]
+    return [
+        ("at the end, times fewer events attend than at the start (all, by design)", fewer(1)),
+        ("... than at the peak once the router was released", fewer(peak)),
+        ("... than if every query did and nothing else", fewer(out["realised_query_share"])),
+        (
+            "quality of recall in that layer: recurring, new queries",
+            shares("quality_query_recurring_busiest", "quality_query_new_busiest"),
+        ),
+        (
+            "q-hat calibration error in that layer: queries, all events",
+            "  ".join(f"{error:.3f}" for error in calibration),
+        ),
+        ("recurring answers lost without semantic memory", shares("recurring_lost_without_semantic")),
+        (
+            "... without that of one layer; new answers, as a control",
+            shares("recurring_lost_without_semantic_holder", "new_lost_without_semantic_holder"),
+        ),
+        ("... without the feed-forward networks", shares("recurring_lost_without_feed_forward")),
+        ("... without any layer, by the read-out alone", shares("recurring_lost_without_layers")),
+    ]
 
 
 def main(_) -> None:
@@ -86,7 +93,7 @@ def main(_) -> None:
     state, lines = experiment.train(config, learner, run, workdir, patterns=learner.task.data.patterns)
     out = finish(learner, run, config.seed, state, lines)
     experiment.report(workdir, f"SRCD, {config.model}, {run.length} events, seed {config.seed}", out, table(out))
-    if learner.model.routes:
+    if learner.model.consolidates:
         path = workdir / "figures" / "figure_2.png"
         figures.figure_2(lines, out, path)
         print(f"figure: {path}")

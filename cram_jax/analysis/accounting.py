@@ -16,9 +16,12 @@ from cram_jax.dims import Array, Scalar, Segments
 from cram_jax.functional import matrix_memory, uncertainty
 from cram_jax.functional.attention import AttentionConfig
 from cram_jax.functional.cram import CRAMConfig, CRAMRoutes
+from cram_jax.functional.jamba import JambaConfig
 from cram_jax.functional.mamba2 import Mamba2Config
 from cram_jax.functional.palimpsa import PalimpsaConfig
 from cram_jax.functional.routing import feature_width
+from cram_jax.functional.seqboat import SeqBoatConfig, SeqBoatRoutes
+from cram_jax.functional.working_memory import WorkingConfig
 
 
 class Work(NamedTuple):
@@ -35,12 +38,13 @@ class Work(NamedTuple):
     pairs: Scalar
 
 
-def work(routes: CRAMRoutes, cfg: CRAMConfig, segment_BxT: Segments | None = None) -> Work:
+def work(
+    routes: CRAMRoutes | SeqBoatRoutes, cfg: CRAMConfig | SeqBoatConfig, segment_BxT: Segments | None = None
+) -> Work:
     """The work of one layer's plan, which its attended and kept tokens decide."""
     kept_BxT = routes.kept_BxT
-    plan = kernels.make_plan(
-        routes.attended_BxT, kept_BxT=kept_BxT, memory=cfg.episodic.memory, segment_BxT=segment_BxT
-    )
+    memory = cfg.memory if isinstance(cfg, SeqBoatConfig) else cfg.episodic.memory
+    plan = kernels.make_plan(routes.attended_BxT, kept_BxT=kept_BxT, memory=memory, segment_BxT=segment_BxT)
     seen_BxC = jnp.maximum(plan.end_BxC - plan.start_BxC, 0)
     total = lambda x: jnp.sum(x, dtype=jnp.float32)
     tokens, slots = jnp.asarray(kept_BxT.size, jnp.float32), total(jnp.max(plan.end_BxC, axis=1))
@@ -53,7 +57,7 @@ def dense_work(batch: int, length: int) -> Work:
     return Work(*(jnp.asarray(x) for x in (tokens, tokens, tokens, tokens * (length + 1) / 2)))
 
 
-def flops(cfg: CRAMConfig | AttentionConfig, work: Work, *, train: bool = False) -> tuple[Array, Array]:
+def flops(cfg: CRAMConfig | AttentionConfig | SeqBoatConfig, work: Work, *, train: bool = False) -> tuple[Array, Array]:
     """(attention_flops, total_flops) of a layer.
 
     Args:
@@ -62,12 +66,15 @@ def flops(cfg: CRAMConfig | AttentionConfig, work: Work, *, train: bool = False)
     if isinstance(cfg, AttentionConfig):
         H, K, V, again = cfg.heads, cfg.head_dim, cfg.head_dim, 0
         beside = 4 * cfg.D * cfg.F
+    elif isinstance(cfg, SeqBoatConfig):
+        H, K, V, again = cfg.heads, cfg.head_dim, cfg.head_dim, 1
+        beside = _working(cfg.D, cfg.working) + 4 * cfg.D + 4 * cfg.D * cfg.F
     else:
         H, K, V, again = cfg.episodic.heads, cfg.episodic.head_dim, cfg.episodic.head_dim, 1
         beside = _beside(cfg)
     row, slot, pair = 2 * cfg.D * H * (K + V), 2 * cfg.D * H * (K + V), 2 * H * (K + V)
-    # The gradient of a product is two; attention's weights are computed once more: 5 products for 2. CRAM's backward
-    # pass repeats its forward one for the rows of the plan.
+    # The gradient of a product is two; attention's weights are computed once more: 5 products for 2. Where lists
+    # are as long as needed, the backward pass repeats the forward one for the rows of the plan.
     projections, pairs = (3 + again, 3.5 + again) if train else (1, 1)
     attention = projections * (row * work.rows + slot * work.slots) + pairs * pair * work.pairs
     lessons = 0.0
@@ -83,18 +90,21 @@ def _matrix_memory(D: int, W: int, metaplastic: bool) -> int:
     return 2 * (projections + importance) + (10 if metaplastic else 5) * W * K
 
 
+def _working(D: int, cfg: WorkingConfig) -> int:
+    W = cfg.width
+    if cfg.body == "ct_ode":
+        return 2 * D * W + 2 * W * W * (cfg.steps - 1) + 2 * W * D
+    if cfg.body == "gated_scan":
+        return 3 * 2 * D * W + 2 * W * D
+    return _matrix_memory(D, W, cfg.body == "palimpsa")
+
+
 def _beside(cfg: CRAMConfig) -> int:
     """Operations a token that no route saves."""
-    D, W = cfg.D, cfg.working.width
-    if cfg.working.body == "ct_ode":
-        working = 2 * D * W + 2 * W * W * (cfg.working.steps - 1) + 2 * W * D
-    elif cfg.working.body == "gated_scan":
-        working = 3 * 2 * D * W + 2 * W * D
-    else:
-        working = _matrix_memory(D, W, cfg.working.body == "palimpsa")
+    D = cfg.D
     network = lambda inputs, hidden, outputs: 2 * hidden * (inputs + outputs)
     return (
-        working
+        _working(D, cfg.working)
         + network(D, cfg.semantic.rank, D)
         + network(D, cfg.consolidation.width, 1)
         + network(feature_width(D, cfg.routing), cfg.routing.width, 3)
@@ -129,9 +139,9 @@ def state_bytes(caches: tuple) -> int:
 
 
 def executed(
-    cfg: CRAMConfig | AttentionConfig | Mamba2Config | PalimpsaConfig,
+    cfg: CRAMConfig | AttentionConfig | Mamba2Config | PalimpsaConfig | JambaConfig | SeqBoatConfig,
     depth: int,
-    routes: CRAMRoutes | tuple[()],
+    routes: CRAMRoutes | SeqBoatRoutes | tuple[()],
     shape: tuple[int, int],
     train: bool,
 ) -> dict[str, tuple[Scalar, Scalar]]:
@@ -141,14 +151,20 @@ def executed(
       routes: of all layers, with a leading L axis; not looked at for layers that do not route.
       shape: (batch, length).
     """
-    if isinstance(cfg, AttentionConfig):
-        attention, total = flops(cfg, dense_work(*shape), train=train)
-        attention, total = depth * attention, depth * total
-    elif isinstance(cfg, Mamba2Config | PalimpsaConfig):
-        attention = jnp.zeros(())
-        total = jnp.asarray(float(depth * shape[0] * shape[1] * recurrent_flops(cfg, train=train)))
-    else:
+    tokens = jnp.asarray(shape[0] * shape[1], jnp.float32)
+    if isinstance(cfg, CRAMConfig | SeqBoatConfig):
         attention_L, total_L = flops(cfg, jax.vmap(lambda one: work(one, cfg))(routes), train=train)
         attention, total = jnp.sum(attention_L), jnp.sum(total_L)
-    tokens = jnp.asarray(shape[0] * shape[1], jnp.float32)
+    else:
+        attention, total = (depth * jnp.asarray(x, jnp.float32) for x in _fixed(cfg, shape, train))
     return {"attention_flops": (attention, tokens), "total_flops": (total, tokens)}
+
+
+def _fixed(cfg, shape: tuple[int, int], train: bool) -> tuple[Array | float, Array | float]:
+    """(attention, total) of a layer whose work does not depend on what it reads."""
+    if isinstance(cfg, JambaConfig):
+        attention, total = _fixed(cfg.attention, shape, train)
+        return attention, total + cfg.recurrent * _fixed(cfg.mamba, shape, train)[1]
+    if isinstance(cfg, AttentionConfig):
+        return flops(cfg, dense_work(*shape), train=train)
+    return 0.0, float(shape[0] * shape[1] * recurrent_flops(cfg, train=train))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Gap, Gaps, Key, Segments, Token, Tokens
-from cram_jax.functional import attention, cram, mamba2, palimpsa
+from cram_jax.functional import attention, cram, jamba, mamba2, palimpsa, seqboat
 from cram_jax.functional.common import at_least_one
 
 LAYERS: dict[type, ModuleType] = {
@@ -19,7 +19,17 @@ LAYERS: dict[type, ModuleType] = {
     attention.AttentionConfig: attention,
     mamba2.Mamba2Config: mamba2,
     palimpsa.PalimpsaConfig: palimpsa,
+    jamba.JambaConfig: jamba,
+    seqboat.SeqBoatConfig: seqboat,
 }
+Layer = (
+    cram.CRAMConfig
+    | attention.AttentionConfig
+    | mamba2.Mamba2Config
+    | palimpsa.PalimpsaConfig
+    | jamba.JambaConfig
+    | seqboat.SeqBoatConfig
+)
 
 
 @jax.tree_util.register_static
@@ -27,7 +37,7 @@ LAYERS: dict[type, ModuleType] = {
 class Stack:
     """layer: configuration of each layer; its type says which. depth: L."""
 
-    layer: cram.CRAMConfig | attention.AttentionConfig | mamba2.Mamba2Config | palimpsa.PalimpsaConfig
+    layer: Layer
     depth: int = 2
 
     def __post_init__(self):
@@ -42,7 +52,12 @@ class Stack:
 
     @property
     def routes(self) -> bool:
-        """Whether the layers decide who attends (their aux then has stats, sums and routes)."""
+        """Whether the layers decide who attends (their aux then has routes)."""
+        return self.functions in (cram, seqboat)
+
+    @property
+    def consolidates(self) -> bool:
+        """Whether the layers learn from what they retrieved (their aux then has stats and sums, too)."""
         return self.functions is cram
 
     def _repeat(self, tree):

@@ -13,9 +13,11 @@ from ml_collections import ConfigDict, config_flags
 from cram_jax.analysis import summary
 from cram_jax.functional.attention import AttentionConfig
 from cram_jax.functional.cram import CRAMConfig
+from cram_jax.functional.jamba import JambaConfig
 from cram_jax.functional.mamba2 import Mamba2Config
 from cram_jax.functional.objective import ObjectiveConfig
 from cram_jax.functional.palimpsa import PalimpsaConfig
+from cram_jax.functional.seqboat import SeqBoatConfig
 from cram_jax.models.stack import Stack
 from cram_jax.training import loop
 from cram_jax.training.learner import Learner, OptimizerConfig, Task
@@ -43,6 +45,8 @@ MODELS = {  # a model's settings stand in a section of its name
     "palimpsa": PalimpsaConfig,
     "gated_linear": PalimpsaConfig,
     "gated_delta": PalimpsaConfig,
+    "jamba": JambaConfig,
+    "seqboat": SeqBoatConfig,
 }
 
 

@@ -184,7 +184,7 @@ def train_step(learner: Learner, state: TrainState, batch) -> tuple[TrainState, 
         key = jax.random.fold_in(state.key, state.step)
         task_loss, metrics, aux = forward(learner, params, state.consolidation, batch, key, train=True)
         memory_loss, parts = 0.0, {}
-        if learner.model.routes:
+        if learner.model.consolidates:
             memory_loss, parts = objective.memory_loss(aux.sums, state.price.price, learner.objective)
         return task_loss + memory_loss, (task_loss, metrics, aux, parts)
 
@@ -192,9 +192,10 @@ def train_step(learner: Learner, state: TrainState, batch) -> tuple[TrainState, 
     norm = optax.tree.norm(gradient)
     change, opt_state = learner.optimizer.build().update(gradient, state.opt_state, state.params)
     states, prices = state.consolidation, state.price
-    if learner.model.routes:
+    if learner.model.consolidates:
         prices = price.update(prices, state.step, task_loss, learner.price)
         states = consolidation.release(consolidation.update(states, aux.stats), prices.released)
+    if learner.model.routes:
         metrics |= routed_metrics(aux.routes, {})
     moved = state._replace(
         params=optax.apply_updates(state.params, change),
@@ -210,7 +211,7 @@ def train_step(learner: Learner, state: TrainState, batch) -> tuple[TrainState, 
     one = jnp.ones(())
     report = {"loss": (loss, one), "task_loss": (task_loss, one), "gradient_norm": (norm, one)}
     report |= {name: (value, one) for name, value in parts.items()}
-    if learner.model.routes:
+    if learner.model.consolidates:
         report |= {"price": (prices.price, one), "released": (prices.released.astype(jnp.float32), one)}
     report |= {"skipped": (after.skipped, one)} | metrics
     return after._replace(step=state.step + 1), report
@@ -220,7 +221,7 @@ def routed_metrics(routes, groups: dict[str, Array]) -> Sums:
     """What a batch's tokens did, audits counted as attention.
 
     Args:
-      routes: `CRAMRoutes` of all layers (L B T).
+      routes: of all layers (L B T): `attended_BxT` and `kept_BxT`.
       groups: kinds of tokens to report apart.
     """
     attended_LxBxT, kept_LxBxT = routes.attended_BxT, routes.kept_BxT

@@ -80,8 +80,8 @@ def evaluate(
 
 
 def probe(learner: Learner, run: RunConfig, state: TrainState, seed: int, batches: int) -> dict:
-    """Quality and familiarity of all tokens of some held-out batches; {} for a model without routes."""
-    if not learner.model.routes or not batches:
+    """Quality and familiarity of all tokens of some held-out batches; {} for a model that consolidates nothing."""
+    if not learner.model.consolidates or not batches:
         return {}
     sums = []
     key = jax.random.fold_in(jax.random.key(seed), learning.EVALUATION)

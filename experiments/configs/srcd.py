@@ -8,8 +8,9 @@ python experiments/srcd.py --config=experiments/configs/srcd.py:VARIANT --workdi
 | small | 256 events | 2400 | 3 minutes | 99.9% retrieval, 1.6% attend |
 | paper | 2048 events | 6000 | 9 minutes | the paper's size (`make demo`): 100.0% retrieval, 1.6% attend |
 
-Figures with their spread, hardware and versions: CLAIMS.md. Every field is a field of the dataclass of its
-section, where its meaning stands; `--config.section.field=value`.
+Models: cram; to compare with, transformer, mamba2, jamba (a block is 8 layers, one of them attention: give it
+`--config.depth=1`) and seqboat. Figures with their spread, hardware and versions: CLAIMS.md. Every field is a field of
+the dataclass of its section, where its meaning stands; `--config.section.field=value`.
 """
 
 from ml_collections import ConfigDict
@@ -17,6 +18,9 @@ from ml_collections import ConfigDict
 from cram_jax.functional.attention import AttentionConfig
 from cram_jax.functional.cram import CRAMConfig
 from cram_jax.functional.episodic import EpisodicConfig
+from cram_jax.functional.jamba import JambaConfig
+from cram_jax.functional.mamba2 import Mamba2Config
+from cram_jax.functional.seqboat import SeqBoatConfig
 from cram_jax.tasks.srcd import SRCDConfig
 from cram_jax.tasks.srcd_task import SRCDTask
 from cram_jax.training import experiment
@@ -58,7 +62,13 @@ def get_config(variant: str = "small") -> ConfigDict:
     run = chosen["run"]
     config = experiment.settings(
         run,
-        {"cram": CRAMConfig(episodic=EpisodicConfig(memory=chosen["memory"])), "transformer": AttentionConfig()},
+        {
+            "cram": CRAMConfig(episodic=EpisodicConfig(memory=chosen["memory"])),
+            "transformer": AttentionConfig(),
+            "mamba2": Mamba2Config(),
+            "jamba": JambaConfig(),
+            "seqboat": SeqBoatConfig(),
+        },
         price=chosen.get("price", PriceConfig()),
         data=to_config(chosen.get("data", SRCDConfig())),
         dynamics_weight=SRCDTask().dynamics_weight,

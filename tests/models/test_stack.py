@@ -9,9 +9,12 @@ from cram_jax.functional import consolidation
 from cram_jax.functional.attention import AttentionConfig
 from cram_jax.functional.cram import CRAMConfig
 from cram_jax.functional.episodic import EpisodicConfig
+from cram_jax.functional.jamba import JambaConfig
 from cram_jax.functional.mamba2 import Mamba2Config
 from cram_jax.functional.palimpsa import PalimpsaConfig
 from cram_jax.functional.routing import RoutingConfig
+from cram_jax.functional.seqboat import SeqBoatConfig
+from cram_jax.functional.working_memory import WorkingConfig
 from cram_jax.models.stack import Stack
 
 B, T, D = 2, 24, 8
@@ -29,6 +32,13 @@ LAYERS = [
     PalimpsaConfig(D=D, heads=2, key_dim=3, value_dim=4, rank=0),
     PalimpsaConfig(D=D, heads=2, key_dim=3, value_dim=4, rank=0, delta=True),
     PalimpsaConfig(D=D, F=16, heads=2, key_dim=3, value_dim=4, rank=2),
+    JambaConfig(
+        mamba=Mamba2Config(D=D, heads=2, head_dim=4, state=3),
+        attention=AttentionConfig(D=D, F=16, heads=2, head_dim=4, context=T),
+        recurrent=2,
+        before=1,
+    ),
+    SeqBoatConfig(D=D, F=16, heads=2, head_dim=4, memory=5, working=WorkingConfig(body="gated_scan", width=8)),
 ]
 EVERY = pytest.mark.parametrize("layer", LAYERS, ids=lambda cfg: type(cfg).__name__)
 
@@ -41,7 +51,7 @@ def network(layer, depth=3):
     keys = jax.random.split(jax.random.key(1), len(leaves))
     moved = [x + 0.1 * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
     states = stack.init_state()
-    return stack, jax.tree.unflatten(tree, moved), consolidation.release(states) if stack.routes else states
+    return stack, jax.tree.unflatten(tree, moved), consolidation.release(states) if stack.consolidates else states
 
 
 def sequence():
