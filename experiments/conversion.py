@@ -9,7 +9,9 @@ are not run again. Result and figure go to --results, with .json and .png.
 import json
 from pathlib import Path
 
+import collect
 import grid
+import jax
 import mqar
 import numpy as np
 from absl import flags
@@ -23,7 +25,7 @@ from cram_jax.training.checkpoints import Checkpoints
 from cram_jax.training.metrics import read, strict
 
 RUNS = flags.DEFINE_string("runs", "runs/conversion", "Where the runs are.")
-RATES = flags.DEFINE_list("rates", ["2e-3", "5e-3"], "Learning rates to choose from, for each way by itself.")
+RATES = flags.DEFINE_list("rates", ["5e-4", "1e-3", "2.15e-3", "4.64e-3"], "To choose from, for each way by itself.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds, of both phases.")
 RESULTS = flags.DEFINE_string("results", "experiments/results/conversion", "Where result and figure go.")
 
@@ -55,28 +57,40 @@ def place(config: ConfigDict, first: ConfigDict, trained: Path, workdir: Path) -
         _, last = Checkpoints(trained / "checkpoints").restore(learning.init(before, config.seed, 0))
         params = last.params
         if learner.model.layer.rank:
-            layers, _ = make_metaplastic(params.model, before.model.layer, rank=learner.model.layer.rank)
+            rank, key = learner.model.layer.rank, jax.random.key(config.seed)
+            layers, _ = make_metaplastic(params.model, before.model.layer, rank=rank, key=key)
             params = params._replace(model=layers)
         saves.save(0, state._replace(params=params))
     saves.close()
 
 
 def compare(config: ConfigDict, runs: Path, rates: list[float], seeds: int) -> tuple[list[dict], dict]:
-    """(summaries of the first phase, what grid.compare says of both ways)."""
+    """(summaries of the first phase, what grid.compare says of both ways).
+
+    Raises:
+      ValueError: where a first phase did not learn its pairs: then nothing was held yet.
+    """
+    entries = {way: second_phase(config, model) for way, model in WAYS.items()}
+    for settings in entries.values():
+        mqar.build(settings)  # before hours of the first phase: what is wrong shows now
     trained = lambda seed: runs / f"trained_seed_{seed}"
     first = [grid.once(mqar.train, first_phase(config, seed), trained(seed)) for seed in range(seeds)]
+    accuracies = [run["accuracy"] if run else 0.0 for run in first]
+    if min(accuracies) < config.tune.least:
+        raise ValueError(
+            f"the first phase reached {accuracies} by seed, below tune.least={config.tune.least}: give it fewer "
+            "data.pairs, or more run.steps"
+        )
 
     def tune(settings: ConfigDict, workdir: Path) -> dict:
         place(settings, first_phase(config, settings.seed), trained(settings.seed), workdir)
-        out = mqar.train(settings, workdir)
-        lines = read(workdir / "metrics.jsonl")
-        curve = {"step": [line["step"] for line in lines], "accuracy": [line["held_out/accuracy"] for line in lines]}
-        out |= {"curve": curve, "accuracy_start": curve["accuracy"][0]}
-        (workdir / "summary.json").write_text(json.dumps(strict(out), indent=1) + "\n")
-        return out
+        return mqar.train(settings, workdir)
 
-    entries = {way: second_phase(config, model) for way, model in WAYS.items()}
-    return first, grid.compare(tune, entries, runs, rates, seeds, score="accuracy", chosen_by="validation_accuracy")
+    def curve(settings: ConfigDict, workdir: Path) -> dict:
+        found = collect.curves(read(workdir / "metrics.jsonl"))
+        return {"curve": found, "accuracy_start": found["held_out/accuracy"][0]}
+
+    return first, grid.compare(tune, entries, runs, rates, seeds, "accuracy", "validation_accuracy", curve)
 
 
 def main(_) -> None:

@@ -1,6 +1,7 @@
 """What comparisons share: each model's learning rate is chosen on validation data, then seeds run at that rate."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,15 +13,22 @@ from cram_jax.training.settings import claim_workdir
 Train = Callable[[ConfigDict, Path], dict]
 
 
-def once(train: Train, config: ConfigDict, workdir: Path) -> dict:
-    """A run's summary; trained if there is none yet.
+def once(train: Train, config: ConfigDict, workdir: Path) -> dict | None:
+    """A run's summary; trained if there is none yet. None where it diverged.
 
     Raises:
       ValueError: where the directory holds a run with other settings.
     """
     claim_workdir(workdir, config)
-    done = workdir / "summary.json"
-    return json.loads(done.read_text()) if done.exists() else train(config, workdir)
+    done, diverged = workdir / "summary.json", workdir / "diverged"
+    if done.exists():
+        return json.loads(done.read_text())
+    if not diverged.exists():
+        try:
+            return train(config, workdir)
+        except FloatingPointError as error:
+            diverged.write_text(f"{error}\n")
+    return None
 
 
 def rated(config: ConfigDict, rate: float, seed: int) -> ConfigDict:
@@ -31,33 +39,57 @@ def rated(config: ConfigDict, rate: float, seed: int) -> ConfigDict:
 
 
 def compare(
-    train: Train, entries: dict[str, ConfigDict], runs: Path, rates: list[float], seeds: int, score: str, chosen_by: str
+    train: Train,
+    entries: dict[str, ConfigDict],
+    runs: Path,
+    rates: list[float],
+    seeds: int,
+    score: str,
+    chosen_by: str,
+    more: Callable[[ConfigDict, Path], dict] = lambda config, workdir: {},
 ) -> dict:
     """By label: the rate chosen, what it was chosen by, the runs at it, and their score's mean and deviation.
 
     Args:
       train: runs, or goes on with, one run in a directory: its summary.
       entries: settings by label; each run is in a directory of its own below `runs`.
-      rates: the choice among them is made with seed 0.
+      rates: the choice among them is made with seed 0; a run that diverged is never chosen. "at_edge" is whether the
+        lowest or highest was chosen, so that a better one may lie beyond.
       score: the summary's number to report. chosen_by: the one that chooses, on data that is not reported. Accuracies
         are the better the higher, bits the better the lower.
+      more: what to add to a run's summary, from its settings and directory.
+
+    Raises:
+      ValueError: where runs were trained by different code, or all of a model's diverged.
     """
-    better = min if "bits" in chosen_by else max
-    out = {}
+    sign = -1 if "bits" in chosen_by else 1
+    out, code = {}, {}
     for label, config in entries.items():
         folder = runs / label.replace(", ", "_").replace(" ", "_")
-        run = lambda rate, seed, config=config, folder=folder: once(
-            train, rated(config, rate, seed), folder / f"rate_{rate:g}_seed_{seed}"
-        )
-        tried = {rate: run(rate, 0)[chosen_by] for rate in rates}
-        best = better(tried, key=tried.get)
-        found = [run(best, seed) for seed in range(seeds)]
+
+        def run(rate: float, seed: int, config=config, folder=folder) -> dict | None:
+            settings, workdir = rated(config, rate, seed), folder / f"rate_{rate:g}_seed_{seed}"
+            found = once(train, settings, workdir)
+            if found is not None:
+                code.setdefault(tuple(found["trained_by"]), workdir)
+            return found and found | more(settings, workdir)
+
+        tried = {rate: run(rate, 0) for rate in rates}
+        values = {rate: one[chosen_by] if one else -sign * math.inf for rate, one in tried.items()}
+        best = max(values, key=lambda rate: sign * values[rate])
+        if tried[best] is None:
+            raise ValueError(f"{label} diverged at all of the rates {rates}; give lower ones")
+        found = [one for one in (run(best, seed) for seed in range(seeds)) if one]
         scores = np.array([one[score] for one in found])
         out[label] = {
             "learning_rate": best,
-            chosen_by: {f"{rate:g}": value for rate, value in tried.items()},
+            "at_edge": len(rates) > 1 and best in (min(rates), max(rates)),
+            chosen_by: {f"{rate:g}": value for rate, value in values.items()},
             score: float(scores.mean()),
-            f"{score}_sd": float(scores.std(ddof=1)) if seeds > 1 else None,
+            f"{score}_sd": float(scores.std(ddof=1)) if len(found) > 1 else None,
+            "diverged": seeds - len(found),
             "runs": found,
         }
+    if len(code) > 1:
+        raise ValueError(f"runs were trained by different code, so they do not compare: {code}")
     return out

@@ -3,9 +3,10 @@
 python experiments/language.py --runs=runs/language [--files=FOLDER] [--rates=3e-3,6e-3] [--seeds=1]
 
 Every run is one of experiments/text.py, in a directory of its own below --runs: stopped, the same command goes on where
-it was, and finished runs are not run again. Each model's learning rate is chosen, with seed 0, by its loss over the
-last logged stretch of training: of the text a run sees a part, once, so these windows were new to it. Result and figure
-go to --results, with .json and .png. Two processes with some of the models each (--entry=mamba2) use two cores.
+it was, and finished runs are not run again. Each model's learning rate is chosen, with seed 0, by its training loss
+over the last logged stretch, not on the files that are reported; a run reads about a fifth of the training text, so
+most of what it reads there is new to it. Result and figure go to --results, with .json and .png. Two processes with
+some of the models each (--entry=mamba2) use two cores; the whole command after them only gathers.
 """
 
 import json
@@ -26,7 +27,7 @@ from cram_jax.training.metrics import read, strict
 RUNS = flags.DEFINE_string("runs", "runs/language", "Where the runs are.")
 RATES = flags.DEFINE_list("rates", ["3e-3", "6e-3"], "Learning rates to choose from.")
 SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds at the chosen rate; the choice is made with seed 0.")
-LABELS = flags.DEFINE_multi_string("entry", [], "Models to compare; all by default. May be given several times.")
+LABELS = flags.DEFINE_multi_string("entry", [], "Models to compare; all by default, and only then a result.")
 RESULTS = flags.DEFINE_string("results", "experiments/results/language", "Where result and figure go.")
 
 
@@ -37,18 +38,17 @@ def settings(base: ConfigDict, model: str) -> ConfigDict:
     return config
 
 
-def train(config: ConfigDict, workdir: Path) -> dict:
-    """One run's summary, with what the model has and carries, and what its rate is chosen by."""
-    out = text.train(config, workdir)
+def more(config: ConfigDict, workdir: Path) -> dict:
+    """What a model has and carries, its curve, and what its rate is chosen by."""
     learner, _ = text.build(config)
     params = jax.eval_shape(lambda: learning.init(learner, 0, 0)).params
-    out |= {
+    lines = read(workdir / "metrics.jsonl")
+    return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "state_bytes": accounting.state_bytes(learner.model.init_cache(1)),
-        "training_bits_per_byte": read(workdir / "metrics.jsonl")[-1]["train/bits_per_byte"],
+        "training_bits_per_byte": lines[-1]["train/bits_per_byte"],
+        "curve": collect.curves(lines),
     }
-    (workdir / "summary.json").write_text(json.dumps(strict(out), indent=1) + "\n")
-    return out
 
 
 def table(models: dict) -> list[tuple[str, str]]:
@@ -70,17 +70,16 @@ def main(_) -> None:
     entries = {model: settings(base, model) for model in LABELS.value or base.depths}
     rates = [float(rate) for rate in RATES.value]
     models = grid.compare(
-        train, entries, runs, rates, SEEDS.value, score="bits_per_byte", chosen_by="training_bits_per_byte"
+        text.train, entries, runs, rates, SEEDS.value, "bits_per_byte", "training_bits_per_byte", more
     )
-    for label, model in models.items():
-        folders = [runs / label / f"rate_{model['learning_rate']:g}_seed_{seed}" for seed in range(SEEDS.value)]
-        model["curves"] = [collect.curves(read(folder / "metrics.jsonl")) for folder in folders]
+    summary.show("Text: bits per byte of held-out files", table(models))
+    if LABELS.value:
+        return  # a part is no result
     target.parent.mkdir(parents=True, exist_ok=True)
     config = {name: value for name, value in json.loads(base.to_json()).items() if name != "files"}
     out = {"config": config, "models": models, **summary.versions()}
     target.with_suffix(".json").write_text(json.dumps(strict(out), indent=1) + "\n")
     text_figures.comparison(models, target.with_suffix(".png"))
-    summary.show("Text: bits per byte of held-out files", table(models))
 
 
 if __name__ == "__main__":

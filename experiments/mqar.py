@@ -5,6 +5,8 @@ python experiments/mqar.py --config=experiments/configs/mqar.py:small --workdir=
 
 from pathlib import Path
 
+import jax
+
 from cram_jax.analysis import accounting, summary
 from cram_jax.tasks.mqar import MQARConfig
 from cram_jax.tasks.mqar_task import MQARTask
@@ -29,6 +31,7 @@ def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]
     return out | {
         "validation_accuracy": chosen_by["accuracy"],
         "state_bytes": accounting.state_bytes(learner.model.init_cache(1)),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
     }
 
 
@@ -37,7 +40,7 @@ def table(out: dict) -> list[tuple[str, str]]:
     rows = [
         ("accuracy of values asked for", summary.percent(out["accuracy"])),
         ("... on what settings are chosen by", summary.percent(out["validation_accuracy"])),
-        ("carried from token to token", f"{out['state_bytes']} bytes"),
+        ("carried from token to token, convolutions apart", f"{out['state_bytes']} bytes"),
     ]
     if "attention_tokens" in out:
         rows += summary.attention_rows(out, "token")

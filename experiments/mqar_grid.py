@@ -1,16 +1,17 @@
 """Compares memories on associative recall: chooses each model's learning rate on validation data, then trains seeds.
 
-python experiments/mqar_grid.py --config=experiments/configs/mqar.py:small --runs=runs/mqar [--rates=2e-3,5e-3,1e-2]
+python experiments/mqar_grid.py --config=experiments/configs/mqar.py:small --runs=runs/mqar [--rates=1e-3,1e-2]
 
 Every run is one of experiments/mqar.py, in a directory of its own below --runs: stopped, the same command goes on where
 it was, and finished runs are not run again. Result and figure go to --results, with .json and .png.
 Two processes, each with some of the entries (--entry=palimpsa --entry=mamba2), use two cores; the whole command after
-them only gathers.
+them only gathers. `mamba2` has a set of keys for each head, as MetaMamba2 has, and is MetaMamba2 without importance.
 """
 
 import json
 from pathlib import Path
 
+import collect
 import grid
 import mqar
 from absl import flags
@@ -18,22 +19,24 @@ from ml_collections import ConfigDict
 
 from cram_jax.analysis import mqar_figures, summary
 from cram_jax.training import experiment
-from cram_jax.training.metrics import strict
+from cram_jax.training.metrics import read, strict
 
 RUNS = flags.DEFINE_string("runs", "runs/mqar", "Where the runs are.")
-RATES = flags.DEFINE_list("rates", ["2e-3", "5e-3", "1e-2"], "Learning rates to choose from.")
+RATES = flags.DEFINE_list("rates", ["2.15e-3", "4.64e-3", "1e-2"], "Learning rates to choose from.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds at the chosen rate; the choice is made with seed 0.")
-LABELS = flags.DEFINE_multi_string("entry", [], "What to compare; every entry by default. May be given several times.")
+LABELS = flags.DEFINE_multi_string("entry", [], "What to compare; every entry by default, and only then a result.")
 RESULTS = flags.DEFINE_string("results", "experiments/results/mqar", "Where result and figure go.")
 
-# Label: (model, what differs from its section)
+# Label: (model, what differs from its section; a factor multiplies the section's own number)
 ENTRIES = {
     "palimpsa": ("palimpsa", {}),
-    "palimpsa, equal state": ("palimpsa", {"key_dim": 0.5}),
+    "palimpsa, half the keys": ("palimpsa", {"key_dim": 0.5}),  # the state of those without importance
     "gated_linear": ("gated_linear", {}),
     "metamamba2": ("metamamba2", {}),
-    "metamamba2, equal state": ("metamamba2", {"state": 0.5}),
+    "metamamba2, half the state": ("metamamba2", {"state": 0.5}),
+    "mamba2, heads share keys": ("mamba2", {"groups": 0}),
     "mamba2": ("mamba2", {}),
+    "mamba2, twice the state": ("mamba2", {"state": 2}),  # the state of those with importance
     "gated_delta": ("gated_delta", {}),
     "transformer": ("transformer", {}),
     "cram": ("cram", {}),
@@ -41,11 +44,11 @@ ENTRIES = {
 
 
 def settings(base: ConfigDict, label: str) -> ConfigDict:
-    """Of one entry; a factor in ENTRIES multiplies the section's own number."""
+    """Of one entry."""
     config = base.copy_and_resolve_references()
     config.model, changes = ENTRIES[label]
     for name, factor in changes.items():
-        config[config.model][name] = int(factor * config[config.model][name])
+        config[config.model][name] = max(1, int(factor * config[config.model][name]))
     return config
 
 
@@ -54,7 +57,11 @@ def table(models: dict) -> list[tuple[str, str]]:
     spread = lambda one: "" if one["accuracy_sd"] is None else f" +- {summary.percent(one['accuracy_sd'])}"
     ranked = sorted(models.items(), key=lambda item: -item[1]["accuracy"])
     return [
-        (label, f"{summary.percent(m['accuracy'])}{spread(m)}  {m['state_bytes']} bytes, rate {m['learning_rate']:g}")
+        (
+            label,
+            f"{summary.percent(m['accuracy'])}{spread(m)}  {m['state_bytes']} bytes of state, "
+            f"{m['parameters'] / 1000:.0f}k parameters, rate {m['learning_rate']:g}",
+        )
         for label, m in ranked
     ]
 
@@ -64,16 +71,19 @@ def main(_) -> None:
     base, target = mqar.CONFIG.value, Path(RESULTS.value)
     entries = {label: settings(base, label) for label in LABELS.value or ENTRIES}
     rates = [float(rate) for rate in RATES.value]
+    curve = lambda config, workdir: {"curve": collect.curves(read(workdir / "metrics.jsonl"))}
     models = grid.compare(
-        mqar.train, entries, Path(RUNS.value), rates, SEEDS.value, score="accuracy", chosen_by="validation_accuracy"
+        mqar.train, entries, Path(RUNS.value), rates, SEEDS.value, "accuracy", "validation_accuracy", curve
     )
     for model in models.values():
-        model["state_bytes"] = model["runs"][0]["state_bytes"]
+        model |= {name: model["runs"][0][name] for name in ("state_bytes", "parameters")}
+    summary.show("MQAR: accuracy at the rate chosen on validation data", table(models))
+    if LABELS.value:
+        return  # a part is no result
     target.parent.mkdir(parents=True, exist_ok=True)
     out = {"config": json.loads(base.to_json()), "models": models, **summary.versions()}
     target.with_suffix(".json").write_text(json.dumps(strict(out), indent=1) + "\n")
-    mqar_figures.draw(models, target.with_suffix(".png"))
-    summary.show("MQAR: accuracy at the rate chosen on validation data", table(models))
+    mqar_figures.draw(models, 1 / base.data.pairs, target.with_suffix(".png"))
 
 
 if __name__ == "__main__":

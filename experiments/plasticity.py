@@ -1,16 +1,19 @@
 """What metaplasticity does in a trained Palimpsa: importance, learning rate and memory window over one sequence.
 
-python experiments/plasticity.py --config=experiments/configs/mqar.py:small --workdir=runs/mqar [the run's settings]
+python experiments/plasticity.py --workdir=runs/mqar/palimpsa/rate_0.00464_seed_0
 
-Takes the last state of a run of experiments/mqar.py with model=palimpsa, and draws its first held-out sequence.
+Takes the last state of a run of experiments/mqar.py with model=palimpsa, alone or one of experiments/mqar_grid.py, and
+draws its first held-out sequence.
 """
 
+import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import mqar
 from absl import flags
+from ml_collections import ConfigDict
 
 from cram_jax.analysis import metaplasticity, plasticity_figures
 from cram_jax.functional import palimpsa
@@ -39,7 +42,10 @@ def look(learner: Learner, run: RunConfig, seed: int, params) -> list[metaplasti
 
 def main(_) -> None:
     experiment.quiet()
-    config, workdir = mqar.CONFIG.value, Path(mqar.WORKDIR.value)
+    workdir = Path(mqar.WORKDIR.value)
+    if not (workdir / "config.json").exists():
+        raise ValueError(f"--workdir={workdir} holds no run; run experiments/mqar.py there first")
+    config = ConfigDict(json.loads((workdir / "config.json").read_text()))
     learner, run = mqar.build(config)
     if not isinstance(learner.model.layer, palimpsa.PalimpsaConfig) or not learner.model.layer.rank:
         raise ValueError(f"config.model={config.model} has no importance to look at; give palimpsa, with rank above 0")

@@ -72,13 +72,13 @@ def comparison(models: dict, path: Path) -> None:
     """Bits per byte of several models over their training, a line a seed, beside the n-grams'.
 
     Args:
-      models: by name `bits_per_byte`, `runs` (summaries) and `curves`, as experiments/language.py makes them.
+      models: by name `bits_per_byte` and `runs`, summaries with a `curve`, as experiments/language.py makes them.
     """
     figure, axis = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
     ranked = sorted(models.items(), key=lambda item: item[1]["bits_per_byte"])
     shades = ["0.0", "0.35", "0.55", "0.7"]
     for i, (name, model) in enumerate(ranked):
-        for seed, curve in enumerate(model["curves"]):
+        for seed, curve in enumerate(run["curve"] for run in model["runs"]):
             axis.plot(
                 curve["step"], curve["held_out/bits_per_byte"], color=shades[i % 4], ls=("-", "--", "-.", ":")[i % 4],
                 label=None if seed else f"{name}, {model['bits_per_byte']:.3f}",

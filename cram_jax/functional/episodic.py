@@ -163,9 +163,11 @@ def read(
 ) -> tuple[Tokens, Float[Array, "B T"]]:
     """What the tokens that attend read in the buffer (Eq 3), and the use the write gate learns from; 0 elsewhere.
 
-    Queries and outputs are projected for rows of the plan only, keys and values for its kept slots.
+    Queries and outputs are projected for rows of the plan, keys and values for its slots: for as many as the shortest
+    of RUNGS has that holds them, in the longest sequence of the batch.
     """
-    cfg = dataclasses.replace(cfg, backend=kernels.resolve(cfg.backend, x_BxTxD.shape[1]))
+    T = x_BxTxD.shape[1]
+    cfg = dataclasses.replace(cfg, backend=kernels.resolve(cfg.backend, T, T))
     return kernels.on_ladder(partial(_read, cfg), plan, params, x_BxTxD, worth_BxT, rungs=RUNGS)
 
 

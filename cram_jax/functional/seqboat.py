@@ -167,7 +167,7 @@ def apply(
     worked_BxTxD, _ = working_memory.apply(params.working, z_BxTxD, gap_BxT, segment_BxT, cfg.working)
     attends_BxT, share_BxT = _choose(params, worked_BxTxD)
     plan = kernels.make_plan(attends_BxT, kept_BxT=attends_BxT, memory=cfg.memory, segment_BxT=segment_BxT)
-    read = partial(_read, cfg, kernels.resolve("auto", T))
+    read = partial(_read, cfg, kernels.resolve("auto", T, T))
     attended_BxTxD = kernels.on_ladder(read, plan, (params.qkv_Dx3xHxK, params.o_HxKxD), z_BxTxD)
     y_BxTxD = _finish(params, x_BxTxD, worked_BxTxD, share_BxT[..., None] * attended_BxTxD)
     return y_BxTxD, SeqBoatAux(SeqBoatRoutes(attends_BxT, attends_BxT))

@@ -1,6 +1,7 @@
 """What is trained and how, and one training step as a pure function of (state, batch)."""
 
 import dataclasses
+import re
 from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -84,15 +85,18 @@ class OptimizerConfig:
         return optax.chain(optax.clip_by_global_norm(self.clip), adamw)
 
 
-SPARED = (".semantic", ".familiarity", ".write")
+SPARED = {"semantic", "familiarity", "write"}
+MATRIX = re.compile(r"\w+_[A-Z0-9]+(x[A-Z0-9]+)+")  # as in q_DxHxK: names carry shapes, leading axes of layers apart
 
 
 def _decays(params: "Params"):
-    """True for the matrices that decay; those of layers have a leading L axis."""
-    spared = lambda path: any(name in jax.tree_util.keystr(path) for name in SPARED)
-    matrix = lambda axes: lambda path, leaf: leaf.ndim > axes and not spared(path)
-    over = jax.tree_util.tree_map_with_path
-    return Params(over(matrix(1), params.task), over(matrix(2), params.model))
+    """True for the matrices that decay."""
+
+    def decays(path, leaf):
+        names = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
+        return bool(MATRIX.fullmatch(names[-1])) and not SPARED & set(names)
+
+    return jax.tree_util.tree_map_with_path(decays, params)
 
 
 @jax.tree_util.register_static

@@ -3,6 +3,7 @@
 python experiments/conversion.py --runs=runs/conversion
 
 1. A Mamba-2 is trained on sequences of `data.pairs` pairs, at most as many as it can hold, for `run.steps` steps.
+   Where it answers fewer than `tune.least` of them, nothing goes on.
 2. Its last state goes on in two ways on sequences of `tune.pairs` pairs, more than it can hold: as it is, and as its
    metaplastic twin (`functional/metaplastic.py`), which is the same function at first. Both get `tune.steps` steps of
    a fresh optimizer with a warm-up and a cosine, on the same batches.
@@ -25,6 +26,7 @@ def get_config(variant: str = "small") -> ConfigDict:
     """
     config = mqar.get_config(variant)
     config.model = "mamba2"
-    config.tune = ConfigDict({"pairs": config.data.pairs, "steps": config.run.steps // 2})
+    steps = config.run.steps // 2 // config.run.log_every * config.run.log_every
+    config.tune = ConfigDict({"pairs": config.data.pairs, "steps": steps, "least": 0.95})
     config.data.pairs //= 2
     return config

@@ -50,7 +50,7 @@ VARIANTS = {
 }  # fmt: skip
 
 
-def models(D: int, heads: int, key: int, value: int, length: int) -> dict:
+def models(D: int, heads: int, key: int, value: int) -> dict:
     """Layers of equal width, each with heads x key x value numbers of state, an importance apart."""
     block = dict(D=D, heads=heads, key_dim=key, value_dim=value, spread="recall")
     mamba = dict(D=D, heads=heads, head_dim=value, state=key, groups=heads, spread="recall")
@@ -65,7 +65,7 @@ def models(D: int, heads: int, key: int, value: int, length: int) -> dict:
             D=D,
             F=2 * D,
             working=WorkingConfig(body="gated_scan", width=D),
-            episodic=EpisodicConfig(heads=heads, head_dim=D // heads, memory=length, rotary=True),
+            episodic=EpisodicConfig(heads=heads, head_dim=D // heads, rotary=True),
         ),
     }
 
@@ -82,12 +82,14 @@ def get_config(variant: str = "small") -> ConfigDict:
     run = chosen["run"]
     config = experiment.settings(
         run,
-        models(**chosen["sizes"], length=run.length),
-        price=PriceConfig(),
+        models(**chosen["sizes"]),
+        # Every pair is new, so that attention has nothing to give way to; the price only makes it choose.
+        price=PriceConfig(start=run.steps // 2, ramp=run.steps // 5, top=0.2),
         data=to_config(chosen["data"]),
         examples=chosen["examples"],
     )
     config.model = "palimpsa"
     config.data.length, config.data.batch = config.run.get_oneway_ref("length"), config.run.get_oneway_ref("batch")
+    config.cram.episodic.memory = config.run.get_oneway_ref("length")
     config.optimizer.weight_decay, config.optimizer.warmup = 0.1, 100
     return config

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ..recurrent import check_backend, check_heads, on_this_platform, starts, to_heads
+from ..recurrent import check_backend, check_heads, on_this_platform, starts, to_heads, wide
 from ..ssd import ssd_scan
 from . import reference, tpu, xla
 from .state import PalimpsaState
@@ -103,21 +103,25 @@ def shared_importance_scan(
     """
     B, T, H, _ = v_BxTxHxV.shape
     _check(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, ("beta_BxTxH", beta_BxTxH, (B, T, H)), dt_BxTxH, rate_H, prior_H)
-    q_BxTxHxK, k_BxTxHxK = (to_heads(x, H) for x in (q_BxTxGxK, k_BxTxGxK))
-    log_decay_BxTxH = -dt_BxTxH * rate_H
+    q, k, v, beta_BxTxH, dt, rate_H, prior_H = wide(
+        q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, beta_BxTxH, dt_BxTxH, rate_H, prior_H
+    )  # importance is added up over the sequence
+    q_BxTxHxK, k_BxTxHxK = to_heads(q, H), to_heads(k, H)
+    log_decay_BxTxH = -dt * rate_H
     decay_BxTxH = jnp.where(starts(segment_BxT, B, T)[..., None], 0, jnp.exp(log_decay_BxTxH))
     added_BxTxHxK = beta_BxTxH[..., None] * k_BxTxHxK**2
     join = lambda early, late: (early[0] * late[0], late[0] * early[1] + late[1])
     _, J_BxTxHxK = jax.lax.associative_scan(join, (decay_BxTxH[..., None], added_BxTxHxK), axis=1)
-    return ssd_scan(
+    o_BxTxHxV, _ = ssd_scan(
         q_BxTxHxK / (J_BxTxHxK + prior_H[:, None]),
         k_BxTxHxK,
-        v_BxTxHxV,
+        v,
         log_decay_BxTxH,
         scale=scale,
         segment_BxT=segment_BxT,
         backend=backend,
-    )[0]
+    )
+    return o_BxTxHxV.astype(v_BxTxHxV.dtype)
 
 
 def _check(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, beta: tuple, dt_BxTxH, rate_H, prior_H) -> None:

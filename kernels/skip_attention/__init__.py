@@ -1,5 +1,6 @@
 """Attention that is computed only for routed queries over kept keys: the dispatch over backends."""
 
+import warnings
 from functools import partial
 from types import SimpleNamespace
 
@@ -23,9 +24,10 @@ BACKENDS = {
         forward=partial(gpu.forward, interpret=True), backward=partial(gpu.backward, interpret=True)
     ),
 }
-SHORT = 128  # keys: up to here a batch of small products is faster on a CPU than a loop over them
+SHORT = 128  # rows and keys: up to here a batch of small products is faster on a CPU than a loop over them
 
 __all__ = [
+    "SHORT",
     "SkipPlan",
     "make_plan",
     "on_ladder",
@@ -37,8 +39,8 @@ __all__ = [
 ]
 
 
-def resolve(backend: str, keys: int) -> str:
-    """The name of the backend that "auto" stands for here, where a plan has so many slots; another name stays.
+def resolve(backend: str, rows: int, keys: int) -> str:
+    """The name of the backend that "auto" stands for here, where a plan has so many rows and slots; another name stays.
 
     Call it outside a ladder: rungs of different lengths have to agree on a backend, as on tiles (`ladder.py`), or a
     token's result would depend, in its last bits, on how many others attend.
@@ -47,19 +49,39 @@ def resolve(backend: str, keys: int) -> str:
       ValueError: for an unknown name.
     """
     if backend == "auto":
-        on_cpu = "reference" if keys <= SHORT else "xla"
+        on_cpu = "reference" if max(rows, keys) <= SHORT else "xla"
         backend = {"tpu": "tpu", "cpu": on_cpu}.get(jax.default_backend(), "xla")
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {('auto', *BACKENDS)}, got {backend!r}")
+    if backend == "gpu":
+        warnings.warn("the gpu backend was compiled and interpreted, but has not run on a GPU yet", stacklevel=3)
     return backend
 
 
-def _scale(scale: float | None, q, k) -> float:
-    H, K = q.shape[2:]
+def _check(q, k, v, plan: SkipPlan, whole: bool) -> None:
+    """Raises ValueError for arrays that do not fit each other, or the plan."""
+    B, rows, H, K = q.shape
     G = k.shape[2]
+    if k.shape[:3] != v.shape[:3] or k.shape[0] != B or k.shape[3] != K:
+        raise ValueError(f"keys {k.shape} and values {v.shape} must go with queries {q.shape}: (B S G K) and (B S G V)")
     if H % G:
         raise ValueError(f"query heads must be a multiple of key-value heads, got H={H} and G={G}")
-    return K**-0.5 if scale is None else float(scale)
+    rows_BxC, slots_BxS = plan.rows_BxC.shape, plan.slots_BxS.shape
+    longest = max(rows_BxC[1], slots_BxS[1])
+    if whole and (k.shape[1] != rows or B != rows_BxC[0] or rows < longest):
+        raise ValueError(
+            f"queries {q.shape} and keys {k.shape} must be of the sequences the plan was made for: {rows_BxC[0]} of at "
+            f"least {longest} positions"
+        )
+    if not whole and ((B, rows), k.shape[:2]) != (rows_BxC, slots_BxS):
+        raise ValueError(
+            f"compact queries {q.shape} and keys {k.shape} must have the rows {rows_BxC} and slots {slots_BxS} of the "
+            "plan: gather with plan.gather_queries and plan.gather_keys"
+        )
+
+
+def _scale(scale: float | None, q) -> float:
+    return q.shape[3] ** -0.5 if scale is None else float(scale)
 
 
 def skip_attention(
@@ -77,13 +99,14 @@ def skip_attention(
       scale: factor on q.k; K**-0.5 by default.
       backend: "auto" picks by platform among backends whose numbers were verified: "tpu" on TPUs (interpreter and
         compiler), else "xla", or "reference" on a CPU where there are few keys. "gpu" (Hopper and newer) goes by name
-        until it ran on one: see `gpu.py`.
+        until it ran on one, and says so: see `gpu.py`.
 
     Raises:
-      ValueError: where H is not a multiple of G, or the backend is unknown.
+      ValueError: for arrays that do not fit each other or the plan, or an unknown backend.
     """
-    backend = resolve(backend, plan.slots_BxS.shape[1])
-    return _whole(backend, _scale(scale, q_BxTxHxK, k_BxTxGxK), q_BxTxHxK, k_BxTxGxK, v_BxTxGxV, plan)
+    _check(q_BxTxHxK, k_BxTxGxK, v_BxTxGxV, plan, whole=True)
+    backend = resolve(backend, plan.rows_BxC.shape[1], plan.slots_BxS.shape[1])
+    return _whole_jitted(backend, _scale(scale, q_BxTxHxK), q_BxTxHxK, k_BxTxGxK, v_BxTxGxV, plan)
 
 
 def skip_attention_compact(
@@ -96,8 +119,9 @@ def skip_attention_compact(
     backend: str = "auto",
 ) -> Float[Array, "B C H V"]:
     """As `skip_attention`, on rows gathered before projecting (`plan.gather_queries`, `plan.gather_keys`)."""
-    backend = resolve(backend, k_BxSxGxK.shape[1])
-    return _compact(backend, _scale(scale, q_BxCxHxK, k_BxSxGxK), q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan)
+    _check(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan, whole=False)
+    backend = resolve(backend, q_BxCxHxK.shape[1], k_BxSxGxK.shape[1])
+    return _compact_jitted(backend, _scale(scale, q_BxCxHxK), q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -145,3 +169,6 @@ def _whole_bwd(backend, scale, kept, do):
 
 
 _whole.defvjp(_whole_fwd, _whole_bwd)
+
+# A call outside of any jit would otherwise compile its branches anew each time.
+_whole_jitted, _compact_jitted = (jax.jit(f, static_argnums=(0, 1)) for f in (_whole, _compact))

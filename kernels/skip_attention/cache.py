@@ -8,6 +8,8 @@ read in another shape, were it but an axis of one less.
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .reference import precision
+
 
 def write_cache(cache_NxSxX: Float[Array, "N S X"], new_BxGxX: Float[Array, "B G X"], place_B: Int[Array, "B"]):
     """The cache with one token's rows at each sequence's place; those with a place beyond the end are dropped."""
@@ -32,7 +34,7 @@ def read_cache(
     B, H, K = q_BxHxK.shape
     N, S, V = v_NxSxV.shape
     wide = jnp.promote_types(q_BxHxK.dtype, jnp.float32)
-    dot = lambda spec, x, y: jnp.einsum(spec, x, y, preferred_element_type=wide)
+    dot = lambda spec, x, y: jnp.einsum(spec, x, y, precision=precision(y.dtype), preferred_element_type=wide)
     q_NxQxK = q_BxHxK.reshape(N, H * B // N, K).astype(k_NxSxK.dtype)  # query heads of a group are neighbours
     logits_NxQxS = dot("nqk,nsk->nqs", q_NxQxK, k_NxSxK) * (K**-0.5 if scale is None else scale)
     visible_NxS = jnp.arange(S) < jnp.repeat(end_B, N // B)[:, None]

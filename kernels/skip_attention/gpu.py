@@ -8,8 +8,8 @@ taken online, the backward pass recomputes the weights from the log-sum-exp. Not
 results repeat bit by bit. A program is one warpgroup, which has the next block fetched while it computes; with one
 program's registers that few, several share a processor and fill each other's waits.
 
-bfloat16 with head sizes up to 128 (padded to 64 or 128) runs here. All else, float32 above all, runs in `xla.py`: the
-tensor cores would round float32 operands, which is far from what float32 promises.
+bfloat16 with head sizes up to 128 (padded to 64 or 128) runs here. All else, float32 above all, runs in `xla.py`, and
+says so: the tensor cores would round float32 operands, which is far from what float32 promises.
 
 Verified without a GPU only: numbers and races under JAX's interpreter (`tests/kernels/test_gpu.py`), and compiled for
 sm_90 without spilled registers (`make aot-gpu`). Until it ran on one, `auto` does not choose it.
@@ -17,6 +17,7 @@ sm_90 without spilled registers (`make aot-gpu`). Until it ran on one, `auto` do
 
 import inspect
 import math
+import warnings
 from functools import partial
 
 import jax
@@ -70,7 +71,11 @@ def backward(
 
 
 def _runs_here(q, k, v) -> bool:
-    return all(x.dtype == jnp.bfloat16 and x.shape[-1] <= 128 for x in (q, k, v))
+    here = all(x.dtype == jnp.bfloat16 and x.shape[-1] <= 128 for x in (q, k, v))
+    if not here:
+        found = [(str(x.dtype), x.shape[-1]) for x in (q, k, v)]
+        warnings.warn(f"bfloat16 with heads of up to 128 has a GPU kernel; {found} runs in XLA", stacklevel=2)
+    return here
 
 
 def _padded(x, *multiples):

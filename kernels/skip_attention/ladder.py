@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from .plan import SkipPlan
 
 RUNGS = ((8, 4), (8, 1), (1, 1))  # lengths of (rows, slots), as parts of the plan's own; the last one always holds
-# A rung's lists are whole tiles, and tiles are those of the whole plan: other shapes are added up in other orders,
-# while a token's result may not depend, to the last bit, on how many others attend.
+# A rung's lists are whole tiles, and in xla.py tiles are those of the whole plan: other shapes are added up in other
+# orders, while a token's result may not depend, to the last bit, on how many others attend. (On a TPU it may: there
+# the tile of keys follows the rung.)
 ROWS = 32  # in a tile; a list shorter than one saves less than its compilation costs
 
 
@@ -59,8 +60,8 @@ def _largest(count):
 
 @_largest.def_vmap
 def _(size, batched, count):
-    """One answer for all of a mapped axis, so that a choice made by it stays a choice."""
-    return jnp.max(count), False
+    """One answer for all of a mapped axis, so that a choice made by it stays a choice; of an outer one, too."""
+    return _largest(count), False
 
 
 def switch(f: Callable, plan: SkipPlan, *arrays, rungs=RUNGS):

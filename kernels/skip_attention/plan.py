@@ -113,7 +113,8 @@ def make_plan(
       memory: a query sees at most the last `memory` kept keys (first in, first out).
       capacity: most routed queries a sequence may have; T by default. What is over is dropped and counted. It looks
         at the whole sequence, so below T it is for training only.
-      kept_capacity: most kept keys a sequence may have; T by default. The latest ones stay.
+      kept_capacity: most kept keys a sequence may have; T by default. The latest ones stay, so that below T it looks
+        at the whole sequence, too, and early queries lose keys because of later ones: for training only.
       segment_BxT: a query sees only keys of its own segment; segments are contiguous.
 
     Raises:

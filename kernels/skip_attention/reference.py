@@ -1,9 +1,16 @@
 """Plain, slow, obviously right attention over a plan. Runs in any float dtype, float64 included."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from .plan import SkipPlan
+
+
+def precision(dtype) -> jax.lax.Precision:
+    """Of products of such numbers: float32 is float32, which accelerators round to fewer bits where they may."""
+    return jax.lax.Precision.DEFAULT if dtype in (jnp.bfloat16, jnp.float16) else jax.lax.Precision.HIGHEST
 
 
 def forward(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan: SkipPlan, scale: float):
@@ -18,14 +25,15 @@ def forward(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan: SkipPlan, scale: float):
     visible_BxCxS = (jnp.arange(S) >= plan.start_BxC[..., None]) & (jnp.arange(S) < plan.end_BxC[..., None])
     visible_Bx1xQCxS = jnp.tile(visible_BxCxS, (1, Q, 1))[:, None]
 
-    logits_BxGxQCxS = jnp.einsum("bgqk,bgsk->bgqs", q_BxGxQCxK, k_BxGxSxK) * scale  # `@` would transpose the keys first
+    dot = partial(jnp.einsum, precision=precision(wide))
+    logits_BxGxQCxS = dot("bgqk,bgsk->bgqs", q_BxGxQCxK, k_BxGxSxK) * scale  # `@` would transpose the keys first
     logits_BxGxQCxS = jnp.where(visible_Bx1xQCxS, logits_BxGxQCxS, -jnp.inf)
     top = jax.lax.stop_gradient(jnp.max(logits_BxGxQCxS, axis=-1, keepdims=True))
     top = jnp.where(jnp.isfinite(top), top, 0)
     weight_BxGxQCxS = jnp.exp(logits_BxGxQCxS - top)
     total = jnp.sum(weight_BxGxQCxS, axis=-1, keepdims=True)
     some = jnp.where(total > 0, total, 1)
-    o_BxGxQCxV = (weight_BxGxQCxS @ v_BxGxSxV) / some  # a row that sees nothing gives 0
+    o_BxGxQCxV = dot("bgqs,bgsv->bgqv", weight_BxGxQCxS, v_BxGxSxV) / some  # a row that sees nothing gives 0
     lse_BxGxQCx1 = jnp.where(total > 0, top + jnp.log(some), 0)
     back = lambda x: x.reshape(B, G, Q, C, -1).transpose(0, 3, 1, 2, 4).reshape(B, C, H, -1)
     return back(o_BxGxQCxV).astype(narrow), back(lse_BxGxQCx1)[..., 0]

@@ -21,6 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from .plan import SkipPlan
+from .reference import precision
 from .xla import _in_one_list
 
 
@@ -234,9 +235,8 @@ def _visit(kernel, sizes: _Sizes, work: _Work, inputs: dict, outputs: dict, scra
 def _dot(x, y, contract: tuple[int, int]):
     """Products over one axis of each, added up in float32; float32 is not rounded to bfloat16 on the way."""
     kind = jnp.promote_types(x.dtype, jnp.float32)
-    precision = jax.lax.Precision.HIGHEST if x.dtype == kind else jax.lax.Precision.DEFAULT
-    dimensions = (((contract[0],), (contract[1],)), ((), ()))
-    return jax.lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=kind)
+    axes = ((contract[0],), (contract[1],)), ((), ())
+    return jax.lax.dot_general(x, y, axes, precision=precision(x.dtype), preferred_element_type=kind)
 
 
 def _logits(sizes, at, limits_2xN, k_SxK, q_KxN):

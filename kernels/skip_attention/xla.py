@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from .ladder import ROWS, keys_in_tile
 from .plan import SkipPlan
+from .reference import precision
 
 LOW = -1e30  # stands for minus infinity, and stays finite under subtraction
 
@@ -148,7 +149,8 @@ def _visible(start_BxC, end_BxC, b, at, block, sizes: _Sizes):
 def _dot(x, y, contract: tuple[int, int]):
     """Products over one axis of each, the first axis of both being a batch, added up in float32 or better."""
     kind = jnp.promote_types(x.dtype, jnp.float32)
-    return jax.lax.dot_general(x, y, (((contract[0],), (contract[1],)), ((0,), (0,))), preferred_element_type=kind)
+    axes = ((contract[0],), (contract[1],)), ((0,), (0,))
+    return jax.lax.dot_general(x, y, axes, precision=precision(x.dtype), preferred_element_type=kind)
 
 
 def _logits(sizes, q_GxRxQxK, k_GxSxK, visible_RxS):

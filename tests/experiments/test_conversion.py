@@ -7,9 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from configs import conversion as conversion_config
 from mqar_cases import SMALLEST, environment
 
+from cram_jax.tasks.mqar import MQARConfig
+from cram_jax.training.loop import RunConfig
 from cram_jax.training.metrics import read
+from cram_jax.training.settings import from_config
 
 ROOT = Path(__file__).parents[2]
 FEW = [flag for flag in SMALLEST if "pairs" not in flag and "model" not in flag]
@@ -28,6 +32,23 @@ def finished(tmp_path_factory):
     done = launch()
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return at, json.loads((at / "out.json").read_text()), done.stdout, launch
+
+
+@pytest.mark.parametrize("variant", ["small", "paper"])
+def test_both_phases_can_be_run(variant):
+    config = conversion_config.get_config(variant)
+    config.run.steps = config.tune.steps
+    assert from_config(RunConfig(), config.run).steps == config.tune.steps
+    assert from_config(MQARConfig(), config.data).pairs < config.tune.pairs
+    assert (config.mamba2.D, config.mamba2.groups) == (config.metamamba2.D, config.metamamba2.groups)
+
+
+def test_a_training_that_did_not_learn_goes_no_further(tmp_path):
+    command = [sys.executable, "experiments/conversion.py", *FEW, "--config.data.pairs=1", "--config.tune.pairs=2"]
+    command += ["--config.run.steps=20", "--config.run.log_every=20", "--config.run.checkpoint_every=20"]
+    command += ["--config.tune.steps=20", f"--runs={tmp_path}/runs", f"--results={tmp_path}/out", "--seeds=1"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and "the first phase reached" in done.stderr and "tune.least=0.95" in done.stderr
 
 
 def test_both_ways_begin_where_the_training_ended_and_learn(finished):

@@ -40,7 +40,7 @@ def test_states_are_as_large_as_the_config_says():
 
 @pytest.mark.parametrize("variant", mqar_config.VARIANTS)
 def test_every_model_can_be_built(variant):
-    for name in experiment.MODELS:
+    for name in set(experiment.MODELS) & set(mqar_config.get_config(variant)):
         stack, run = model(name, variant)
         params = jax.eval_shape(stack.init, jax.random.key(0))
         x_BxTxD = jax.ShapeDtypeStruct((run.batch, run.length, stack.layer.D), "float32")
@@ -64,3 +64,18 @@ def test_a_run_learns_to_recall_and_reports(tmp_path):
     # Then it recalls, where guessing among the values of a sequence gives half
     assert out["accuracy"] > 0.9 and abs(out["validation_accuracy"] - out["accuracy"]) < 0.05
     assert out["state_bytes"] == 2 * 2 * 16 * 16 * 4 and "accuracy of values asked for" in done.stdout
+
+
+def test_what_a_trained_palimpsa_holds_important_can_be_drawn(tmp_path):
+    few = [flag for flag in SMALLEST if "mamba2" not in flag and "steps" not in flag and "every" not in flag]
+    few += ["--config.model=palimpsa", "--config.palimpsa.D=32", "--config.palimpsa.heads=2", "--config.run.steps=20"]
+    few += ["--config.run.log_every=20", "--config.run.checkpoint_every=20", f"--workdir={tmp_path}"]
+    for command in (["experiments/mqar.py", *few], ["experiments/plasticity.py", f"--workdir={tmp_path}"]):
+        done = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert (tmp_path / "figures" / "plasticity.png").stat().st_size > 5000
+    empty = [sys.executable, "experiments/plasticity.py", f"--workdir={tmp_path}/none"]
+    done = subprocess.run(empty, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and "holds no run" in done.stderr

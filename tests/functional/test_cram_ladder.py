@@ -161,3 +161,45 @@ def test_transformations_keep_the_layer_what_it_is_on_short_lists():
         norm = np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(slope)))
         far = np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(jax.tree.map(jnp.subtract, others_slope, slope))))
         assert far < 1e-4 * norm  # recomputation reorders sums
+
+
+def counting(monkeypatch, module, name, note=lambda *args: None):
+    """A list that grows by note(*args) each time that function runs, in compiled programs too."""
+    seen, f = [], getattr(module, name)
+
+    def counted(*args, **more):
+        what = note(*args)
+        jax.debug.callback(lambda: seen.append(what))
+        return f(*args, **more)
+
+    monkeypatch.setattr(module, name, counted)
+    return seen
+
+
+def test_a_read_projects_the_shortest_lists_that_hold_it(monkeypatch):
+    lists = counting(
+        monkeypatch, episodic, "_read", lambda cfg, plan, *_: (plan.rows_BxC.shape[1], plan.slots_BxS.shape[1])
+    )
+    params, state = obedient()
+    x_BxTxD, _ = sparse_inputs(256)
+    run = jax.jit(lambda x: cram.apply(params, state, x, cfg=CFG)[0])
+    for x, wanted in [(x_BxTxD, (32, 64)), (x_BxTxD.at[:, :, ROUTES].set(3.0), (256, 256))]:
+        lists.clear()
+        jax.block_until_ready(run(x))
+        jax.effects_barrier()
+        assert lists == [wanted]
+
+
+def test_streaming_reads_the_buffer_only_where_somebody_attends(monkeypatch):
+    reads = counting(monkeypatch, episodic.kernels, "read_cache")
+    params, state = obedient()
+    x_BxTxD, _ = sparse_inputs(32)
+    signs_BxT = np.where(np.arange(32) % 8 == 3, 1.0, -1.0)
+    x_BxTxD = x_BxTxD.at[..., ROUTES].set(2 * signs_BxT).at[1, :, ROUTES].set(-2.0)  # one sequence attends 4 times
+    step = jax.jit(lambda cache, x: cram.step(params, state, cache, x, cfg=CFG))
+    cache, attended = cram.init_cache(CFG, B), 0
+    for t in range(32):
+        _, cache, routes = step(cache, x_BxTxD[:, t])
+        attended += bool(np.any(routes.attended_BxT))
+    jax.effects_barrier()
+    assert attended == 4 == len(reads)

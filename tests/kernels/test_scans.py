@@ -81,6 +81,13 @@ def test_equals_the_loop_whatever_length_chunk_segments_and_scale(name, backend,
         assert_close(got, want, 1e-12)  # float64 rounds at 1e-16, and 9 tokens add up to some 30 products
 
 
+@pytest.mark.parametrize("name", SCANS)
+def test_chunks_of_the_default_length_follow_each_other(name, x64):
+    given = arguments(name, T=150)  # three of SSD's chunks, five of Palimpsa's, the last ones not full
+    want = jax.jit(lambda given: scan(name)(**given, backend="reference"))(given)
+    assert_close(jax.jit(lambda given: scan(name)(**given, backend="xla"))(given), want, 1e-12)
+
+
 def loss(name: str, given: dict, **options):
     """A number that every output has a part in."""
     o, state = scan(name)(**given, **options)
@@ -242,6 +249,63 @@ class TestPalimpsa:
         shared = {n: x for n, x in given.items() if n != "beta_BxTxHxV"} | {"beta_BxTxH": beta[..., 0]}
         want = palimpsa_scan(**given, segment_BxT=segment_BxT)[0]
         assert_close(shared_importance_scan(**shared, segment_BxT=segment_BxT), want, 1e-13)
+
+    def test_a_shared_importance_adds_up_in_float32(self):
+        # Given a memory of a thousand tokens: in bfloat16 a decay of 1 - 1e-3 would be none
+        given = arguments("palimpsa", T=100, dtype=jnp.bfloat16)
+        del given["state"]
+        given |= {"dt_BxTxH": jnp.full((B, 100, H), 1e-3, jnp.bfloat16), "rate_H": jnp.ones(H, jnp.bfloat16)}
+        given["beta_BxTxHxV"] = beta = given["beta_BxTxHxV"][..., :1].repeat(V, -1)
+        shared = {n: x for n, x in given.items() if n != "beta_BxTxHxV"} | {"beta_BxTxH": beta[..., 0]}
+        o, want = shared_importance_scan(**shared), palimpsa_scan(**given)[0]
+        assert o.dtype == jnp.bfloat16
+        assert np.linalg.norm((o - want).astype(jnp.float32)) <= 2**-7 * np.linalg.norm(want.astype(jnp.float32))
+
+    def test_a_shared_importance_has_the_gradients_of_the_general_scan(self, given):
+        del given["state"]
+        beta = given.pop("beta_BxTxHxV")[..., 0]
+        weight = jax.random.normal(jax.random.key(0), given["v_BxTxHxV"].shape)
+        general = lambda given, beta: jnp.sum(
+            weight * palimpsa_scan(**given, beta_BxTxHxV=beta[..., None].repeat(V, -1))[0]
+        )
+        fast = lambda given, beta: jnp.sum(weight * shared_importance_scan(**given, beta_BxTxH=beta))
+        assert_close(jax.grad(fast, (0, 1))(given, beta), jax.grad(general, (0, 1))(given, beta), 1e-12)
+
+    @pytest.mark.parametrize("decay", [1.0, 0.9])
+    def test_without_importance_and_with_one_decay_it_is_linear_attention_or_retnet(self, given, decay):
+        # o_t = sum over r <= t of decay^(t-r) (q_t k_r) v_r: Katharopoulos et al. 2020, and Sun et al. 2023
+        T = 12
+        del given["state"]
+        given |= {"beta_BxTxHxV": jnp.zeros((B, T, H, V)), "prior_H": jnp.ones(H), "rate_H": jnp.ones(H)}
+        given["dt_BxTxH"] = jnp.full((B, T, H), -np.log(decay))
+        q, k = (np.repeat(given[n], H // G, axis=2) for n in ("q_BxTxGxK", "k_BxTxGxK"))
+        between = np.subtract.outer(np.arange(T), np.arange(T))
+        weight = np.einsum("bthk,brhk->bhtr", q, k) * np.where(between >= 0, decay ** np.maximum(between, 0), 0)
+        want = K**-0.5 * np.einsum("bhtr,brhv->bthv", weight, given["v_BxTxHxV"])
+        assert_close(palimpsa_scan(**given)[0], want, 1e-13)
+
+    def test_a_shared_importance_is_the_diagonal_start_of_mesa(self, given):
+        # Least squares of weighted (k, x), with only the diagonal of the keys' covariance: von Oswald et al. 2025
+        T = 12
+        del given["state"]
+        beta, x = given["beta_BxTxHxV"][..., :1], given["v_BxTxHxV"]
+        given |= {"beta_BxTxHxV": beta.repeat(V, -1), "v_BxTxHxV": beta * x, "dt_BxTxH": jnp.zeros((B, T, H))}
+        q, k = (np.repeat(given[n], H // G, axis=2) for n in ("q_BxTxGxK", "k_BxTxGxK"))
+        products = np.einsum("bth,bthv,bthk->bhvk", beta[..., 0], x, k)
+        diagonal = np.einsum("bth,bthk->bhk", beta[..., 0], k**2) + given["prior_H"][:, None]
+        want = K**-0.5 * np.einsum("bhvk,bhk->bhv", products / diagonal[:, :, None], q[:, -1])
+        assert_close(palimpsa_scan(**given)[0][:, -1], want, 1e-12)
+
+    def test_with_its_importance_forgotten_a_token_is_longhorns(self, x64):
+        # S <- (1 - d k^2) S + d x k with d = beta / (1 + beta |k|^2): Liu et al. 2024; for keys with one entry
+        S, x, beta, k = 0.7, 1.3, 0.4, 0.9
+        one = lambda value: jnp.full((1, 1, 1, 1), value)
+        state = PalimpsaState(one(S), one(0.0))  # mean S at the prior's importance of 1
+        _, end = palimpsa_scan(
+            one(1.0), one(k), one(beta * x), one(beta), jnp.zeros((1, 1, 1)), *jnp.ones((2, 1)), state
+        )
+        d = beta / (1 + beta * k**2)
+        assert_close(end.mean_BxHxVxK / (1 + end.importance_BxHxVxK), one((1 - d * k**2) * S + d * x * k), 1e-15)
 
     def test_importance_of_a_constant_input_levels_off(self, x64):
         # Given one token for ever, and a memory of some 20 tokens
