@@ -20,6 +20,7 @@ CURVES = (
     "held_out/attention_utilisation",
     "held_out/retrieval_accuracy",
     "held_out/retrieval_accuracy_new",
+    "held_out/realised_new_share",
     "held_out/accuracy",
     "held_out/bits_per_byte",
 )
