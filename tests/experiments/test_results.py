@@ -93,7 +93,7 @@ def test_attention_stays_near_the_least_there_is(file):
 
 
 def test_the_papers_size_takes_at_most_ten_minutes():
-    """From the first step to the marks above. Where a whole run takes longer, its last line logged by then meets them."""
+    """From the first step to the marks above: the whole run, or else the last line logged by then."""
     result = load("srcd_paper.json")
     for run, curve in zip(result["runs"], result["curves"], strict=True):
         if run["train_seconds"] <= 600:
