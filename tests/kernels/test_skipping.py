@@ -264,7 +264,7 @@ def test_what_has_not_run_on_its_hardware_says_so():
         assert kernels.resolve("gpu", 4096, 4096) == "gpu"
 
 
-def test_arrays_that_do_not_fit_the_plan_are_named():
+def test_arrays_that_do_not_fit_the_plan_are_named(unchecked):
     q, k, v = inputs()
     plan = kernels.make_plan(jnp.ones((B, T), bool), capacity=20, kept_capacity=30)
     for arrays in ((q[:, :15], k[:, :15], v[:, :15]), (q[:1], k[:1], v[:1]), (q, k[:, :50], v[:, :50])):
