@@ -4,13 +4,12 @@ python experiments/mqar.py --config=experiments/configs/mqar.py:VARIANT --workdi
 
 | variant | sequences | steps | where | expect |
 |---|---|---|---|---|
-| small | 64 tokens, 16 pairs, 128 words | 1500 | a CPU | 0.3 s a step on one core; no result committed yet |
+| small | 32 tokens, 8 pairs, 64 words | 1200 | a CPU | 1 to 2 minutes on one core |
 | paper | 512 tokens, 128 pairs, 8192 words | 46,875 (60 epochs) | an accelerator | not run yet |
 
 Models: palimpsa, metamamba2; the same without metaplasticity: gated_linear, mamba2; gated_delta (Gated DeltaNet), a
-transformer, and cram. States of `small`, in numbers a layer: 1024; palimpsa and metamamba2 carry 2048, unless
-`--config.palimpsa.key_dim=8 --config.metamamba2.state=8`, which is the comparison at equal state.
-`experiments/mqar_grid.py` compares them all.
+transformer, and cram. States of `small`, in numbers a layer: 128, too few for 8 pairs; palimpsa and metamamba2 carry as
+many importances. `experiments/mqar_grid.py` compares them all, at equal width and at equal state.
 Every field is a field of the dataclass of its section; `--config.section.field=value`.
 """
 
@@ -31,11 +30,11 @@ from cram_jax.training.settings import to_config
 VARIANTS = {
     "small": {
         "run": RunConfig(
-            steps=1500, length=64, batch=64, log_every=100, checkpoint_every=500, held_out_tokens=16384,
+            steps=1200, length=32, batch=64, log_every=100, checkpoint_every=600, held_out_tokens=16384,
             final_tokens=131_072,
         ),
-        "data": MQARConfig(vocabulary=128, pairs=16),
-        "sizes": {"D": 64, "heads": 4, "key": 16, "value": 16},
+        "data": MQARConfig(vocabulary=64, pairs=8),
+        "sizes": {"D": 64, "heads": 2, "key": 4, "value": 16},
         "examples": 0,
     },
     "paper": {

@@ -55,7 +55,7 @@ def _backward(kept, gradients):
     _, states = jax.lax.scan(before, state, inputs)
 
     def token(carry, now):
-        P, R, dprior_HxV = carry
+        P, R, dprior_H = carry
         (M_before, J_before), (q_HxK, k_HxK, v_HxV, beta_HxV, decay_H), do_HxV = now
         M, J = _write((M_before, J_before), k_HxK, v_HxV, beta_HxV, decay_H)
         rate = 1 / (J + prior_H[:, None, None])
@@ -67,18 +67,16 @@ def _backward(kept, gradients):
         by_key = lambda x_HxKxV, y_HxV: jnp.einsum("hkv,hv->hk", x_HxKxV, y_HxV)
         dq = by_key(mean, do_HxV)
         dk = by_key(P, v_HxV) + 2 * k_HxK * by_key(R, beta_HxV)
-        over_keys = lambda term: _over_keys((k_HxK.shape[1], term))
-        dv = over_keys(lambda j: P[:, j] * k_HxK[:, j, None])
-        dbeta = over_keys(lambda j: R[:, j] * k_HxK[:, j, None] ** 2)
-        # Sums over all of a head: over keys first, which adds whole vectors, and over values where little is left.
-        ddecay = jnp.sum(over_keys(lambda j: P[:, j] * M_before[:, j] + R[:, j] * J_before[:, j]), axis=1)
-        dprior_HxV -= do_HxV * over_keys(lambda j: rate[:, j] * mean[:, j] * q_HxK[:, j, None])
+        dv = _over_keys((k_HxK.shape[1], lambda j: P[:, j] * k_HxK[:, j, None]))
+        dbeta = _over_keys((k_HxK.shape[1], lambda j: R[:, j] * k_HxK[:, j, None] ** 2))
+        ddecay = jnp.sum(by_key(P * M_before + R * J_before, jnp.ones_like(v_HxV)), axis=1)
+        dprior_H -= jnp.sum(q_HxK * by_key(rate * mean, do_HxV), axis=1)
         decay_Hx1x1 = decay_H[:, None, None]
-        return (decay_Hx1x1 * P, decay_Hx1x1 * R, dprior_HxV), (dq, dk, dv, dbeta, ddecay)
+        return (decay_Hx1x1 * P, decay_Hx1x1 * R, dprior_H), (dq, dk, dv, dbeta, ddecay)
 
-    begin = (P, R, jnp.zeros_like(do_QxHxV[0]))
-    (P, R, dprior_HxV), dinputs = jax.lax.scan(token, begin, (states, inputs, do_QxHxV), reverse=True)
-    return (P, R), dinputs, jnp.sum(dprior_HxV, axis=1)
+    begin = (P, R, jnp.zeros_like(prior_H))
+    (P, R, dprior_H), dinputs = jax.lax.scan(token, begin, (states, inputs, do_QxHxV), reverse=True)
+    return (P, R), dinputs, dprior_H
 
 
 chunk_of_sequence.defvjp(lambda *inputs: (_forward(*inputs), inputs), _backward)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ..recurrent import from_chunks, in_chunks, wide
 
-CHUNK = 64
+CHUNK = 32
 
 
 def _dot(x, y, contract: tuple[int, int]):
