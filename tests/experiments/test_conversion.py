@@ -44,7 +44,7 @@ def test_both_phases_can_be_run(variant):
 
 
 def test_a_training_that_did_not_learn_goes_no_further(tmp_path):
-    command = [sys.executable, "experiments/conversion.py", *FEW, "--config.data.pairs=1", "--config.tune.pairs=2"]
+    command = [sys.executable, "experiments/conversion.py", *FEW, "--config.data.pairs=2", "--config.tune.pairs=2"]
     command += ["--config.run.steps=20", "--config.run.log_every=20", "--config.run.checkpoint_every=20"]
     command += ["--config.tune.steps=20", f"--runs={tmp_path}/runs", f"--results={tmp_path}/out", "--seeds=1"]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
