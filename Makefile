@@ -4,6 +4,8 @@ VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 TESTS ?= tests
+# Large pages where Linux hands them out on request: a training step takes and gives back its arrays each time.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: demo test bench aot-gpu clean
 
