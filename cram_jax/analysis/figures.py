@@ -18,12 +18,13 @@ def _moments(lines: list[dict], transition: int | None) -> list[dict]:
 
 
 def figure_2(lines: list[dict], summary: dict, path: Path) -> None:
-    """The paper's Figure 2: attention, accuracy and mean quality over steps; density of quality at three times."""
+    """The paper's Figure 2: attention, accuracy and mean quality over steps; density of quality at three times. And
+    the time of a step."""
     steps = [line["step"] for line in lines]
     pick = lambda name: [line.get(name, np.nan) for line in lines]
     layer, transition = summary["busiest_layer"], summary["transition_step"]
     released = summary["router_released_step"]
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
+    figure, (left, middle, clock, right) = plt.subplots(1, 4, figsize=(16, 3.8), constrained_layout=True)
 
     percent = lambda name: 100 * np.array(pick(name), float)
     left.plot(steps, percent("held_out/attention_tokens"), "k-", label="tokens that attend")
@@ -38,6 +39,9 @@ def figure_2(lines: list[dict], summary: dict, path: Path) -> None:
     middle.plot(steps, quality, "k:", lw=2, label=f"mean quality, recurring (layer {layer})")
     middle.set(ylabel="retrieval accuracy, quality (%)", ylim=(-2, 102), title="Accuracy and quality of recall")
 
+    clock.plot(steps, pick("step_ms"), "k-", label="a training step")
+    clock.set(ylabel="milliseconds", title="Time of a step", ylim=(0, None))
+
     for line, style in zip(_moments(lines, transition), ("k:", "k--", "k-"), strict=True):
         counts = np.array(line[f"probe/quality_bins_layer_{layer}"])
         centres = (np.arange(len(counts)) + 0.5) / len(counts)
@@ -45,13 +49,13 @@ def figure_2(lines: list[dict], summary: dict, path: Path) -> None:
         right.plot(centres, density, style, drawstyle="steps-mid", label=f"step {line['step']}")
     right.set(xlabel="quality q of a query", ylabel="density", title=f"Quality of recall, all queries (layer {layer})")
 
-    for axis in (left, middle):
+    for axis in (left, middle, clock):
         axis.set(xlabel="training step")
         if transition is not None:
             axis.axvline(transition, color="0.8", lw=4, zorder=0, label=f"transition, step {transition}")
         if released is not None:
             axis.axvline(released, color="0.6", lw=0.8, zorder=0, label=f"router released by step {released}")
-    for axis in (left, middle, right):
+    for axis in (left, middle, clock, right):
         axis.legend(fontsize=7, frameon=False)
         axis.grid(alpha=0.2)
     path.parent.mkdir(parents=True, exist_ok=True)
