@@ -38,7 +38,7 @@ def test_a_refreshed_page_keeps_its_words_and_corrects_its_figures():
 
 def test_the_readme_shows_the_demos_table(capsys):
     # Given seed 0 of the committed runs, which is what `make demo` trains
-    demo = json.loads((ROOT / "experiments/results/srcd_small.json").read_text())["runs"][0]
-    summary.show("SRCD, cram, 256 events, seed 0", srcd.table(demo))
+    demo = json.loads((ROOT / "experiments/results/srcd_paper.json").read_text())["runs"][0]
+    summary.show("SRCD, cram, 2048 events, seed 0", srcd.table(demo))
     printed = "\n".join(line.rstrip() for line in capsys.readouterr().out.strip().split("\n"))
     assert demo["seed"] == 0 and printed in (ROOT / "README.md").read_text()

@@ -109,7 +109,10 @@ def test_a_run_leaves_what_it_promises(whole):
         (["--config.run.stepz=5"], "unknown setting 'stepz': config.run has ['batch', "),
         (["--config.zzzz=5"], "unknown setting 'zzzz': config has ['cram', "),
         (["--config.price.ramp=0"], "ramp must be at least 1"),
-        (["--config.model=lstm"], r"config.model must be one of ['cram', 'transformer'], got 'lstm'"),
+        (
+            ["--config.model=lstm"],
+            r"config.model must be one of ['cram', 'jamba', 'mamba2', 'seqboat', 'transformer'], got 'lstm'",
+        ),
         (["--config=experiments/configs/srcd.py:huge"], "unknown variant 'huge' of this config; there are"),
         (["--workdir=/proc/nowhere"], "--workdir=/proc/nowhere cannot be written"),
         (["--config.run.checkpoint_every=7"], "multiples of log_every"),

@@ -183,7 +183,8 @@ def test_a_read_projects_the_shortest_lists_that_hold_it(monkeypatch):
     params, state = obedient()
     x_BxTxD, _ = sparse_inputs(256)
     run = jax.jit(lambda x: cram.apply(params, state, x, cfg=CFG)[0])
-    for x, wanted in [(x_BxTxD, (32, 64)), (x_BxTxD.at[:, :, ROUTES].set(3.0), (256, 256))]:
+    # An eighth of the rows, and a quarter of the slots in whole tiles of 128
+    for x, wanted in [(x_BxTxD, (32, 128)), (x_BxTxD.at[:, :, ROUTES].set(3.0), (256, 256))]:
         lists.clear()
         jax.block_until_ready(run(x))
         jax.effects_barrier()
