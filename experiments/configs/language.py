@@ -4,7 +4,7 @@ python experiments/language.py --runs=runs/language
 
 | variant | windows | steps | on a core of a server's CPU |
 |---|---|---|---|
-| small | 256 bytes | 1000 | 4 minutes a run |
+| small | 256 bytes | 600 | 5 minutes a run |
 
 Models, as their papers build them: palimpsa with a SwiGLU network in each of two layers, mamba2 and metamamba2 in
 three layers without one, a transformer of two layers with rotary positions. Every field is a field of the dataclass of
@@ -20,7 +20,7 @@ from cram_jax.training import experiment
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.price import PriceConfig
 
-VARIANTS = {"small": {"run": RunConfig(steps=1000, log_every=50, checkpoint_every=250, final_tokens=500_000)}}
+VARIANTS = {"small": {"run": RunConfig(steps=600, log_every=50, checkpoint_every=300, final_tokens=250_000)}}
 D = 96
 MAMBA = dict(D=D, heads=6, head_dim=32, state=16)
 MODELS = {
