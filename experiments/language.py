@@ -5,8 +5,8 @@ python experiments/language.py --runs=runs/language [--files=FOLDER] [--rates=3e
 Every run is one of experiments/text.py, in a directory of its own below --runs: stopped, the same command goes on where
 it was, and finished runs are not run again. Each model's learning rate is chosen, with seed 0, by its training loss
 over the last logged stretch, not on the files that are reported; a run reads less than a tenth of the training text, so
-nearly all of what it reads there is new to it. Result and figure go to --results, with .json and .png. Two processes with
-some of the models each (--entry=mamba2) use two cores; the whole command after them only gathers.
+nearly all of what it reads there is new to it. Result and figure go to --results, with .json and .png. Two processes
+with some of the models each (--entry=mamba2) use two cores; the whole command after them only gathers.
 """
 
 import json
