@@ -25,7 +25,7 @@ from cram_jax.training.checkpoints import Checkpoints
 from cram_jax.training.metrics import read, strict
 
 RUNS = flags.DEFINE_string("runs", "runs/conversion", "Where the runs are.")
-RATES = flags.DEFINE_list("rates", ["5e-4", "1e-3", "2.15e-3", "4.64e-3"], "To choose from, for each way by itself.")
+RATES = flags.DEFINE_list("rates", ["1e-3", "2.15e-3", "4.64e-3", "1e-2"], "To choose from, for each way by itself.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds, of both phases.")
 RESULTS = flags.DEFINE_string("results", "experiments/results/conversion", "Where result and figure go.")
 
