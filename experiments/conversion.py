@@ -45,6 +45,7 @@ def second_phase(config: ConfigDict, model: str) -> ConfigDict:
     """Settings of a fine-tuning on many pairs."""
     tune, config = config.tune, first_phase(config, 0)
     config.model, config.data.pairs = model, tune.pairs
+    config.run.length = config.data.length = tune.length
     config.run.steps = config.optimizer.steps = tune.steps
     return config
 

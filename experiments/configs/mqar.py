@@ -8,8 +8,8 @@ python experiments/mqar.py --config=experiments/configs/mqar.py:VARIANT --workdi
 | paper | 512 tokens, 128 pairs, 8192 words | 46,875 (60 epochs) | an accelerator | not run yet |
 
 Models: palimpsa, metamamba2; the same without metaplasticity: gated_linear, mamba2; gated_delta (Gated DeltaNet), a
-transformer, and cram. States of `small`, in numbers a layer: 128, too few for 8 pairs; palimpsa and metamamba2 carry as
-many importances. `experiments/mqar_grid.py` compares them all, at equal width and at equal state.
+transformer, and cram. States of `small`, in numbers a layer: 128; palimpsa and metamamba2 carry as many importances.
+`experiments/mqar_grid.py` compares them all, at equal width and at equal state.
 Every field is a field of the dataclass of its section; `--config.section.field=value`.
 """
 

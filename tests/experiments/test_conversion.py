@@ -25,7 +25,8 @@ def finished(tmp_path_factory):
     at = tmp_path_factory.mktemp("conversion")
     command = [
         sys.executable, "experiments/conversion.py", *FEW, "--config.metamamba2.D=32", "--config.metamamba2.heads=2",
-        "--config.metamamba2.groups=2", "--config.metamamba2.rank=2", "--config.data.pairs=1", "--config.tune.pairs=2",
+        "--config.metamamba2.groups=2", "--config.metamamba2.rank=2", "--config.data.pairs=1",
+        "--config.tune.pairs=2", "--config.tune.length=8",
         "--config.tune.steps=100", f"--runs={at}/runs", f"--results={at}/out", "--rates=1e-2", "--seeds=2",
     ]  # fmt: skip
     launch = lambda: subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
@@ -45,7 +46,12 @@ def test_both_phases_can_be_run(variant):
 
 def test_a_training_that_did_not_learn_goes_no_further(tmp_path):
     command = [sys.executable, "experiments/conversion.py", *FEW, "--config.data.pairs=2", "--config.tune.pairs=2"]
-    command += ["--config.run.steps=20", "--config.run.log_every=20", "--config.run.checkpoint_every=20"]
+    command += [
+        "--config.tune.length=8",
+        "--config.run.steps=20",
+        "--config.run.log_every=20",
+        "--config.run.checkpoint_every=20",
+    ]
     command += ["--config.tune.steps=20", f"--runs={tmp_path}/runs", f"--results={tmp_path}/out", "--seeds=1"]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode != 0 and "the first phase reached" in done.stderr and "tune.least=0.95" in done.stderr
