@@ -53,6 +53,7 @@ def test_a_rate_is_chosen_and_the_result_says_nothing_of_the_machines_paths(tmp_
     assert str(tmp_path) not in text
     # Then the rate that learns is taken: its bits have fallen from the 8 of a guess
     assert found["learning_rate"] == 1e-2 and found["bits_per_byte"] < 6 < found["training_bits_per_byte"]["1e-06"]
-    assert found["curves"][0]["step"] == [0, 20, 40] and found["runs"][0]["parameters"] > 1000
+    (one,) = found["runs"]
+    assert one["curve"]["step"] == [0, 20, 40] and one["parameters"] > 1000
     assert (tmp_path / "out.png").stat().st_size > 5000
     assert "n-grams with n = 1, 2, 3" in done.stdout

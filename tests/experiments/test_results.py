@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from configs import language as language_config
 from configs import srcd as srcd_config
 from configs import text as text_config
 
@@ -114,3 +115,19 @@ def test_text_is_below_its_n_grams():
     (run,) = load("text.json")["runs"]
     assert run["bits_per_byte"] < min(run[f"bits_per_byte_{n}_gram"] for n in (1, 2, 3))
     assert run["text_megabytes"] >= 20 and run["train_seconds"] <= 300
+
+
+def test_language_models_had_one_budget_and_learned_the_text():
+    result = load("language.json")
+    wanted = json.loads(language_config.get_config("small").to_json())
+    left_out = {"files", "corpus"}
+    assert {n: v for n, v in result["config"].items() if n not in left_out} == {
+        n: v for n, v in wanted.items() if n not in left_out
+    }
+    assert set(result["models"]) == set(wanted["depths"])
+    runs = [run for model in result["models"].values() for run in model["runs"]]
+    (commits,) = {tuple(run["trained_by"]) for run in runs}
+    assert len(commits) == 1 and not commits[0].endswith("+")
+    assert {run["steps"] for run in runs} == {wanted["run"]["steps"]}
+    assert max(run["parameters"] for run in runs) < 1.1 * min(run["parameters"] for run in runs)
+    assert all(run["bits_per_byte"] < run["bits_per_byte_3_gram"] for run in runs)
