@@ -131,3 +131,33 @@ def test_language_models_had_one_budget_and_learned_the_text():
     assert {run["steps"] for run in runs} == {wanted["run"]["steps"]}
     assert max(run["parameters"] for run in runs) < 1.1 * min(run["parameters"] for run in runs)
     assert all(run["bits_per_byte"] < run["bits_per_byte_3_gram"] for run in runs)
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_streaming_takes_the_same_time_and_memory_however_long_the_context(batch):
+    result = load("kernels/stream.json")["result"]
+    at = [result[f"batch_{batch}_context_{context}"] for context in (1024, 4096, 16384, 32768)]
+    times = [one["cram"]["ms"] for one in at]
+    assert max(times) < 1.2 * min(times)
+    assert len({one["cram"]["megabytes"] for one in at}) == 1 and at[-1]["cheaper"] >= 10
+
+
+def test_scans_are_as_fast_and_as_small_as_the_pages_say():
+    result = load("kernels/scans.json")["result"]
+    for name in ("ssd", "palimpsa"):
+        assert result[f"{name}_forward_backward_faster_than_tokens"] >= 5
+        megabytes = result["gradient_megabytes"][name]
+        assert megabytes["8192"] < 2.1 * megabytes["4096"]
+    assert result["ssd_forward_faster_than_mamba2_jax"] >= 1
+    assert result["ssd_forward_backward_faster_than_mamba2_jax"] >= 1
+
+
+def test_attention_costs_what_is_used():
+    result = load("kernels/attention.json")["result"]
+    for way in ("forward_4096", "forward_backward_4096"):
+        times = result[way]
+        dense = min(times["dense"][name]["ms"] for name in ("naive", "jax_nn"))
+        assert times["dense"]["ours"]["ms"] <= dense and times["random_0"]["ms"] < 0.05 * dense
+    assert result["forward_4096"]["random_16"]["cheaper"] >= 24
+    for share in (50, 125, 250, 500):
+        assert result["forward_backward_4096"][f"random_{share}"]["efficiency"] >= 0.6
