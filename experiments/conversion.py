@@ -6,14 +6,12 @@ Every run is in a directory of its own below --runs: stopped, the same command g
 are not run again. Result and figure go to --results, with .json and .png.
 """
 
-import json
 from pathlib import Path
 
 import collect
 import grid
 import jax
 import mqar
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -22,7 +20,7 @@ from cram_jax.functional.metaplastic import make_metaplastic
 from cram_jax.training import experiment
 from cram_jax.training import learner as learning
 from cram_jax.training.checkpoints import Checkpoints
-from cram_jax.training.metrics import read, strict
+from cram_jax.training.metrics import read
 
 RUNS = flags.DEFINE_string("runs", "runs/conversion", "Where the runs are.")
 RATES = flags.DEFINE_list("rates", ["1e-3", "2.15e-3", "4.64e-3", "1e-2"], "To choose from, for each way by itself.")
@@ -91,17 +89,16 @@ def compare(config: ConfigDict, runs: Path, rates: list[float], seeds: int) -> t
         found = collect.curves(read(workdir / "metrics.jsonl"))
         return {"curve": found, "accuracy_start": found["held_out/accuracy"][0]}
 
-    return first, grid.compare(tune, entries, runs, rates, seeds, "accuracy", "validation_accuracy", curve)
+    return first, grid.compare(tune, entries, runs, rates, seeds, "accuracy", "validation_accuracy", more=curve)
 
 
 def main(_) -> None:
     experiment.quiet()
     config, target = mqar.CONFIG.value, Path(RESULTS.value)
     first, ways = compare(config, Path(RUNS.value), [float(rate) for rate in RATES.value], SEEDS.value)
-    gains = np.array([b["accuracy"] - a["accuracy"] for a, b in zip(*(ways[w]["runs"] for w in WAYS), strict=True)])
-    out = {"config": json.loads(config.to_json()), "trained": first, "ways": ways, "gain": gains.tolist()}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.with_suffix(".json").write_text(json.dumps(strict(out | summary.versions()), indent=1) + "\n")
+    by_seed = [{run["seed"]: run["accuracy"] for run in ways[way]["runs"]} for way in WAYS]  # without diverged ones
+    gains = [by_seed[1][seed] - by_seed[0][seed] for seed in by_seed[0] if seed in by_seed[1]]
+    grid.write(target, config, trained=first, ways=ways, gain=gains)
     mqar_figures.conversion(ways, config.tune.pairs, target.with_suffix(".png"))
     many = lambda values: "  ".join(summary.percent(value) for value in values)
     few, pairs = config.data.pairs, config.tune.pairs

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from cram_jax.analysis import summary
+from cram_jax.training.metrics import strict
 from cram_jax.training.settings import claim_workdir
 
 Train = Callable[[ConfigDict, Path], dict]
@@ -38,6 +40,14 @@ def rated(config: ConfigDict, rate: float, seed: int) -> ConfigDict:
     return config
 
 
+def write(target: Path, config: ConfigDict, **found) -> None:
+    """The committed result: settings, what was found, and what it was found with. Paths of one machine stay there."""
+    settings = {name: value for name, value in json.loads(config.to_json()).items() if name != "files"}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    out = strict({"config": settings, **found, **summary.versions()})
+    target.with_suffix(".json").write_text(json.dumps(out, indent=1) + "\n")
+
+
 def compare(
     train: Train,
     entries: dict[str, ConfigDict],
@@ -46,6 +56,7 @@ def compare(
     seeds: int,
     score: str,
     chosen_by: str,
+    lower: bool = False,
     more: Callable[[ConfigDict, Path], dict] = lambda config, workdir: {},
 ) -> dict:
     """By label: the rate chosen, what it was chosen by, the runs at it, and their score's mean and deviation.
@@ -55,14 +66,14 @@ def compare(
       entries: settings by label; each run is in a directory of its own below `runs`.
       rates: the choice among them is made with seed 0; a run that diverged is never chosen. "at_edge" is whether the
         lowest or highest was chosen, so that a better one may lie beyond.
-      score: the summary's number to report. chosen_by: the one that chooses, on data that is not reported. Accuracies
-        are the better the higher, bits the better the lower.
+      score: the summary's number to report. chosen_by: the one that chooses, on data that is not reported.
+      lower: whether a lower one is the better.
       more: what to add to a run's summary, from its settings and directory.
 
     Raises:
       ValueError: where runs were trained by different code, or all of a model's diverged.
     """
-    sign = -1 if "bits" in chosen_by else 1
+    worst, best_of = (math.inf, min) if lower else (-math.inf, max)
     out, code = {}, {}
     for label, config in entries.items():
         folder = runs / label.replace(", ", "_").replace(" ", "_")
@@ -75,8 +86,8 @@ def compare(
             return found and found | more(settings, workdir)
 
         tried = {rate: run(rate, 0) for rate in rates}
-        values = {rate: one[chosen_by] if one else -sign * math.inf for rate, one in tried.items()}
-        best = max(values, key=lambda rate: sign * values[rate])
+        values = {rate: one[chosen_by] if one else worst for rate, one in tried.items()}
+        best = best_of(values, key=values.get)
         if tried[best] is None:
             raise ValueError(f"{label} diverged at all of the rates {rates}; give lower ones")
         found = [one for one in (run(best, seed) for seed in range(seeds)) if one]

@@ -9,7 +9,6 @@ nearly all of what it reads there is new to it. Result and figure go to --result
 with some of the models each (--entry=mamba2) use two cores; the whole command after them only gathers.
 """
 
-import json
 from pathlib import Path
 
 import collect
@@ -22,7 +21,7 @@ from ml_collections import ConfigDict
 from cram_jax.analysis import accounting, ngram, summary, text_figures
 from cram_jax.training import experiment
 from cram_jax.training import learner as learning
-from cram_jax.training.metrics import read, strict
+from cram_jax.training.metrics import read
 
 RUNS = flags.DEFINE_string("runs", "runs/language", "Where the runs are.")
 RATES = flags.DEFINE_list("rates", ["3e-3", "6e-3"], "Learning rates to choose from.")
@@ -69,16 +68,14 @@ def main(_) -> None:
     base, target, runs = text.opened(text.CONFIG.value, tuple(text.FILES.value)), Path(RESULTS.value), Path(RUNS.value)
     entries = {model: settings(base, model) for model in LABELS.value or base.depths}
     rates = [float(rate) for rate in RATES.value]
+    chosen_by = "training_bits_per_byte"
     models = grid.compare(
-        text.train, entries, runs, rates, SEEDS.value, "bits_per_byte", "training_bits_per_byte", more
+        text.train, entries, runs, rates, SEEDS.value, "bits_per_byte", chosen_by, lower=True, more=more
     )
     summary.show("Text: bits per byte of held-out files", table(models))
     if LABELS.value:
         return  # a part is no result
-    target.parent.mkdir(parents=True, exist_ok=True)
-    config = {name: value for name, value in json.loads(base.to_json()).items() if name != "files"}
-    out = {"config": config, "models": models, **summary.versions()}
-    target.with_suffix(".json").write_text(json.dumps(strict(out), indent=1) + "\n")
+    grid.write(target, base, models=models)
     text_figures.comparison(models, target.with_suffix(".png"))
 
 

@@ -8,7 +8,6 @@ Two processes, each with some of the entries (--entry=palimpsa --entry=mamba2), 
 them only gathers. `mamba2` has a set of keys for each head, as MetaMamba2 has, and is MetaMamba2 without importance.
 """
 
-import json
 from pathlib import Path
 
 import collect
@@ -19,7 +18,7 @@ from ml_collections import ConfigDict
 
 from cram_jax.analysis import mqar_figures, summary
 from cram_jax.training import experiment
-from cram_jax.training.metrics import read, strict
+from cram_jax.training.metrics import read
 
 RUNS = flags.DEFINE_string("runs", "runs/mqar", "Where the runs are.")
 RATES = flags.DEFINE_list("rates", ["2.15e-3", "4.64e-3", "1e-2"], "Learning rates to choose from.")
@@ -73,16 +72,14 @@ def main(_) -> None:
     rates = [float(rate) for rate in RATES.value]
     curve = lambda config, workdir: {"curve": collect.curves(read(workdir / "metrics.jsonl"))}
     models = grid.compare(
-        mqar.train, entries, Path(RUNS.value), rates, SEEDS.value, "accuracy", "validation_accuracy", curve
+        mqar.train, entries, Path(RUNS.value), rates, SEEDS.value, "accuracy", "validation_accuracy", more=curve
     )
     for model in models.values():
         model |= {name: model["runs"][0][name] for name in ("state_bytes", "parameters")}
     summary.show("MQAR: accuracy at the rate chosen on validation data", table(models))
     if LABELS.value:
         return  # a part is no result
-    target.parent.mkdir(parents=True, exist_ok=True)
-    out = {"config": json.loads(base.to_json()), "models": models, **summary.versions()}
-    target.with_suffix(".json").write_text(json.dumps(strict(out), indent=1) + "\n")
+    grid.write(target, base, models=models)
     mqar_figures.draw(models, 1 / base.data.pairs, target.with_suffix(".png"))
 
 

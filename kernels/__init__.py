@@ -2,7 +2,6 @@
 
 from .palimpsa import PalimpsaState, palimpsa_scan, shared_importance_scan
 from .skip_attention import (
-    SHORT,
     SkipPlan,
     make_plan,
     on_ladder,
@@ -15,7 +14,6 @@ from .skip_attention import (
 from .ssd import ssd_scan
 
 __all__ = [
-    "SHORT",
     "PalimpsaState",
     "SkipPlan",
     "make_plan",

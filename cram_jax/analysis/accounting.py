@@ -67,8 +67,8 @@ def flops(cfg: CRAMConfig | AttentionConfig | SeqBoatConfig, work: Work, *, trai
         H, K, V, again = cfg.heads, cfg.head_dim, cfg.head_dim, 0
         beside = 4 * cfg.D * cfg.F
     elif isinstance(cfg, SeqBoatConfig):
-        H, K, V, again = cfg.heads, cfg.head_dim, cfg.head_dim, 1
-        beside = _working(cfg.D, cfg.working) + 4 * cfg.D + 4 * cfg.D * cfg.F
+        H, K, V, again = cfg.attention.heads, cfg.attention.head_dim, cfg.attention.head_dim, 1
+        beside = _working(cfg.D, cfg.working) + 4 * cfg.D + 4 * cfg.D * cfg.attention.F
     else:
         H, K, V, again = cfg.episodic.heads, cfg.episodic.head_dim, cfg.episodic.head_dim, 1
         beside = _beside(cfg)

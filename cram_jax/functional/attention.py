@@ -87,18 +87,26 @@ def init_cache(cfg: AttentionConfig, batch: int) -> AttentionCache:
     return AttentionCache(jnp.zeros((), jnp.int32), blank(), blank())
 
 
-def _qkv(params: AttentionParams, x_BxTxD, position_BxT, cfg: AttentionConfig):
+def qkv(params: AttentionParams, x_BxTxD, position_BxT, cfg: AttentionConfig):
+    """Queries, keys and values, each (B T H K), of tokens at these positions."""
     z_BxTxD = cast(rms_norm(params.norm_D, x_BxTxD), cfg.compute_dtype)
     q, k, v = jnp.moveaxis(jnp.einsum("btd,dxhk->btxhk", z_BxTxD, cast(params.qkv_Dx3xHxK, cfg.compute_dtype)), 2, 0)
     return (rotate(q, position_BxT), rotate(k, position_BxT), v) if cfg.rotary else (q, k, v)
 
 
+def output(params: AttentionParams, o_BxTxHxK, cfg: AttentionConfig):
+    """What heads read, as tokens."""
+    return jnp.einsum("bthk,hkd->btd", o_BxTxHxK, cast(params.o_HxKxD, cfg.compute_dtype))
+
+
+def feed(params: AttentionParams, x: Float[Array, "... D"], cfg: AttentionConfig) -> Float[Array, "... D"]:
+    """The tokens after the feed-forward network."""
+    z = cast(rms_norm(params.norm_ff_D, x), cfg.compute_dtype)
+    return x + feed_forward(cast(params.feed_forward, cfg.compute_dtype), z).astype(x.dtype)
+
+
 def _finish(params: AttentionParams, x_BxTxD, o_BxTxHxK, cfg: AttentionConfig):
-    dtype = cfg.compute_dtype
-    attended_BxTxD = jnp.einsum("bthk,hkd->btd", o_BxTxHxK, cast(params.o_HxKxD, dtype))
-    x_BxTxD = x_BxTxD + attended_BxTxD.astype(x_BxTxD.dtype)
-    z_BxTxD = cast(rms_norm(params.norm_ff_D, x_BxTxD), dtype)
-    return x_BxTxD + feed_forward(cast(params.feed_forward, dtype), z_BxTxD).astype(x_BxTxD.dtype)
+    return feed(params, x_BxTxD + output(params, o_BxTxHxK, cfg).astype(x_BxTxD.dtype), cfg)
 
 
 def apply(
@@ -116,7 +124,7 @@ def apply(
     del state, key, train
     check_inputs(x_BxTxD, cfg.D, gap_BxT, segment_BxT)
     B, T, _ = x_BxTxD.shape
-    q, k, v = _qkv(params, x_BxTxD, jnp.broadcast_to(jnp.arange(T), (B, T)), cfg)
+    q, k, v = qkv(params, x_BxTxD, jnp.broadcast_to(jnp.arange(T), (B, T)), cfg)
     # On a CPU our own kernel at full use is the fastest dense attention there is, and its memory grows with T.
     o_BxTxHxK = jax.lax.platform_dependent(q, k, v, segment_BxT, cpu=_tiled, default=_masked)
     return _finish(params, x_BxTxD, o_BxTxHxK, cfg), ()
@@ -124,8 +132,9 @@ def apply(
 
 def _tiled(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, segment_BxT):
     plan = kernels.make_plan(jnp.ones(q_BxTxHxK.shape[:2], bool), segment_BxT=segment_BxT)
-    # Every row is there already. Where the default platform is another one, its backend is not meant.
-    backend = "reference" if q_BxTxHxK.shape[1] <= kernels.SHORT else "xla"
+    # Every row is there already. This is the CPU's branch, whatever the default platform.
+    T = q_BxTxHxK.shape[1]
+    backend = kernels.resolve("auto", T, T, platform="cpu")
     return kernels.skip_attention_compact(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, plan, backend=backend)
 
 
@@ -148,7 +157,7 @@ def step(
     del state, key
     x_Bx1xD = x_BxD[:, None]
     check_inputs(x_Bx1xD, cfg.D, None if gap_B is None else gap_B[:, None], None)
-    q, k, v = _qkv(params, x_Bx1xD, jnp.full((x_BxD.shape[0], 1), cache.position), cfg)
+    q, k, v = qkv(params, x_Bx1xD, jnp.full((x_BxD.shape[0], 1), cache.position), cfg)
     place = cache.position % cfg.context  # the same for all: one slice, not a scatter
     put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(
         old, new.reshape(-1, 1, cfg.head_dim).astype(old.dtype), place, axis=1

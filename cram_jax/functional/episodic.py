@@ -192,12 +192,26 @@ def write(
     B = x_BxD.shape[0]
     position_Bx1 = jnp.full((B, 1), position)
     k, v = _keys_values(params, x_BxD[:, None], jnp.zeros((B, 1)), position_Bx1, cfg)
-    place_B = jnp.where(kept_B, cache.written_B % cfg.memory, cfg.memory)  # beyond the end: dropped
+    return push(cache, k[:, 0], v[:, 0], kept_B)
+
+
+def push(
+    cache: EpisodicCache, k_BxGxK: Float[Array, "B G K"], v_BxGxV: Float[Array, "B G V"], kept_B: Bool[Array, "B"]
+) -> EpisodicCache:
+    """The ring with one event's key and value where it is kept, over the oldest one when it is full."""
+    M = cache.k_NxMxK.shape[1]
+    place_B = jnp.where(kept_B, cache.written_B % M, M)  # beyond the end: dropped
     return EpisodicCache(
-        kernels.write_cache(cache.k_NxMxK, k[:, 0], place_B),
-        kernels.write_cache(cache.v_NxMxV, v[:, 0], place_B),
+        kernels.write_cache(cache.k_NxMxK, k_BxGxK, place_B),
+        kernels.write_cache(cache.v_NxMxV, v_BxGxV, place_B),
         cache.written_B + kept_B,
     )
+
+
+def look_up(cache: EpisodicCache, q_BxHxK: Float[Array, "B H K"], attends_B: Bool[Array, "B"]):
+    """What queries read in the ring, (B H V); 0 for those of sequences that do not attend."""
+    end_B = jnp.where(attends_B, jnp.minimum(cache.written_B, cache.k_NxMxK.shape[1]), 0)
+    return kernels.read_cache(q_BxHxK, cache.k_NxMxK, cache.v_NxMxV, end_B)
 
 
 def read_cache(
@@ -212,9 +226,7 @@ def read_cache(
     """r^E of one token from the ring; 0 where it does not attend. Where none of the batch attends, nothing is read."""
 
     def attend():
-        end_B = jnp.where(attends_B, jnp.minimum(cache.written_B, cfg.memory), 0)
         q_Bx1xHxK = _queries(params, x_BxD[:, None], jnp.full((x_BxD.shape[0], 1), position), cfg)
-        o_BxHxV = kernels.read_cache(q_Bx1xHxK[:, 0], cache.k_NxMxK, cache.v_NxMxV, end_B)
-        return _output(params, o_BxHxV[:, None])[0][:, 0]
+        return _output(params, look_up(cache, q_Bx1xHxK[:, 0], attends_B)[:, None])[0][:, 0]
 
     return jax.lax.cond(jnp.any(attends_B), attend, lambda: jnp.zeros_like(x_BxD))

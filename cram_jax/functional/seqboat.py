@@ -15,59 +15,48 @@ import jax.numpy as jnp
 
 from cram_jax import kernels
 from cram_jax.dims import Array, Bool, Float, Gap, Gaps, Int, Key, Segments, Token, Tokens
-from cram_jax.functional import episodic, working_memory
-from cram_jax.functional.common import (
-    FeedForward,
-    at_least_one,
-    check_inputs,
-    feed_forward,
-    init_feed_forward,
-    normal,
-    rms_norm,
-    rotate,
-)
+from cram_jax.functional import attention, episodic, working_memory
+from cram_jax.functional.attention import AttentionConfig, AttentionParams
+from cram_jax.functional.common import at_least_one, check_inputs, normal, rms_norm
+from cram_jax.functional.episodic import EpisodicCache, EpisodicConfig
 from cram_jax.functional.working_memory import WorkingConfig
 
 PASS, ATTEND = 0, 1
+RUNGS = ((8, 8), (1, 1))  # rows and slots are the same tokens
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class SeqBoatConfig:
-    """D: width. F: hidden units of the feed-forward network. heads, head_dim: H and K.
+    """attention: width, heads and feed-forward network; its `context` is not used.
+    memory: tokens that attended, the last ones of which a token sees (the paper's working memory).
     working: the recurrent memory.
-    memory: tokens that attended, the last ones of which a token sees (its working memory of the paper).
-    rotary: positions in queries and keys.
     """
 
-    D: int = 64
-    F: int = 128
-    heads: int = 2
-    head_dim: int = 32
+    attention: AttentionConfig = AttentionConfig()
     memory: int = 2048
-    rotary: bool = False
     working: WorkingConfig = WorkingConfig(body="gated_scan")
 
     def __post_init__(self):
-        at_least_one(self, "D", "F", "heads", "head_dim", "memory")
+        at_least_one(self, "memory")
+
+    @property
+    def D(self) -> int:
+        return self.attention.D
 
 
 class SeqBoatParams(NamedTuple):
     """Attributes:
-    norm_D: before the memories. working: recurrent.
-    choice_Dx2, log_temperature: from the recurrent memory's output to PASS or ATTEND.
-    qkv_Dx3xHxK, o_HxKxD: attention.
-    norm_ff_D, feed_forward: after them.
+    norm_D: before the recurrent memory. working: the memory.
+    choice_Dx2, log_temperature: from its output to PASS or ATTEND.
+    attention: for those that attend, and the feed-forward network for all.
     """
 
     norm_D: Float[Array, "*layers D"]
     working: working_memory.Params
     choice_Dx2: Float[Array, "*layers D 2"]
     log_temperature: Float[Array, "*layers"]
-    qkv_Dx3xHxK: Float[Array, "*layers D 3 H K"]
-    o_HxKxD: Float[Array, "*layers H K D"]
-    norm_ff_D: Float[Array, "*layers D"]
-    feed_forward: FeedForward
+    attention: AttentionParams
 
 
 class SeqBoatRoutes(NamedTuple):
@@ -88,22 +77,18 @@ class SeqBoatCache(NamedTuple):
 
     position: Int[Array, ""]
     working_BxW: Float[Array, "B W"]
-    episodic: episodic.EpisodicCache
+    episodic: EpisodicCache
 
 
 def init(key: Key, cfg: SeqBoatConfig) -> SeqBoatParams:
     """Unit-variance projections; about half of the tokens attend."""
-    w, c, qkv, o, ff = jax.random.split(key, 5)
-    D, H, K = cfg.D, cfg.heads, cfg.head_dim
+    w, c, a = jax.random.split(key, 3)
     return SeqBoatParams(
-        jnp.ones(D),
-        working_memory.init(w, D, cfg.working),
-        normal(c, (D, 2), D),
-        jnp.zeros(()),
-        normal(qkv, (D, 3, H, K), D),
-        normal(o, (H, K, D), H * K),
-        jnp.ones(D),
-        init_feed_forward(ff, D, cfg.F),
+        norm_D=jnp.ones(cfg.D),
+        working=working_memory.init(w, cfg.D, cfg.working),
+        choice_Dx2=normal(c, (cfg.D, 2), cfg.D),
+        log_temperature=jnp.zeros(()),
+        attention=attention.init(a, cfg.attention),
     )
 
 
@@ -114,34 +99,25 @@ def init_state(cfg: SeqBoatConfig) -> tuple[()]:
 
 def init_cache(cfg: SeqBoatConfig, batch: int) -> SeqBoatCache:
     """Nothing seen yet."""
-    shape = (batch * cfg.heads, cfg.memory, cfg.head_dim)
-    ring = episodic.EpisodicCache(jnp.zeros(shape), jnp.zeros(shape), jnp.zeros(batch, jnp.int32))
-    return SeqBoatCache(jnp.zeros((), jnp.int32), working_memory.init_cache(cfg.working, batch), ring)
+    like = EpisodicConfig(heads=cfg.attention.heads, head_dim=cfg.attention.head_dim, memory=cfg.memory)
+    return SeqBoatCache(
+        jnp.zeros((), jnp.int32),
+        working_memory.init_cache(cfg.working, batch),
+        episodic.init_cache(like, batch, cfg.attention.compute_dtype),
+    )
 
 
 def _choose(params: SeqBoatParams, worked: Float[Array, "... D"]):
-    """(who attends, the probability of that choice)."""
+    """(who attends, the probability of attending)."""
     share = jax.nn.softmax(worked @ params.choice_Dx2 * jnp.exp(-params.log_temperature))
     return share[..., ATTEND] > share[..., PASS], share[..., ATTEND]
 
 
-def _qkv(qkv_Dx3xHxK, z_BxCxD, position_BxC, cfg: SeqBoatConfig):
-    q, k, v = jnp.moveaxis(jnp.einsum("bcd,dxhk->bcxhk", z_BxCxD, qkv_Dx3xHxK), 2, 0)
-    return (rotate(q, position_BxC), rotate(k, position_BxC), v) if cfg.rotary else (q, k, v)
-
-
-def _read(cfg: SeqBoatConfig, backend: str, plan: kernels.SkipPlan, weights, z_BxTxD):
+def _read(cfg: AttentionConfig, backend: str, plan: kernels.SkipPlan, params: AttentionParams, x_BxTxD):
     """What the tokens of the plan read, projections for them alone; 0 elsewhere."""
-    qkv_Dx3xHxK, o_HxKxD = weights
-    q, _, _ = _qkv(qkv_Dx3xHxK, plan.gather_queries(z_BxTxD), plan.rows_BxC, cfg)
-    _, k, v = _qkv(qkv_Dx3xHxK, plan.gather_keys(z_BxTxD), plan.slots_BxS, cfg)
+    q, k, v = attention.qkv(params, plan.gather_queries(x_BxTxD), plan.rows_BxC, cfg)
     o_BxCxHxK = kernels.skip_attention_compact(q, k, v, plan, backend=backend)
-    return plan.scatter(jnp.einsum("bchk,hkd->bcd", o_BxCxHxK, o_HxKxD), z_BxTxD.shape[1])
-
-
-def _finish(params: SeqBoatParams, x, worked, attended):
-    x = x + worked + attended
-    return x + feed_forward(params.feed_forward, rms_norm(params.norm_ff_D, x))
+    return plan.scatter(attention.output(params, o_BxCxHxK, cfg), x_BxTxD.shape[1])
 
 
 def apply(
@@ -167,10 +143,10 @@ def apply(
     worked_BxTxD, _ = working_memory.apply(params.working, z_BxTxD, gap_BxT, segment_BxT, cfg.working)
     attends_BxT, share_BxT = _choose(params, worked_BxTxD)
     plan = kernels.make_plan(attends_BxT, kept_BxT=attends_BxT, memory=cfg.memory, segment_BxT=segment_BxT)
-    read = partial(_read, cfg, kernels.resolve("auto", T, T))
-    attended_BxTxD = kernels.on_ladder(read, plan, (params.qkv_Dx3xHxK, params.o_HxKxD), z_BxTxD)
-    y_BxTxD = _finish(params, x_BxTxD, worked_BxTxD, share_BxT[..., None] * attended_BxTxD)
-    return y_BxTxD, SeqBoatAux(SeqBoatRoutes(attends_BxT, attends_BxT))
+    read = partial(_read, cfg.attention, kernels.resolve("auto", T, T))
+    read_BxTxD = kernels.on_ladder(read, plan, params.attention, x_BxTxD, rungs=RUNGS).astype(x_BxTxD.dtype)
+    x_BxTxD = x_BxTxD + worked_BxTxD + share_BxT[..., None] * read_BxTxD
+    return attention.feed(params.attention, x_BxTxD, cfg.attention), SeqBoatAux(SeqBoatRoutes(attends_BxT, attends_BxT))
 
 
 def step(
@@ -183,7 +159,7 @@ def step(
     gap_B: Gap | None = None,
     key: Key | None = None,
 ) -> tuple[Token, SeqBoatCache, SeqBoatRoutes]:
-    """One token, streaming; equals `apply` at that position."""
+    """One token, streaming; equals `apply` at that position. Where none of the batch attends, nothing is read."""
     del state, key
     B = x_BxD.shape[0]
     gap_B = jnp.ones(B, x_BxD.dtype) if gap_B is None else gap_B
@@ -191,16 +167,14 @@ def step(
     z_BxD = rms_norm(params.norm_D, x_BxD)
     worked_BxD, working_BxW, _ = working_memory.step(params.working, cache.working_BxW, z_BxD, gap_B, cfg.working)
     attends_B, share_B = _choose(params, worked_BxD)
-    q, k, v = _qkv(params.qkv_Dx3xHxK, z_BxD[:, None], jnp.full((B, 1), cache.position), cfg)
-    ring = cache.episodic
-    place_B = jnp.where(attends_B, ring.written_B % cfg.memory, cfg.memory)  # beyond the end: dropped
-    ring = episodic.EpisodicCache(
-        kernels.write_cache(ring.k_NxMxK, k[:, 0], place_B),
-        kernels.write_cache(ring.v_NxMxV, v[:, 0], place_B),
-        ring.written_B + attends_B,
-    )
-    end_B = jnp.where(attends_B, jnp.minimum(ring.written_B, cfg.memory), 0)
-    o_BxHxK = kernels.read_cache(q[:, 0], ring.k_NxMxK, ring.v_NxMxV, end_B)
-    attended_BxD = share_B[:, None] * jnp.einsum("bhk,hkd->bd", o_BxHxK, params.o_HxKxD)
-    y_BxD = _finish(params, x_BxD, worked_BxD, attended_BxD)
+
+    q, k, v = attention.qkv(params.attention, x_BxD[:, None], jnp.full((B, 1), cache.position), cfg.attention)
+    ring = episodic.push(cache.episodic, k[:, 0], v[:, 0], attends_B)
+
+    def attend():
+        o_BxHxK = episodic.look_up(ring, q[:, 0], attends_B)
+        return attention.output(params.attention, o_BxHxK[:, None], cfg.attention)[:, 0].astype(x_BxD.dtype)
+
+    read_BxD = jax.lax.cond(jnp.any(attends_B), attend, lambda: jnp.zeros_like(x_BxD))
+    y_BxD = attention.feed(params.attention, x_BxD + worked_BxD + share_B[:, None] * read_BxD, cfg.attention)
     return y_BxD, SeqBoatCache(cache.position + 1, working_BxW, ring), SeqBoatRoutes(attends_B, attends_B)

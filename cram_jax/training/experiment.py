@@ -50,6 +50,17 @@ MODELS = {  # a model's settings stand in a section of its name
 }
 
 
+def variant_of(variants: dict, name: str):
+    """What a config file has under the name of a variant.
+
+    Raises:
+      ValueError: for an unknown one, naming those there are.
+    """
+    if name not in variants:
+        raise ValueError(f"unknown variant {name!r} of this config; there are {sorted(variants)}")
+    return variants[name]
+
+
 def settings(run: RunConfig, models: dict, price: PriceConfig, **more) -> ConfigDict:
     """The settings every experiment has, and `more`. The learning rate's schedule is as long as the run, and the
     transformer's cache as long as the sequences.

@@ -70,25 +70,20 @@ def models(D: int, heads: int, key: int, value: int) -> dict:
 
 
 def get_config(variant: str = "small") -> ConfigDict:
-    """The settings of one variant.
-
-    Raises:
-      ValueError: for an unknown variant, naming those there are.
-    """
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r} of this config; there are {sorted(VARIANTS)}")
-    chosen = VARIANTS[variant]
+    """The settings of one variant; ValueError for an unknown one."""
+    chosen = experiment.variant_of(VARIANTS, variant)
     run = chosen["run"]
     config = experiment.settings(
         run,
         models(**chosen["sizes"]),
         # Every pair is new, so that attention has nothing to give way to; the price only makes it choose.
-        price=PriceConfig(start=run.steps // 2, ramp=run.steps // 5, top=0.2),
+        price=PriceConfig(top=0.2),
         data=to_config(chosen["data"]),
         examples=chosen["examples"],
     )
     config.model = "palimpsa"
     config.data.length, config.data.batch = config.run.get_oneway_ref("length"), config.run.get_oneway_ref("batch")
+    config.price.start, config.price.ramp = (config.run.get_oneway_ref("steps") // part for part in (2, 5))
     config.cram.episodic.memory = config.run.get_oneway_ref("length")
     config.optimizer.weight_decay, config.optimizer.warmup = 0.1, 100
     return config

@@ -26,14 +26,8 @@ D, F, MEMORY = 96, 256, 64
 
 
 def get_config(variant: str = "small") -> ConfigDict:
-    """The settings of one variant.
-
-    Raises:
-      ValueError: for an unknown variant, naming those there are.
-    """
-    if variant not in VARIANTS:
-        raise ValueError(f"unknown variant {variant!r} of this config; there are {sorted(VARIANTS)}")
-    run = VARIANTS[variant]["run"]
+    """The settings of one variant; ValueError for an unknown one."""
+    run = experiment.variant_of(VARIANTS, variant)["run"]
     config = experiment.settings(
         run,
         {

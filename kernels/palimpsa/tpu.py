@@ -153,6 +153,7 @@ def _backward_kernel(
     jax.lax.fori_loop(0, Q // ROWS - 1, again, None)
 
     def tokens(later, _):
+        """Eight tokens, from the last group of them to the first."""
         i = Q // ROWS - 1 - later
         q_KxR[...], k_KxR[...] = q_QxK[_eight(i)].T, k_QxK[_eight(i)].T
         v, beta, do = (_rows(x, i) for x in (v_QxV, beta_QxV, do_QxV))
@@ -160,6 +161,7 @@ def _backward_kernel(
         decay = [decay_1xQ[0, i * ROWS + j] for j in range(ROWS)]
 
         def slab(s, carry):
+            """Eight keys of these tokens: their gradients, and their share of the sums over keys."""
             dprior, sums = carry
             q, k = _columns(q_KxR, s, V), _columns(k_KxR, s, V)
             of_slab = states(s, i, k, v, beta, decay)

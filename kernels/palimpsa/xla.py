@@ -55,6 +55,7 @@ def _backward(kept, gradients):
     _, states = jax.lax.scan(before, state, inputs)
 
     def token(carry, now):
+        """P and R one token earlier, and the gradients of that token's inputs."""
         P, R, dprior_H = carry
         (M_before, J_before), (q_HxK, k_HxK, v_HxV, beta_HxV, decay_H), do_HxV = now
         M, J = _write((M_before, J_before), k_HxK, v_HxV, beta_HxV, decay_H)

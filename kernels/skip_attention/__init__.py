@@ -27,7 +27,6 @@ BACKENDS = {
 SHORT = 128  # rows and keys: up to here a batch of small products is faster on a CPU than a loop over them
 
 __all__ = [
-    "SHORT",
     "SkipPlan",
     "make_plan",
     "on_ladder",
@@ -39,18 +38,21 @@ __all__ = [
 ]
 
 
-def resolve(backend: str, rows: int, keys: int) -> str:
+def resolve(backend: str, rows: int, keys: int, platform: str | None = None) -> str:
     """The name of the backend that "auto" stands for here, where a plan has so many rows and slots; another name stays.
 
     Call it outside a ladder: rungs of different lengths have to agree on a backend, as on tiles (`ladder.py`), or a
     token's result would depend, in its last bits, on how many others attend.
+
+    Args:
+      platform: that the choice is for, as JAX calls it; the default one where it is None.
 
     Raises:
       ValueError: for an unknown name.
     """
     if backend == "auto":
         on_cpu = "reference" if max(rows, keys) <= SHORT else "xla"
-        backend = {"tpu": "tpu", "cpu": on_cpu}.get(jax.default_backend(), "xla")
+        backend = {"tpu": "tpu", "cpu": on_cpu}.get(platform or jax.default_backend(), "xla")
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {('auto', *BACKENDS)}, got {backend!r}")
     if backend == "gpu":

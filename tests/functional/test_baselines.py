@@ -1,5 +1,7 @@
 """What makes Jamba Jamba and SeqBoat SeqBoat: the ratio of layers, and tokens that are really passed over."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,9 @@ JAMBA = JambaConfig(
     mamba=Mamba2Config(D=D, heads=2, head_dim=4, state=3),
     attention=AttentionConfig(D=D, F=16, heads=2, head_dim=4, context=T),
 )
-SEQBOAT = SeqBoatConfig(D=D, F=16, heads=2, head_dim=4, working=WorkingConfig(body="gated_scan", width=8))
+SEQBOAT = SeqBoatConfig(
+    AttentionConfig(D=D, F=16, heads=2, head_dim=4), working=WorkingConfig(body="gated_scan", width=8)
+)
 
 
 def tokens(seed=0):
@@ -69,7 +73,7 @@ def test_seqboat_drops_tokens():
     attended_BxT = np.asarray(aux.routes.attended_BxT)
     assert 0.2 < attended_BxT.mean() < 0.8
     # What attention computes reaches tokens that chose it, and no others
-    other = params._replace(o_HxKxD=params.o_HxKxD + 1)
+    other = params._replace(attention=params.attention._replace(o_HxKxD=params.attention.o_HxKxD + 1))
     changed_BxT = np.any(np.asarray(seqboat.apply(other, (), x_BxTxD, cfg=SEQBOAT)[0] != y_BxTxD), axis=-1)
     np.testing.assert_array_equal(changed_BxT, attended_BxT)
 
@@ -94,7 +98,7 @@ def test_seqboats_rule_has_a_gradient():
 def test_seqboat_remembers_so_many_of_those_that_attended():
     # Given memories of different size, the outputs part where more have attended than the smaller one holds
     params = choosing(seqboat.init(jax.random.key(0), SEQBOAT), 1.0)
-    small = SeqBoatConfig(D=D, F=16, heads=2, head_dim=4, memory=3, working=SEQBOAT.working)
+    small = dataclasses.replace(SEQBOAT, memory=3)
     y, aux = seqboat.apply(params, (), tokens(), cfg=SEQBOAT)
     y_small, _ = seqboat.apply(params, (), tokens(), cfg=small)
     beyond = np.cumsum(aux.routes.attended_BxT, axis=1) > 3

@@ -83,7 +83,7 @@ def test_equals_the_loop_whatever_length_chunk_segments_and_scale(name, backend,
 
 @pytest.mark.parametrize("name", SCANS)
 def test_chunks_of_the_default_length_follow_each_other(name, x64):
-    given = arguments(name, T=150)  # three of SSD's chunks, five of Palimpsa's, the last ones not full
+    given = arguments(name, T=150)  # five chunks, the last one not full
     want = jax.jit(lambda given: scan(name)(**given, backend="reference"))(given)
     assert_close(jax.jit(lambda given: scan(name)(**given, backend="xla"))(given), want, 1e-12)
 

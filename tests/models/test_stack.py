@@ -38,7 +38,9 @@ LAYERS = [
         recurrent=2,
         before=1,
     ),
-    SeqBoatConfig(D=D, F=16, heads=2, head_dim=4, memory=5, working=WorkingConfig(body="gated_scan", width=8)),
+    SeqBoatConfig(
+        AttentionConfig(D=D, F=16, heads=2, head_dim=4), memory=5, working=WorkingConfig(body="gated_scan", width=8)
+    ),
 ]
 EVERY = pytest.mark.parametrize("layer", LAYERS, ids=lambda cfg: type(cfg).__name__)
 

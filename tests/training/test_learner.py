@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 from cram_jax.functional import episodic
+from cram_jax.functional.attention import AttentionConfig
 from cram_jax.functional.cram import CRAMConfig
 from cram_jax.functional.episodic import EpisodicConfig
+from cram_jax.functional.jamba import JambaConfig
+from cram_jax.functional.mamba2 import Mamba2Config
+from cram_jax.functional.palimpsa import PalimpsaConfig
 from cram_jax.models.stack import Stack
 from cram_jax.tasks.srcd import SRCDConfig
 from cram_jax.tasks.srcd_task import SRCDTask
@@ -125,6 +129,28 @@ def test_weight_decay_spares_the_semantic_memory_and_what_holds_no_answer(traine
     for leaf in (model.router.in_DxF, model.feed_forward.in_DxF, model.episodic.k_DxHxK, decays.task.value_AxD):
         assert leaf
     assert not decays.task.norm_D
+
+
+@pytest.mark.parametrize(
+    ("layer", "vectors"),
+    [
+        (PalimpsaConfig(D=16), "norm_D decay.log_rate_H decay.bias_H importance.scale_H skip_H out_norm_V"),
+        (Mamba2Config(D=16), "norm_D conv_bias_X decay.log_rate_H decay.bias_H skip_H out_norm_X"),
+        # A block of layers has one more axis in front
+        (
+            JambaConfig(Mamba2Config(D=16), AttentionConfig(D=16)),
+            "mamba.norm_D mamba.conv_bias_X mamba.decay.log_rate_H mamba.decay.bias_H mamba.skip_H mamba.out_norm_X "
+            "attention.norm_D attention.norm_ff_D attention.feed_forward.bias_F",
+        ),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_weight_decay_is_on_matrices_of_every_family(layer, vectors):
+    learner = dataclasses.replace(LEARNER, model=Stack(layer))
+    decays = learning._decays(jax.eval_shape(lambda: learning.init(learner, 0, 10)).params).model
+    leaves = jax.tree_util.tree_leaves_with_path(decays)
+    spared = {jax.tree_util.keystr(path, simple=True, separator=".") for path, decays in leaves if not decays}
+    assert spared == set(vectors.split())
 
 
 def test_steps_and_evaluations_compile_once():

@@ -1,0 +1,69 @@
+"""Rates are chosen on what is not reported, diverged runs are never chosen, and what does not compare is refused."""
+
+import json
+
+import grid
+import pytest
+from ml_collections import ConfigDict
+
+BASE = ConfigDict({"seed": 0, "optimizer": {"learning_rate": 0.0}})
+CHOSEN_BY = {0.1: 1.0, 0.2: 3.0, 0.3: 2.0}  # on validation data, by rate
+
+
+def trainer(commit="abc", diverges=()):
+    """(a training that takes no time, the rates and seeds it was called with)."""
+    calls = []
+
+    def train(config, workdir):
+        rate, seed = config.optimizer.learning_rate, config.seed
+        calls.append((rate, seed))
+        if (rate, seed) in diverges:
+            raise FloatingPointError("not finite")
+        out = {"seed": seed, "score": 10 * rate + seed, "validation": CHOSEN_BY[rate], "trained_by": [commit]}
+        (workdir / "summary.json").write_text(json.dumps(out))
+        return out
+
+    return train, calls
+
+
+def compare(train, at, base=BASE, **more):
+    return grid.compare(train, {"a model": base}, at, list(CHOSEN_BY), 2, "score", "validation", **more)["a model"]
+
+
+def test_the_best_on_validation_data_is_run_with_all_seeds(tmp_path):
+    train, calls = trainer()
+    found = compare(train, tmp_path)
+    assert found["learning_rate"] == 0.2 and not found["at_edge"]
+    assert found["score"] == 2.5 and [run["score"] for run in found["runs"]] == [2.0, 3.0]
+    assert calls == [(0.1, 0), (0.2, 0), (0.3, 0), (0.2, 1)]
+    compare(train, tmp_path)
+    assert len(calls) == 4  # all of them were there
+    lower = compare(train, tmp_path, lower=True)
+    assert lower["learning_rate"] == 0.1 and lower["at_edge"]
+
+
+def test_a_diverged_run_is_the_worst_and_is_not_tried_again(tmp_path):
+    train, calls = trainer(diverges=[(0.2, 0), (0.3, 1)])
+    for _ in range(2):
+        found = compare(train, tmp_path)
+        assert found["learning_rate"] == 0.3 and found["at_edge"]
+        assert found["diverged"] == 1 and [run["seed"] for run in found["runs"]] == [0]
+        assert len(calls) == 4
+    everywhere, _ = trainer(diverges=[(rate, 0) for rate in CHOSEN_BY])
+    with pytest.raises(ValueError, match="a model diverged at all of the rates"):
+        compare(everywhere, tmp_path / "other")
+
+
+def test_runs_of_other_code_or_settings_are_refused(tmp_path):
+    compare(trainer()[0], tmp_path)
+    (tmp_path / "a_model" / "rate_0.3_seed_0" / "summary.json").unlink()
+    with pytest.raises(ValueError, match="trained by different code"):
+        compare(trainer(commit="another")[0], tmp_path)
+    with pytest.raises(ValueError, match="holds a run with config.depth="):
+        compare(trainer()[0], tmp_path, base=ConfigDict({**BASE, "depth": 3}))
+
+
+def test_a_written_result_names_no_paths_of_the_machine(tmp_path):
+    grid.write(tmp_path / "out", ConfigDict({"files": ("here",), "depth": 2}), gain=[0.5])
+    out = json.loads((tmp_path / "out.json").read_text())
+    assert out["config"] == {"depth": 2} and out["gain"] == [0.5] and "jax" in out
