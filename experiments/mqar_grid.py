@@ -21,7 +21,7 @@ from cram_jax.training import experiment
 from cram_jax.training.metrics import read
 
 RUNS = flags.DEFINE_string("runs", "runs/mqar", "Where the runs are.")
-RATES = flags.DEFINE_list("rates", ["2.15e-3", "4.64e-3", "1e-2"], "Learning rates to choose from.")
+RATES = flags.DEFINE_list("rates", ["4.64e-3", "1e-2", "2.15e-2"], "Learning rates to choose from.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds at the chosen rate; the choice is made with seed 0.")
 LABELS = flags.DEFINE_multi_string("entry", [], "What to compare; every entry by default, and only then a result.")
 RESULTS = flags.DEFINE_string("results", "experiments/results/mqar", "Where result and figure go.")

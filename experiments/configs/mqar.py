@@ -4,11 +4,11 @@ python experiments/mqar.py --config=experiments/configs/mqar.py:VARIANT --workdi
 
 | variant | sequences | steps | where | expect |
 |---|---|---|---|---|
-| small | 32 tokens, 8 pairs, 64 words | 3000 | a CPU | 2 minutes on a core; at 1200 some seeds have not begun |
+| small | 32 tokens, 8 pairs, 64 words | 3000 | a CPU | 1 to 2 minutes on a core; at 1200 some seeds have not begun |
 | paper | 512 tokens, 128 pairs, 8192 words | 46,875 (60 epochs) | an accelerator | not run yet |
 
 Models: palimpsa, metamamba2; the same without metaplasticity: gated_linear, mamba2; gated_delta (Gated DeltaNet), a
-transformer, and cram. States of `small`, in numbers a layer: 128; palimpsa and metamamba2 carry as many importances.
+transformer, and cram. States of `small`, in numbers a layer: 64; palimpsa and metamamba2 carry as many importances.
 `experiments/mqar_grid.py` compares them all, at equal width and at equal state.
 Every field is a field of the dataclass of its section; `--config.section.field=value`.
 """
@@ -34,7 +34,7 @@ VARIANTS = {
             final_tokens=131_072,
         ),
         "data": MQARConfig(vocabulary=64, pairs=8),
-        "sizes": {"D": 64, "heads": 2, "key": 4, "value": 16},
+        "sizes": {"D": 64, "heads": 2, "key": 4, "value": 8},
         "examples": 0,
     },
     "paper": {
