@@ -1,19 +1,16 @@
 """Attention over a plan is dense attention under the plan's mask; what the plan skips has no influence at all."""
 
-from typing import NamedTuple
-
 import hypothesis
-import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from plan_cases import B, Case, brute_force, cases
 
 from cram_jax import kernels
 from cram_jax.kernels.skip_attention import xla
 
 BACKENDS = ("reference", "xla")
-B = 2
 EXAMPLES = hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
 
 
@@ -24,70 +21,6 @@ def small_tiles():
         patch.setattr(xla, "ROWS", 2)
         patch.setattr(xla, "keys_in_tile", lambda slots: min(3, slots))
         yield
-
-
-class Case(NamedTuple):
-    """Arguments of `make_plan`; the arrays as numpy."""
-
-    routed_BxT: np.ndarray
-    kept_BxT: np.ndarray | None
-    score_BxT: np.ndarray | None
-    window: int | None
-    memory: int | None
-    capacity: int | None
-    kept_capacity: int | None
-    segment_BxT: np.ndarray | None
-
-    def plan(self) -> kernels.SkipPlan:
-        arrays = {
-            name: None if x is None else jnp.asarray(x) for name, x in self._asdict().items() if name.endswith("BxT")
-        }
-        return kernels.make_plan(**self._asdict() | arrays)
-
-
-@st.composite
-def cases(draw, lengths=(1, 9)) -> Case:
-    T = draw(st.sampled_from(lengths))  # a shape costs a compilation; contents are free
-    marks = st.lists(st.booleans(), min_size=B * T, max_size=B * T).map(lambda x: np.reshape(x, (B, T)))
-    score = st.sampled_from([-np.inf, -2.0, -1.0, 0.0, 1.0, 2.0])
-    scores = st.lists(score, min_size=B * T, max_size=B * T).map(lambda x: np.reshape(x, (B, T)))
-    return Case(
-        routed_BxT=draw(marks),
-        kept_BxT=draw(st.none() | marks),
-        score_BxT=draw(st.none() | scores.map(np.float32)),
-        window=draw(st.none() | st.integers(1, T + 1)),
-        memory=draw(st.none() | st.integers(1, T + 1)),
-        capacity=draw(st.sampled_from([None, 3, 20])),
-        kept_capacity=draw(st.sampled_from([None, 3, 20])),
-        segment_BxT=draw(st.none() | marks.map(lambda new_BxT: np.cumsum(new_BxT, axis=1, dtype=np.int32))),
-    )
-
-
-class Truth(NamedTuple):
-    """What a case means, one query and key at a time: which query sees which key, and what was dropped."""
-
-    visible_BxTxT: np.ndarray
-    attends_BxT: np.ndarray
-    seen_BxT: np.ndarray
-
-
-def brute_force(case: Case) -> Truth:
-    T = case.routed_BxT.shape[1]
-    kept_BxT = np.ones((B, T), bool) if case.kept_BxT is None else case.kept_BxT
-    visible_BxTxT, attends_BxT, seen_BxT = np.zeros((B, T, T), bool), np.zeros((B, T), bool), np.zeros((B, T), bool)
-    for b in range(B):
-        score = (lambda t: 0) if case.score_BxT is None else case.score_BxT[b].__getitem__
-        routed = sorted(np.flatnonzero(case.routed_BxT[b]), key=lambda t: (-score(t), t))
-        attends_BxT[b, routed[: case.capacity]] = True
-        kept = np.flatnonzero(kept_BxT[b])
-        seen_BxT[b, kept[-(case.kept_capacity or T) :]] = True
-        for t in np.flatnonzero(attends_BxT[b]):
-            past = [j for j in range(t + 1) if seen_BxT[b, j]]
-            for j in past[-(case.memory or T) :]:
-                near = case.window is None or t - j < case.window
-                same = case.segment_BxT is None or case.segment_BxT[b, t] == case.segment_BxT[b, j]
-                visible_BxTxT[b, t, j] = near and same
-    return Truth(visible_BxTxT, attends_BxT, seen_BxT)
 
 
 @EXAMPLES
