@@ -96,8 +96,8 @@ def main(_) -> None:
     experiment.quiet()
     config, target = mqar.CONFIG.value, Path(RESULTS.value)
     first, ways = compare(config, Path(RUNS.value), [float(rate) for rate in RATES.value], SEEDS.value)
-    by_seed = [{run["seed"]: run["accuracy"] for run in ways[way]["runs"]} for way in WAYS]  # without diverged ones
-    gains = [by_seed[1][seed] - by_seed[0][seed] for seed in by_seed[0] if seed in by_seed[1]]
+    old, new = ([run["accuracy"] for run in ways[way]["runs"]] for way in WAYS)
+    gains = [after - before for before, after in zip(old, new, strict=True)]
     grid.write(target, config, trained=first, ways=ways, gain=gains)
     mqar_figures.conversion(ways, config.tune.pairs, target.with_suffix(".png"))
     many = lambda values: "  ".join(summary.percent(value) for value in values)

@@ -1,4 +1,4 @@
-"""What comparisons share: each model's learning rate is chosen on validation data, then seeds run at that rate."""
+"""What comparisons share: every model is trained at every rate with every seed, its rate chosen on validation data."""
 
 import json
 import math
@@ -64,14 +64,15 @@ def compare(
     Args:
       train: runs, or goes on with, one run in a directory: its summary.
       entries: settings by label; each run is in a directory of its own below `runs`.
-      rates: the choice among them is made with seed 0; a run that diverged is never chosen. "at_edge" is whether the
-        lowest or highest was chosen, so that a better one may lie beyond.
+      rates: the choice among them is by the mean over seeds, since one seed may begin to learn late or never; a rate at
+        which one diverged is never chosen. "at_edge" is whether the lowest or highest was chosen, so that a better one
+        may lie beyond.
       score: the summary's number to report. chosen_by: the one that chooses, on data that is not reported.
       lower: whether a lower one is the better.
       more: what to add to a run's summary, from its settings and directory.
 
     Raises:
-      ValueError: where runs were trained by different code, or all of a model's diverged.
+      ValueError: where runs were trained by different code, or a model diverged at every rate.
     """
     worst, best_of = (math.inf, min) if lower else (-math.inf, max)
     out, code = {}, {}
@@ -85,21 +86,19 @@ def compare(
                 code.setdefault(tuple(found["trained_by"]), workdir)
             return found and found | more(settings, workdir)
 
-        tried = {rate: run(rate, 0) for rate in rates}
-        values = {rate: one[chosen_by] if one else worst for rate, one in tried.items()}
-        best = best_of(values, key=values.get)
-        if tried[best] is None:
+        tried = {rate: [run(rate, seed) for seed in range(seeds)] for rate in rates}
+        values = {rate: [one[chosen_by] if one else worst for one in found] for rate, found in tried.items()}
+        best = best_of(values, key=lambda rate: float(np.mean(values[rate])))
+        if None in tried[best]:
             raise ValueError(f"{label} diverged at all of the rates {rates}; give lower ones")
-        found = [one for one in (run(best, seed) for seed in range(seeds)) if one]
-        scores = np.array([one[score] for one in found])
+        scores = np.array([one[score] for one in tried[best]])
         out[label] = {
             "learning_rate": best,
             "at_edge": len(rates) > 1 and best in (min(rates), max(rates)),
-            chosen_by: {f"{rate:g}": value for rate, value in values.items()},
+            chosen_by: {f"{rate:g}": by_seed for rate, by_seed in values.items()},
             score: float(scores.mean()),
-            f"{score}_sd": float(scores.std(ddof=1)) if len(found) > 1 else None,
-            "diverged": seeds - len(found),
-            "runs": found,
+            f"{score}_sd": float(scores.std(ddof=1)) if seeds > 1 else None,
+            "runs": tried[best],
         }
     if len(code) > 1:
         raise ValueError(f"runs were trained by different code, so they do not compare: {code}")

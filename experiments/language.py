@@ -3,7 +3,7 @@
 python experiments/language.py --runs=runs/language [--files=FOLDER] [--rates=3e-3,6e-3] [--seeds=1]
 
 Every run is one of experiments/text.py, in a directory of its own below --runs: stopped, the same command goes on where
-it was, and finished runs are not run again. Each model's learning rate is chosen, with seed 0, by its training loss
+it was, and finished runs are not run again. Each model's learning rate is chosen by its mean training loss
 over the last logged stretch, not on the files that are reported; a run reads less than a tenth of the training text, so
 nearly all of what it reads there is new to it. Result and figure go to --results, with .json and .png. Two processes
 with some of the models each (--entry=mamba2) use two cores; the whole command after them only gathers.
@@ -25,7 +25,7 @@ from cram_jax.training.metrics import read
 
 RUNS = flags.DEFINE_string("runs", "runs/language", "Where the runs are.")
 RATES = flags.DEFINE_list("rates", ["3e-3", "6e-3"], "Learning rates to choose from.")
-SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds at the chosen rate; the choice is made with seed 0.")
+SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds at each rate; the choice is by their mean.")
 LABELS = flags.DEFINE_multi_string("entry", [], "Models to compare; all by default, and only then a result.")
 RESULTS = flags.DEFINE_string("results", "experiments/results/language", "Where result and figure go.")
 

@@ -24,7 +24,7 @@ def draw(models: dict, chance: float, path: Path) -> None:
         seeds = [100 * run["accuracy"] for run in model["runs"]]
         axis.plot(seeds, [i] * len(seeds), "k|", ms=10, label="a seed" if i == 0 else None)
     axis.axvline(100 * chance, color="0.4", ls=":", label="any value of the sequence")
-    axis.set_yticks(place, [f"{label} ({model['state_bytes'] / 1024:.0f} KB)" for label, model in ranked])
+    axis.set_yticks(place, [f"{label} ({model['state_bytes']} B)" for label, model in ranked])
     axis.set(xlabel="accuracy of values asked for (%)", xlim=(0, 101), title="Associative recall, by model (its state)")
     axis.legend(fontsize=7, frameon=False, loc="lower right")
     axis.grid(alpha=0.2, axis="x")

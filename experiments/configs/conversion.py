@@ -7,8 +7,8 @@ python experiments/conversion.py --runs=runs/conversion
 2. Its last state goes on in two ways on sequences of `tune.length` tokens with `tune.pairs` pairs, more than it can
    hold: as it is, and as its metaplastic twin (`functional/metaplastic.py`), which is the same function at first. Both
    get `tune.steps` steps of a fresh optimizer with a warm-up and a cosine, on the same batches.
-3. Each way's learning rate is chosen from --rates by accuracy on validation data with seed 0. The three seeds at it
-   differ in both phases. What is reported is accuracy on held-out data, and its difference seed by seed.
+3. Each way's learning rate is chosen from --rates by mean accuracy on validation data. The three seeds differ in both
+   phases. What is reported is accuracy on held-out data, and its difference seed by seed.
 
 The twin has more parameters (its importance networks) and twice the state: what is asked is whether converting helps,
 not why.
