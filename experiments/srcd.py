@@ -87,8 +87,8 @@ def consolidation_rows(out: dict) -> list[tuple[str, str]]:
     ]
 
 
-def main(_) -> None:
-    config, workdir = CONFIG.value, Path(WORKDIR.value)
+def train(config, workdir: Path) -> dict:
+    """One run, or what is left of it: its summary, which is shown and written into the directory, and its figure."""
     learner, run = build(config)
     state, lines = experiment.train(config, learner, run, workdir, patterns=learner.task.data.patterns)
     out = finish(learner, run, config.seed, state, lines)
@@ -97,6 +97,11 @@ def main(_) -> None:
         path = workdir / "figures" / "figure_2.png"
         figures.figure_2(lines, out, path)
         print(f"figure: {path}")
+    return out
+
+
+def main(_) -> None:
+    train(CONFIG.value, Path(WORKDIR.value))
 
 
 if __name__ == "__main__":

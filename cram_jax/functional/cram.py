@@ -177,21 +177,26 @@ class _Decisions(NamedTuple):
     writes: episodic.Writes
 
 
-def _decide(params: CRAMParams, state, x, gap, magnitude, uniform, *, cfg: CRAMConfig, train: bool) -> _Decisions:
-    """Route, audit and write gate of each token, from the token, its gap and the memories' states alone."""
+def _decide(
+    params: CRAMParams, state, x, gap, magnitude, position, uniform, *, cfg: CRAMConfig, train: bool, quality
+) -> _Decisions:
+    """Route, audit and write gate of each token, from the token, its gap and the memories' states alone.
+
+    quality: of every token's recall, from its write decisions; called for circular routes only, which retrieve for it.
+    """
     logit = consolidation.familiarity_logit(params.familiarity, x)
     novelty = jax.lax.stop_gradient(1 - jax.nn.sigmoid(logit))
+    sampled = uniform[..., 4] if train and uniform is not None else None
+    writes = episodic.decide_writes(params.episodic, x, novelty, sampled, cfg=cfg.episodic)
     features = {
         "content": x,
         "gap": jnp.log1p(gap),
         "dynamics": magnitude,
-        "familiarity": 1 - novelty,
+        "familiarity": quality(writes) if cfg.routing.decide == "circular" else 1 - novelty,
         "uncertainty": uncertainty.uncertainty(params.uncertainty_DxU, x),
     }
     noise = None if uniform is None else uniform[..., :4]
-    routes = routing.route(params.router, features, noise, state.released, cfg=cfg.routing, train=train)
-    sampled = uniform[..., 4] if train and uniform is not None else None
-    writes = episodic.decide_writes(params.episodic, x, novelty, sampled, cfg=cfg.episodic)
+    routes = routing.route(params.router, features, noise, state.released, position, cfg=cfg.routing, train=train)
     return _Decisions(routes, logit, novelty, writes)
 
 
@@ -258,21 +263,29 @@ def apply(
     uniform_BxTx5 = None if key is None else uniforms(key, jnp.arange(T), B, 5)
 
     worked_BxTxD, magnitude_BxT = working_memory.apply(params.working, z_BxTxD, gap_BxT, segment_BxT, cfg.working)
-    decided = _decide(params, state, z_BxTxD, gap_BxT, magnitude_BxT, uniform_BxTx5, cfg=cfg, train=train)
+    heavy, c_BxTxD = _computed(params, cfg), cast(z_BxTxD, cfg.compute_dtype)
+    recalled_BxTxD = semantic.recall(heavy.semantic, c_BxTxD).astype(x_BxTxD.dtype)
+    sigma2 = consolidation.variance(state)
+
+    def retrieve(writes, attended_BxT):
+        plan = episodic.plan_reads(writes, attended_BxT, segment_BxT, cfg=cfg.episodic)
+        read = episodic.read(heavy.episodic, plan, c_BxTxD, writes.worth_BxT, cfg=cfg.episodic)
+        retrieved_BxTxD, use_BxT = (a.astype(x_BxTxD.dtype) for a in read)
+        # Who attends an empty buffer retrieves nothing, and there is nothing to learn from it.
+        retrieved_BxT = attended_BxT & plan.scatter(plan.end_BxC > plan.start_BxC, T)
+        quality_BxT = consolidation.quality(recalled_BxTxD, retrieved_BxTxD, retrieved_BxT, sigma2)
+        return plan, retrieved_BxTxD, use_BxT, retrieved_BxT, quality_BxT
+
+    decided = _decide(
+        params, state, z_BxTxD, gap_BxT, magnitude_BxT, jnp.arange(T), uniform_BxTx5, cfg=cfg, train=train,
+        quality=lambda writes: retrieve(writes, jnp.ones((B, T), bool))[-1],
+    )  # fmt: skip
     routes = decided.routes
     attended_BxT = routes.routed_BxT | routes.audited_BxT
-    plan = episodic.plan_reads(decided.writes, attended_BxT, segment_BxT, cfg=cfg.episodic)
-    heavy, c_BxTxD = _computed(params, cfg), cast(z_BxTxD, cfg.compute_dtype)
-    read = episodic.read(heavy.episodic, plan, c_BxTxD, decided.writes.worth_BxT, cfg=cfg.episodic)
-    retrieved_BxTxD, use_BxT = (a.astype(x_BxTxD.dtype) for a in read)
-    recalled_BxTxD = semantic.recall(heavy.semantic, c_BxTxD).astype(x_BxTxD.dtype)
+    plan, retrieved_BxTxD, use_BxT, retrieved_BxT, quality_BxT = retrieve(decided.writes, attended_BxT)
     x_BxTxD = x_BxTxD + routing.mix(routes, worked_BxTxD, retrieved_BxTxD, recalled_BxTxD, cfg=cfg.routing)
     y_BxTxD = x_BxTxD + _feed_forward(heavy, x_BxTxD, cfg)
 
-    # Who attends an empty buffer retrieves nothing, and there is nothing to learn from it.
-    retrieved_BxT = attended_BxT & plan.scatter(plan.end_BxC > plan.start_BxC, T)
-    sigma2 = consolidation.variance(state)
-    quality_BxT = consolidation.quality(recalled_BxTxD, retrieved_BxTxD, retrieved_BxT, sigma2)
     distillation, stats = kernels.on_ladder(
         _lessons, plan, heavy.semantic, c_BxTxD, retrieved_BxTxD, rungs=episodic.RUNGS
     )
@@ -318,19 +331,26 @@ def step(
     worked_BxD, working_BxW, magnitude_B = working_memory.step(
         params.working, cache.working_BxW, z_BxD, gap_B, cfg.working
     )
-    decided = _decide(params, state, z_BxD, gap_B, magnitude_B, uniform_Bx5, cfg=cfg, train=False)
+    heavy, c_BxD = _computed(params, cfg), cast(z_BxD, cfg.compute_dtype)
+    recalled_BxD = semantic.recall(heavy.semantic, c_BxD).astype(x_BxD.dtype)
+    sigma2 = consolidation.variance(state)
+
+    def retrieve(writes, attended_B):
+        ring = episodic.write(heavy.episodic, cache.episodic, c_BxD, writes.kept_BxT, cache.position, cfg=cfg.episodic)
+        read = episodic.read_cache(heavy.episodic, ring, c_BxD, attended_B, cache.position, cfg=cfg.episodic)
+        retrieved_BxD, retrieved_B = read.astype(x_BxD.dtype), attended_B & (ring.written_B > 0)
+        quality_B = consolidation.quality(recalled_BxD, retrieved_BxD, retrieved_B, sigma2)
+        return ring, retrieved_BxD, retrieved_B, quality_B
+
+    decided = _decide(
+        params, state, z_BxD, gap_B, magnitude_B, cache.position, uniform_Bx5, cfg=cfg, train=False,
+        quality=lambda writes: retrieve(writes, jnp.ones_like(gap_B, bool))[-1],
+    )  # fmt: skip
     routes = decided.routes
     attended_B = routes.routed_BxT | routes.audited_BxT
-    heavy, c_BxD = _computed(params, cfg), cast(z_BxD, cfg.compute_dtype)
-    kept_B = decided.writes.kept_BxT
-    ring = episodic.write(heavy.episodic, cache.episodic, c_BxD, kept_B, cache.position, cfg=cfg.episodic)
-    retrieved_BxD = episodic.read_cache(heavy.episodic, ring, c_BxD, attended_B, cache.position, cfg=cfg.episodic)
-    retrieved_BxD = retrieved_BxD.astype(x_BxD.dtype)
-    recalled_BxD = semantic.recall(heavy.semantic, c_BxD).astype(x_BxD.dtype)
+    ring, retrieved_BxD, retrieved_B, quality_B = retrieve(decided.writes, attended_B)
     x_BxD = x_BxD + routing.mix(routes, worked_BxD, retrieved_BxD, recalled_BxD, cfg=cfg.routing)
     y_BxD = x_BxD + _feed_forward(heavy, x_BxD, cfg)
-    retrieved_B = attended_B & (ring.written_B > 0)
-    quality_B = consolidation.quality(recalled_BxD, retrieved_BxD, retrieved_B, consolidation.variance(state))
-    margin_B = _margin(decided, state.released, cfg)
+    margin_B, kept_B = _margin(decided, state.released, cfg), decided.writes.kept_BxT
     seen = CRAMRoutes(routes.choice_BxT, attended_B, retrieved_B, kept_B, margin_B, 1 - decided.novelty, quality_B)
     return y_BxD, CRAMCache(cache.position + 1, working_BxW, ring), seen

@@ -12,6 +12,7 @@ from cram_jax.functional.common import FeedForward, at_least_one, feed_forward, 
 WORKING, EPISODIC, SEMANTIC = 0, 1, 2
 FEATURES = ("content", "gap", "dynamics", "familiarity", "uncertainty")
 PAPER_FEATURES = ("gap", "dynamics", "familiarity", "uncertainty")
+DECIDES = ("learned", "random", "positions", "circular")
 
 
 @jax.tree_util.register_static
@@ -27,6 +28,11 @@ class RoutingConfig:
     audit_gain: a token the router is unsure of is audited more often, by this times its pi^(2), because there the
         gradient of its gate is large; the weight 1 / rate keeps the expected gradient what it is.
     evaluation_audit_rate: the same outside training, where a key is given.
+    decide: who decides on attention, to compare with; the choice between the other two memories is always learned.
+        learned: the router. random: chance, for a share `budget` of tokens. positions: the place in the sequence, for
+        every 1/budget-th. circular: the router, which sees the quality q itself (Eq 7 read literally), for which every
+        token retrieves, and is counted.
+    budget: share of tokens that attend, in random and positions.
     """
 
     features: tuple[str, ...] = FEATURES
@@ -36,9 +42,15 @@ class RoutingConfig:
     audit_rate: float = 0.02
     audit_gain: float = 2.0
     evaluation_audit_rate: float = 0.00025
+    decide: str = "learned"
+    budget: float = 0.05
 
     def __post_init__(self):
         at_least_one(self, "width")
+        if self.decide not in DECIDES:
+            raise ValueError(f"decide must be one of {DECIDES}, got {self.decide!r}")
+        if not 0 <= self.budget <= 1:
+            raise ValueError(f"budget must be a share between 0 and 1, got {self.budget}")
         unknown = set(self.features) - set(FEATURES)
         if unknown or not self.features:
             raise ValueError(f"features must be some of {FEATURES}, got {self.features}")
@@ -82,6 +94,7 @@ def route(
     features: dict[str, Array],
     uniform_BxTx4: Float[Array, "*shape 4"] | None,
     released: Bool[Array, ""],
+    position: Int[Array, "..."],
     *,
     cfg: RoutingConfig,
     train: bool,
@@ -92,13 +105,21 @@ def route(
       features: by name; "content" (B T D), the others (B T).
       uniform_BxTx4: three numbers for Gumbel noise (used in training only), one for the audit; None for neither.
       released: while False every token is routed to episodic memory.
+      position: of each token in its sequence; broadcast against (B T).
+
+    Raises:
+      ValueError: for random routes without random numbers.
     """
     z_BxTxZ = jnp.concatenate([features[n] if n == "content" else features[n][..., None] for n in cfg.features], -1)
     logits_BxTx3 = feed_forward(params, z_BxTxZ)
     noisy_BxTx3 = logits_BxTx3
     if train and uniform_BxTx4 is not None:
         noisy_BxTx3 = logits_BxTx3 - jnp.log(-jnp.log(uniform_BxTx4[..., :3]))
-    choice_BxT = jnp.where(released, jnp.argmax(noisy_BxTx3, axis=-1), EPISODIC)
+    choice_BxT = jnp.argmax(noisy_BxTx3, axis=-1)
+    if cfg.decide in ("random", "positions"):
+        other_BxT = jnp.where(noisy_BxTx3[..., SEMANTIC] > noisy_BxTx3[..., WORKING], SEMANTIC, WORKING)
+        choice_BxT = jnp.where(_fixed(uniform_BxTx4, position, cfg), EPISODIC, other_BxT)
+    choice_BxT = jnp.where(released, choice_BxT, EPISODIC)
     routed_BxT = choice_BxT == EPISODIC
     mean_BxTx3 = jax.nn.softmax(logits_BxTx3 / cfg.temperature)
     rate_BxT = jnp.full(routed_BxT.shape, cfg.evaluation_audit_rate, logits_BxTx3.dtype)
@@ -106,10 +127,21 @@ def route(
         gained_BxT = cfg.audit_rate + cfg.audit_gain * mean_BxTx3[..., EPISODIC]
         rate_BxT = jax.lax.stop_gradient(jnp.minimum(gained_BxT, 1))
     audited_BxT = jnp.zeros_like(routed_BxT)
-    if uniform_BxTx4 is not None:
+    if cfg.decide == "circular":
+        rate_BxT, audited_BxT = jnp.ones_like(rate_BxT), ~routed_BxT
+    elif cfg.decide == "learned" and uniform_BxTx4 is not None:
         audited_BxT = ~routed_BxT & (uniform_BxTx4[..., 3] < rate_BxT)
     soft_BxTx3 = jax.nn.softmax(noisy_BxTx3 / cfg.temperature)
     return Routes(soft_BxTx3, mean_BxTx3, choice_BxT, routed_BxT, audited_BxT, 1 / jnp.maximum(rate_BxT, 1e-6))
+
+
+def _fixed(uniform_BxTx4, position, cfg: RoutingConfig) -> Bool[Array, "..."]:
+    """Who attends, whatever the token is: by chance, or evenly spread over the sequence."""
+    if cfg.decide == "positions":
+        return jnp.floor((position + 1) * cfg.budget) > jnp.floor(position * cfg.budget)
+    if uniform_BxTx4 is None:
+        raise ValueError('decide="random" needs random numbers: give a key')
+    return uniform_BxTx4[..., 3] < cfg.budget
 
 
 def mix(

@@ -7,18 +7,20 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Float, Key, Marks, Scalar, Tokens
-from cram_jax.functional.common import at_least_one, normal
+from cram_jax.functional.common import normal
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class SemanticConfig:
-    """rank: hidden units. The paper's D/16 cannot hold 100 random values at width 64; twice the width can."""
+    """rank: hidden units. The paper's D/16 cannot hold 100 random values at width 64; twice the width can. With 0 the
+    memory recalls the same for every token."""
 
     rank: int = 128
 
     def __post_init__(self):
-        at_least_one(self, "rank")
+        if self.rank < 0:
+            raise ValueError(f"rank must be at least 0, got {self.rank}")
 
 
 class SemanticParams(NamedTuple):

@@ -112,6 +112,6 @@ class MQARTask:
             "filler": filler_BxT,
         }
 
-    def exposures(self, batch: MQARBatch) -> Int[Array, "0"]:
+    def asked(self, batch: MQARBatch) -> Int[Array, "B T"]:
         """No pair recurs: each sequence binds its keys anew."""
-        return jnp.zeros(0, jnp.int32)
+        return jnp.full(batch.token_BxT.shape, -1)

@@ -38,6 +38,8 @@ class SRCDConfig:
     noise: standard deviation of the process (ours): its square is the least mean squared error there is.
     gap_tail: Pareto index of the gaps, which are at least 1 (the paper: 1.5).
     table_seed: which answers the recurring patterns have (ours).
+    changed: how many of the patterns, the first ones, have another answer than table_seed gave them: the same world
+        after something in it changed (ours).
     """
 
     length: int = 256
@@ -55,6 +57,7 @@ class SRCDConfig:
     noise: float = 0.1
     gap_tail: float = 1.5
     table_seed: int = 0
+    changed: int = 0
 
     def __post_init__(self):
         if self.new_keys not in ("disjoint", "shared"):
@@ -71,6 +74,11 @@ class SRCDConfig:
             raise ValueError(f"query_share and binding_share leave no room: {self.query_share} + {self.binding_share}")
         if self.new_share < 1 and self.patterns < 1:
             raise ValueError("patterns must be at least 1 unless new_share is 1")
+        if not 0 <= self.changed <= self.patterns or (self.changed and self.answers < 2):
+            raise ValueError(
+                f"changed must be between 0 and patterns, and leave another answer to take, got {self.changed} with "
+                f"patterns={self.patterns} and answers={self.answers}"
+            )
         if self.new_keys == "shared" and min(self.patterns, self.answers) < 2:
             raise ValueError(
                 "new_keys='shared' rebinds the patterns' ids to other answers: patterns and answers must be at least "
@@ -111,7 +119,10 @@ class SRCDBatch(NamedTuple):
 
 def answer_table(cfg: SRCDConfig) -> Int[Array, "P"]:
     """The answers of the recurring patterns; the same for every sequence."""
-    return jax.random.randint(jax.random.key(cfg.table_seed), (cfg.patterns,), 0, cfg.answers)
+    first, other = jax.random.key(cfg.table_seed), jax.random.fold_in(jax.random.key(cfg.table_seed), 1)
+    table_P = jax.random.randint(first, (cfg.patterns,), 0, cfg.answers)
+    shift_P = jax.random.randint(other, (cfg.patterns,), 1, max(cfg.answers, 2))
+    return jnp.where(jnp.arange(cfg.patterns) < cfg.changed, (table_P + shift_P) % cfg.answers, table_P)
 
 
 def _bindings(key: Key, cfg: SRCDConfig, binding_T):

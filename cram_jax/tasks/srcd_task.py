@@ -102,12 +102,16 @@ class SRCDTask:
             "realised_new_share": over(batch.is_new_BxT, every_BxT),
             "realised_query_share": over(asked_BxT, every_BxT),
         }
+        if self.data.changed:
+            metrics["retrieval_accuracy_changed"] = over(right_BxT, self._about_changed(batch))
         mean = lambda pair: pair[0] / jnp.maximum(pair[1], 1)
         return mean(metrics["answer_nats"]) + self.dynamics_weight * mean(metrics["dynamics_mse"]), metrics
 
     def groups(self, batch: SRCDBatch) -> dict[str, Bool[Array, "B T"]]:
-        """Queries (all, of recurring and of new bindings), bindings (recurring, new) and mere observations."""
+        """Queries (all, of recurring and of new bindings), bindings (recurring, new), mere observations; where patterns
+        changed, queries of those."""
         query_BxT, binding_BxT = batch.kind_BxT == srcd.QUERY, batch.kind_BxT == srcd.BINDING
+        changed = {"query_changed": self._about_changed(batch)} if self.data.changed else {}
         return {
             "query": query_BxT,
             "query_recurring": query_BxT & ~batch.is_new_BxT,
@@ -115,10 +119,12 @@ class SRCDTask:
             "binding_recurring": binding_BxT & (batch.pattern_BxT >= 0),
             "binding_new": binding_BxT & (batch.pattern_BxT < 0),
             "observation": batch.kind_BxT == srcd.OBSERVATION,
-        }
+        } | changed
 
-    def exposures(self, batch: SRCDBatch) -> Int[Array, "P"]:
-        """How often the batch asked for each recurring pattern."""
-        asked_BxT = (batch.answer_BxT >= 0) & (batch.pattern_BxT >= 0)
-        index_BxT = jnp.where(asked_BxT, batch.pattern_BxT, self.data.patterns)
-        return jnp.zeros(self.data.patterns, jnp.int32).at[index_BxT].add(1, mode="drop")
+    def _about_changed(self, batch: SRCDBatch) -> Bool[Array, "B T"]:
+        asked_BxT = self.asked(batch)
+        return (asked_BxT >= 0) & (asked_BxT < self.data.changed)
+
+    def asked(self, batch: SRCDBatch) -> Int[Array, "B T"]:
+        """The recurring pattern a query is about; -1 for other events."""
+        return jnp.where(batch.answer_BxT >= 0, batch.pattern_BxT, -1)

@@ -113,6 +113,6 @@ class TextTask:
         )
         return dict(zip(KINDS, marks, strict=True))
 
-    def exposures(self, batch: TextBatch) -> Int[Array, "0"]:
+    def asked(self, batch: TextBatch) -> Int[Array, "B T"]:
         """Text has no list of recurring patterns."""
-        return jnp.zeros(0, jnp.int32)
+        return jnp.full(batch.byte_BxT.shape, -1)

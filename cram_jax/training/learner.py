@@ -14,6 +14,7 @@ from cram_jax.dims import Array, Float, Int, Key, Scalar
 from cram_jax.functional import consolidation, objective
 from cram_jax.functional.common import at_least_one, check_inputs
 from cram_jax.functional.objective import ObjectiveConfig
+from cram_jax.functional.routing import EPISODIC
 from cram_jax.models.stack import Stack
 from cram_jax.training import price
 from cram_jax.training.price import PriceConfig, PriceState
@@ -49,8 +50,8 @@ class Task(Protocol):
     def groups(self, batch) -> dict[str, Array]:
         """Kinds of tokens to report by name, each (B T) bool; the first is what figures are about."""
 
-    def exposures(self, batch) -> Int[Array, "P"]:
-        """How often the batch asked for each recurring pattern; length 0 where there are none."""
+    def asked(self, batch) -> Int[Array, "B T"]:
+        """Which recurring pattern each token asks for; -1 for none."""
 
 
 @jax.tree_util.register_static
@@ -61,6 +62,7 @@ class OptimizerConfig:
     weight_decay: on matrices. What memorised a pattern beside the semantic memory forgets it again once that answers,
         and the router's logits stay where it goes on learning. Spared are the semantic memory, where knowledge is to
         end up, and the regressions of q-hat and of use, which hold no answer.
+    semantic_rate: the semantic memory's learning rate, over that of all else.
     """
 
     learning_rate: float = 2e-3
@@ -69,9 +71,12 @@ class OptimizerConfig:
     final: float = 0.05
     weight_decay: float = 0.7
     clip: float = 1.0
+    semantic_rate: float = 1.0
 
     def __post_init__(self):
         at_least_one(self, "steps")
+        if self.semantic_rate <= 0:
+            raise ValueError(f"semantic_rate must be above 0, got {self.semantic_rate}")
         if self.clip <= 0:
             raise ValueError(f"clip must be above 0, got {self.clip}")
 
@@ -82,21 +87,28 @@ class OptimizerConfig:
             0.0, peak, self.warmup, max(self.steps, self.warmup + 1), self.final * peak
         )
         adamw = optax.adamw(rate, weight_decay=self.weight_decay, mask=_decays)
-        return optax.chain(optax.clip_by_global_norm(self.clip), adamw)
+        faster = optax.masked(optax.scale(self.semantic_rate), _is_semantic)
+        return optax.chain(optax.clip_by_global_norm(self.clip), adamw, faster)
 
 
 SPARED = {"semantic", "familiarity", "write"}
 MATRIX = re.compile(r"\w+_[A-Z0-9]+(x[A-Z0-9]+)+")  # as in q_DxHxK: names carry shapes, leading axes of layers apart
 
 
+def _by_name(choose, params: "Params"):
+    """`choose` of each parameter's names, outermost first."""
+    names = lambda path: jax.tree_util.keystr(path, simple=True, separator=".").split(".")
+    return jax.tree_util.tree_map_with_path(lambda path, _: choose(names(path)), params)
+
+
 def _decays(params: "Params"):
     """True for the matrices that decay."""
+    return _by_name(lambda names: bool(MATRIX.fullmatch(names[-1])) and not SPARED & set(names), params)
 
-    def decays(path, leaf):
-        names = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
-        return bool(MATRIX.fullmatch(names[-1])) and not SPARED & set(names)
 
-    return jax.tree_util.tree_map_with_path(decays, params)
+def _is_semantic(params: "Params"):
+    """True for the semantic memory."""
+    return _by_name(lambda names: "semantic" in names, params)
 
 
 @jax.tree_util.register_static
@@ -201,12 +213,15 @@ def train_step(learner: Learner, state: TrainState, batch) -> tuple[TrainState, 
         states = consolidation.release(consolidation.update(states, aux.stats), prices.released)
     if learner.model.routes:
         metrics |= routed_metrics(aux.routes, {})
+    asked_BxT, exposures_P = learner.task.asked(batch), state.exposures_P
+    if learner.model.consolidates and exposures_P.size:
+        metrics |= familiar_metrics(aux.routes.choice_BxT, asked_BxT, exposures_P)
     moved = state._replace(
         params=optax.apply_updates(state.params, change),
         opt_state=opt_state,
         consolidation=states,
         price=prices,
-        exposures_P=state.exposures_P + learner.task.exposures(batch),
+        exposures_P=exposures_P.at[jnp.where(asked_BxT < 0, exposures_P.size, asked_BxT)].add(1, mode="drop"),
         skipped=jnp.zeros((), jnp.int32),
     )
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -248,6 +263,20 @@ def routed_metrics(routes, groups: dict[str, Array]) -> Sums:
         for layer in range(L):
             metrics[f"kept_{name}_layer_{layer}"] = share(kept_LxBxT[layer], among_BxT)
     return metrics
+
+
+OCTAVE, OCTAVES = 2, 16  # bins of exposures to an octave, and octaves
+
+
+def familiar_metrics(choice_LxBxT, asked_BxT, exposures_P) -> Sums:
+    """Eq 14's counts: queries of patterns that were asked for k times in earlier batches, and how many of them chose
+    episodic memory in some layer, in bins of k. Bin i holds k + 1 from 2^(i / OCTAVE) on. Audits are no choice."""
+    k_BxT = exposures_P[jnp.maximum(asked_BxT, 0)]
+    bin_BxT = jnp.floor(OCTAVE * jnp.log2(k_BxT + 1.0)).astype(jnp.int32)
+    chose_BxT = jnp.any(choice_LxBxT == EPISODIC, axis=0)
+    count = lambda among_BxT: jnp.zeros(OCTAVE * OCTAVES).at[bin_BxT].add(among_BxT, mode="drop")
+    one = jnp.ones(())
+    return {"exposed": (count(asked_BxT >= 0), one), "exposed_episodic": (count(chose_BxT & (asked_BxT >= 0)), one)}
 
 
 @partial(jax.jit, static_argnums=0)

@@ -145,7 +145,8 @@ def test_audits_are_as_frequent_as_their_weights_say():
         out_FxD=jnp.zeros_like(params.out_FxD).at[0, routing.EPISODIC].set(-1.0),
     )
     uniform_BxTx4 = jax.random.uniform(jax.random.key(1), (*shape, 4), minval=1e-6, maxval=1 - 1e-6)
-    routes = routing.route(params, {"gap": lean_BxT}, uniform_BxTx4, jnp.array(True), cfg=cfg, train=True)
+    place_T = jnp.arange(shape[1])
+    routes = routing.route(params, {"gap": lean_BxT}, uniform_BxTx4, jnp.array(True), place_T, cfg=cfg, train=True)
     other_BxT = ~routes.routed_BxT
     for kind in (0, 1):
         among_BxT = other_BxT & (jnp.arange(shape[1]) % 2 == kind)

@@ -222,6 +222,20 @@ def test_the_table_depends_on_its_seed_alone():
     assert np.mean((a.answer_BxT != b.answer_BxT)[a.kind_BxT == QUERY]) > 0.5
 
 
+def test_the_first_patterns_may_have_changed_their_answers():
+    before, after = SRCDConfig(answers=8), SRCDConfig(answers=8, changed=30)
+    same_P = np.asarray(srcd.answer_table(before)) == np.asarray(srcd.answer_table(after))
+    np.testing.assert_array_equal(same_P, np.arange(100) >= 30)
+    # All else stays, the changed patterns' answers apart
+    old, new = (srcd.sample(jax.random.key(0), cfg) for cfg in (before, after))
+    changed_BxT = (np.asarray(new.pattern_BxT) >= 0) & (np.asarray(new.pattern_BxT) < 30)
+    for name in ("kind_BxT", "key_BxT", "is_new_BxT", "pattern_BxT", "target_BxT"):
+        np.testing.assert_array_equal(getattr(old, name), getattr(new, name))
+    for name, asks in (("value_BxT", srcd.BINDING), ("answer_BxT", srcd.QUERY)):
+        differs_BxT = np.asarray(getattr(old, name)) != np.asarray(getattr(new, name))
+        np.testing.assert_array_equal(differs_BxT, changed_BxT & (np.asarray(new.kind_BxT) == asks))
+
+
 def test_an_equal_config_compiles_nothing_again():
     draw(SRCDConfig())
     compiled = sample._cache_size()
@@ -250,6 +264,7 @@ def test_all_or_none_new(new_share):
         ({"new_share": 2.0}, "new_share must be a share between 0 and 1, got 2.0"),
         ({"query_share": 0.6, "binding_share": 0.5}, r"query_share and binding_share leave no room: 0.6 \+ 0.5"),
         ({"length": 2, "query_share": 0.5, "binding_share": 0.1}, "leave no room"),  # one of two places is taken
+        ({"changed": 101}, "changed must be between 0 and patterns, .*, got 101 with patterns=100 and answers=64"),
         ({"patterns": 0}, "patterns must be at least 1 unless new_share is 1"),
         ({"patterns": 1, "new_keys": "shared"}, "patterns and answers must be at least 2, got 1 and 64"),
         ({"answers": 1, "new_keys": "shared"}, "patterns and answers must be at least 2, got 100 and 1"),

@@ -262,4 +262,4 @@ def test_the_kinds_of_a_line_of_code():
 
 
 def test_text_has_no_list_of_patterns():
-    assert TextTask(()).exposures(batch_of([b"abc"])).shape == (0,)
+    assert np.all(TextTask(()).asked(batch_of([b"abc"])) == -1)

@@ -14,6 +14,7 @@ from cram_jax.functional.episodic import EpisodicConfig
 from cram_jax.functional.jamba import JambaConfig
 from cram_jax.functional.mamba2 import Mamba2Config
 from cram_jax.functional.palimpsa import PalimpsaConfig
+from cram_jax.functional.routing import EPISODIC
 from cram_jax.models.stack import Stack
 from cram_jax.tasks.srcd import SRCDConfig
 from cram_jax.tasks.srcd_task import SRCDTask
@@ -209,3 +210,34 @@ def test_twenty_steps_with_and_without_skipping_agree(monkeypatch):
         for layer in (0, 1):
             attended, kept = (report[f"{what}_layer_{layer}"] for what in ("attention", "kept_share"))
             assert 2 < attended[0] / 2 < 24 and 16 < kept[0] / 2 < 100, (attended, kept)
+
+
+def test_queries_are_counted_by_how_often_their_pattern_was_asked_for_before():
+    # Given some batches, in which some queries choose episodic memory
+    exposures_P, totals = np.zeros(10, int), np.zeros((2, learning.OCTAVE * learning.OCTAVES))
+    want = np.zeros_like(totals)
+    for i in range(12):
+        one = batch(i)
+        asked_BxT = np.asarray(LEARNER.task.asked(one))
+        choice_LxBxT = np.random.default_rng(i).integers(0, 3, (2, *asked_BxT.shape))
+        found = learning.familiar_metrics(jnp.asarray(choice_LxBxT), jnp.asarray(asked_BxT), jnp.asarray(exposures_P))
+        totals += [found["exposed"][0], found["exposed_episodic"][0]]
+        for b, t in np.argwhere(asked_BxT >= 0):
+            place = int(np.floor(2 * np.log2(exposures_P[asked_BxT[b, t]] + 1)))
+            want[:, place] += 1, np.any(choice_LxBxT[:, b, t] == EPISODIC)
+        np.add.at(exposures_P, asked_BxT[asked_BxT >= 0], 1)
+    assert want[0].sum() > 20 and np.count_nonzero(want[0]) > 3
+    np.testing.assert_array_equal(totals, want)
+
+
+def test_the_semantic_memory_may_learn_faster_than_all_else():
+    params = {"semantic": {"up_RxD": jnp.ones((2, 2))}, "router": {"in_DxF": jnp.ones((2, 2))}}
+    gradient = jax.tree.map(lambda leaf: 0.1 * leaf, params)
+
+    def change(rate):
+        optimizer = OptimizerConfig(warmup=0, weight_decay=0.0, semantic_rate=rate).build()
+        return optimizer.update(gradient, optimizer.init(params), params)[0]
+
+    slow, fast = change(1.0), change(10.0)
+    np.testing.assert_allclose(fast["semantic"]["up_RxD"], 10 * slow["semantic"]["up_RxD"], rtol=1e-6)
+    np.testing.assert_array_equal(fast["router"]["in_DxF"], slow["router"]["in_DxF"])

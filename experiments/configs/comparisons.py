@@ -1,0 +1,129 @@
+"""The runs behind the comparisons of CLAIMS.md, written down before they start; `experiments/compare.py` runs them.
+
+Each comparison is a variant of experiments/configs/srcd.py, how many seeds (0, 1, ...), and by label the settings that
+differ. Times: of all its runs, on one core of a server's CPU.
+
+| comparison | size | seeds | runs | about |
+|---|---|---|---|---|
+| table_1 | small | 5 | 30 | 2 hours |
+| ablations | tiny | 3 | 90 | 1.5 hours |
+| working_memory | small | 3 | 9 | half an hour |
+| recurrence | tiny | 3 | 15 | 15 minutes |
+| static | tiny, one layer | 3 | 42 | half an hour |
+"""
+
+from typing import NamedTuple
+
+from configs import srcd
+from ml_collections import ConfigDict
+
+from cram_jax.functional.routing import FEATURES, PAPER_FEATURES
+
+
+class Comparison(NamedTuple):
+    """Attributes: variant of experiments/configs/srcd.py; seeds; settings that differ, by label."""
+
+    variant: str
+    seeds: int
+    entries: dict[str, dict]
+
+
+def _but(*left_out: str) -> dict:
+    return {"cram.routing.features": tuple(name for name in FEATURES if name not in left_out)}
+
+
+TABLE_1 = {
+    "transformer": {"model": "transformer", "optimizer.weight_decay": 0.01},
+    "mamba2": {"model": "mamba2", "optimizer.weight_decay": 0.01},
+    "jamba": {"model": "jamba", "depth": 1, "optimizer.weight_decay": 0.01},
+    "seqboat": {"model": "seqboat", "optimizer.weight_decay": 0.01},
+    "cram": {},
+    "cram without consolidation": {"objective.distillation": 0.0, "cram.semantic.rank": 0},
+}
+
+ABLATIONS = {
+    "cram": {},
+    # Consolidation, one part after the other
+    "no distillation": {"objective.distillation": 0.0},
+    "no semantic memory": {"cram.semantic.rank": 0},
+    "rank 4 (width / 16)": {"cram.semantic.rank": 4},
+    "rank 16": {"cram.semantic.rank": 16},
+    "semantic rate x 10": {"optimizer.semantic_rate": 10.0},
+    "no reward for recall": {"objective.semantic_reward": 0.0},
+    "weight decay 0.01": {"optimizer.weight_decay": 0.01},
+    # The price and the release
+    "no price": {"price.top": 0.0},
+    "released at once": {"price.start": 0, "price.plateau": 1.0},
+    # What the router sees
+    "no familiarity": _but("familiarity"),
+    "no uncertainty": _but("uncertainty"),
+    "no dynamics": _but("dynamics"),
+    "no gap": _but("gap"),
+    "content alone": {"cram.routing.features": ("content",)},
+    "the paper's inputs": {"cram.routing.features": PAPER_FEATURES},
+    "circular q": {"cram.routing.decide": "circular"},
+    # What it learns from
+    "audits alike": {"cram.routing.audit_gain": 0.0},
+    "hardly any audits": {"cram.routing.audit_gain": 0.0, "cram.routing.audit_rate": 0.001},
+    # The buffer
+    "buffer of 4": {"cram.episodic.memory": 4},
+    "buffer of 8": {"cram.episodic.memory": 8},
+    "buffer of 64": {"cram.episodic.memory": 64},
+    "writes for free": {"objective.write_price": 0.0},
+    # Working memory
+    "gated scan": {"cram.working.body": "gated_scan"},
+    "ssd": {"cram.working.body": "ssd"},
+    "palimpsa": {"cram.working.body": "palimpsa"},
+    "three paths in turn": {"cram.routing.working_always": False},
+    # The task
+    "shared new keys": {"data.new_keys": "shared"},
+    "10 patterns": {"data.patterns": 10},
+    "100 patterns": {"data.patterns": 100},
+}
+
+# A working memory with a matrix for a state could hold new bindings itself: is less attention needed than there are?
+WORKING_MEMORY = {body: {"cram.working.body": body} for body in ("ct_ode", "ssd", "palimpsa")}
+
+RECURRENCE = {f"{100 - new}% recur": {"data.new_share": new / 100} for new in (0, 30, 50, 70, 100)}
+
+
+def _static() -> dict[str, dict]:
+    """Routers of one layer: by chance, by place, and by nothing but the event itself; with and without recurrence."""
+    entries = {}
+    for new in (1.0, 0.3):
+        common = {"depth": 1, "data.new_share": new}
+        said = "nothing recurs" if new == 1.0 else "70% recur"
+        for budget in (0.05, 0.25, 0.5):
+            for decide in ("random", "positions"):
+                fixed = {"cram.routing.decide": decide, "cram.routing.budget": budget}
+                entries[f"{decide} {budget:.0%}, {said}"] = common | fixed
+        entries[f"the event alone, {said}"] = common | {"cram.routing.features": ("content",)}
+    return entries
+
+
+COMPARISONS = {
+    "table_1": Comparison("small", 5, TABLE_1),
+    "ablations": Comparison("tiny", 3, ABLATIONS),
+    "working_memory": Comparison("small", 3, WORKING_MEMORY),
+    "recurrence": Comparison("tiny", 3, RECURRENCE),
+    "static": Comparison("tiny", 3, _static()),
+}
+
+
+def settings(comparison: Comparison, label: str, seed: int) -> ConfigDict:
+    """Of one run.
+
+    Raises:
+      KeyError: for a setting that does not exist.
+    """
+    config = srcd.get_config(comparison.variant)
+    config.seed = seed
+    for name, value in comparison.entries[label].items():
+        *sections, last = name.split(".")
+        section = config
+        for part in sections:
+            section = section[part]
+        if last not in section:
+            raise KeyError(f"unknown setting {name!r}: there are {sorted(section)}")
+        section[last] = value
+    return config

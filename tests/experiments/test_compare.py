@@ -1,0 +1,79 @@
+"""A comparison trains each of its runs once, in parts or whole, and says what came of every seed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from configs import comparisons
+from mqar_cases import environment
+
+ROOT = Path(__file__).parents[2]
+# Two entries and seeds of the smallest training there is
+CODE = """
+import compare
+from configs import comparisons, srcd
+small = {"run.steps": 20, "run.log_every": 10, "run.checkpoint_every": 20, "run.length": 32, "run.batch": 4,
+         "run.held_out_tokens": 256, "run.final_tokens": 512, "price.start": 5, "price.plateau": 1.0}
+two = {"cram": small, "a transformer": small | {"model": "transformer"}}
+comparisons.COMPARISONS["recurrence"] = comparisons.Comparison("tiny", 2, two)
+compare.experiment.launch(compare.main)
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(where it ran, its result, launch with more flags)."""
+    at = tmp_path_factory.mktemp("compare")
+
+    def launch(*more):
+        command = [sys.executable, "-c", CODE, "--name=recurrence", f"--runs={at}/runs", f"--results={at}", *more]
+        env = environment() | {"PYTHONPATH": f"{ROOT}/experiments"}
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400)
+
+    part = launch("--part=0/2")
+    assert part.returncode == 0, part.stdout[-2000:] + part.stderr[-2000:]
+    made = len(list(at.rglob("summary.json")))
+    assert made == 2 and not (at / "recurrence.json").exists()  # every other run, and no result yet
+    done = launch()
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return at, json.loads((at / "recurrence.json").read_text()), launch
+
+
+def test_every_entry_has_all_its_seeds(finished):
+    at, result, _ = finished
+    assert list(result["entries"]) == ["cram", "a transformer"]
+    for found in result["entries"].values():
+        assert [run["seed"] for run in found["runs"]] == [0, 1] and found["diverged"] == 0
+        each = [run["retrieval_accuracy"] for run in found["runs"]]
+        np.testing.assert_allclose(found["mean"]["retrieval_accuracy"], np.mean(each))
+        np.testing.assert_allclose(found["sd"]["retrieval_accuracy"], np.std(each, ddof=1))
+        assert [curve["step"] for curve in found["curves"]] == [[0, 10, 20]] * 2
+    assert "attention_tokens_end" in result["entries"]["cram"]["mean"]
+    assert result["settings"]["a transformer"]["model"] == "transformer" and result["trained_by"]
+    assert (at / "recurrence.png").stat().st_size > 5000
+
+
+def test_finished_runs_are_kept_and_unknown_entries_named(finished):
+    at, _, launch = finished
+    summaries = sorted(at.rglob("summary.json"))
+    before = [file.stat().st_mtime_ns for file in summaries]
+    assert len(before) == 4 and launch("--entry=cram").returncode == 0
+    assert [file.stat().st_mtime_ns for file in summaries] == before
+    wrong = launch("--entry=craam")
+    assert wrong.returncode != 0 and "--entry must be among ['a transformer', 'cram'], got ['craam']" in wrong.stderr
+
+
+@pytest.mark.parametrize("name", comparisons.COMPARISONS)
+def test_all_that_is_listed_can_be_built(name):
+    import srcd
+
+    comparison = comparisons.COMPARISONS[name]
+    for label in comparison.entries:
+        config = comparisons.settings(comparison, label, seed=1)
+        learner, _ = srcd.build(config)
+        assert learner.task.data.table_seed == 1, "another seed has other patterns"
+    with pytest.raises(KeyError, match="unknown setting 'cram.semantic.rang'"):
+        comparisons.settings(comparison._replace(entries={"x": {"cram.semantic.rang": 1}}), "x", 0)

@@ -1,0 +1,95 @@
+"""Routers to compare the learned one with: chance, places, and Eq 7's own input, the quality of a retrieval."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cram_cases import CONFIG, B, T, inputs, lively, stream
+
+from cram_jax.functional import cram, routing, semantic
+from cram_jax.functional.common import FeedForward
+from cram_jax.functional.routing import RoutingConfig
+from cram_jax.functional.semantic import SemanticConfig
+
+KEY = jax.random.key(4)
+
+
+def deciding(decide: str, **more):
+    return dataclasses.replace(CONFIG, routing=RoutingConfig(decide=decide, **more))
+
+
+def routes(cfg, x_BxTxD=None, key=KEY, params=None):
+    fresh, state = lively(cfg)
+    x, gap_BxT = inputs()
+    x_BxTxD = x if x_BxTxD is None else x_BxTxD
+    return cram.apply(params or fresh, state, x_BxTxD, cfg=cfg, gap_BxT=gap_BxT, key=key)[1].routes
+
+
+@pytest.mark.parametrize("decide", ["random", "positions"])
+def test_a_fixed_router_spends_its_budget_whatever_the_token(decide):
+    cfg = deciding(decide, budget=0.25)
+    attended = [routes(cfg, x).attended_BxT for x in (None, 3 * inputs(seed=8)[0])]
+    np.testing.assert_array_equal(*attended)
+    if decide == "positions":
+        np.testing.assert_array_equal(attended[0], np.broadcast_to(np.arange(T) % 4 == 3, (B, T)))
+    else:  # 120 tosses: 0.25 +- 0.04
+        assert 0.1 < np.mean(attended[0]) < 0.4
+        assert np.any(attended[0] != routes(cfg, key=jax.random.key(5)).attended_BxT)
+    # Of the others, each memory is chosen somewhere
+    assert set(np.unique(routes(cfg).choice_BxT)) == {routing.WORKING, routing.EPISODIC, routing.SEMANTIC}
+
+
+def test_random_routes_without_random_numbers_are_refused():
+    with pytest.raises(ValueError, match='decide="random" needs random numbers: give a key'):
+        routes(deciding("random"), key=None)
+
+
+@pytest.mark.parametrize("decide", ["random", "positions", "circular"])
+def test_streaming_decides_alike(decide):
+    cfg = deciding(decide, budget=0.3)
+    params, state = lively(cfg)
+    x_BxTxD, gap_BxT = inputs()
+    y_BxTxD, aux = cram.apply(params, state, x_BxTxD, cfg=cfg, gap_BxT=gap_BxT, key=KEY)
+    streamed_BxTxD, seen = stream(params, state, x_BxTxD, gap_BxT, cfg, KEY)
+    np.testing.assert_array_equal(seen.choice_BxT, aux.routes.choice_BxT)
+    np.testing.assert_array_equal(seen.attended_BxT, aux.routes.attended_BxT)
+    # Sums of at most 40 numbers of size 1 in float32, in another order, through two norms
+    np.testing.assert_allclose(streamed_BxTxD, y_BxTxD, atol=1e-4)
+
+
+def test_a_circular_router_sees_quality_and_pays_for_it():
+    # Given a router that sees familiarity alone, and asks for episodic memory where that is below a threshold
+    cfg = deciding("circular", features=("familiarity",), width=1)
+    params, _ = lively(cfg)
+    gate = FeedForward(jnp.full((1, 1), -10.0), jnp.zeros(1), jnp.array([[-1.0, 0.0, -1.0]]))
+    low = routes(cfg, params=params._replace(router=gate))
+    high = routes(cfg, params=params._replace(router=gate._replace(in_DxF=jnp.full((1, 1), 10.0))))
+    # Then every token retrieves and is counted
+    assert np.all(low.attended_BxT) and np.all(high.attended_BxT)
+    # And the route follows from the quality of that very retrieval: at 10 q its unit is on, at -10 q just below 0
+    known_BxT = low.quality_BxT > 0.05
+    assert 0.02 < np.mean(known_BxT) < 1
+    np.testing.assert_array_equal(high.choice_BxT[known_BxT] == routing.EPISODIC, True)
+    np.testing.assert_array_equal(low.choice_BxT[known_BxT] != routing.EPISODIC, True)
+    learned = routes(deciding("learned"))
+    assert not np.all(learned.attended_BxT)
+
+
+def test_a_semantic_memory_of_rank_0_knows_nothing_of_the_token():
+    params = semantic.init(KEY, 8, SemanticConfig(rank=0))
+    recalled = semantic.recall(params._replace(mean_D=jnp.arange(8.0)), jax.random.normal(KEY, (5, 8)))
+    np.testing.assert_array_equal(recalled, np.broadcast_to(np.arange(8.0), (5, 8)))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"decide": "never"}, "decide must be one of .*got 'never'"),
+        ({"budget": 1.5}, "budget must be a share between 0 and 1, got 1.5"),
+    ],
+)
+def test_bad_settings_are_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        RoutingConfig(**given)
