@@ -28,8 +28,14 @@ CURVES = (
 
 def curves(lines: list[dict]) -> dict[str, list]:
     """A run's logged lines in columns, to five digits; those of CURVES that it has."""
+    return columns(lines, CURVES)
+
+
+def columns(lines: list[dict], names) -> dict[str, list]:
+    """These numbers of logged lines, to five digits; NaN where only later lines have one, nothing where the last lacks
+    it."""
     rounded = lambda x: float(f"{x:.5g}") if isinstance(x, float) else x
-    return {name: [rounded(line[name]) for line in lines] for name in CURVES if name in lines[0]}
+    return {name: [rounded(line.get(name, np.nan)) for line in lines] for name in names if name in lines[-1]}
 
 
 def collect(summaries: list[dict], configs: list[dict]) -> dict:

@@ -89,6 +89,7 @@ def compare(config: ConfigDict, runs: Path, rates: list[float], seeds: int) -> t
         found = collect.curves(read(workdir / "metrics.jsonl"))
         return {"curve": found, "accuracy_start": found["held_out/accuracy"][0]}
 
+    rates = dict.fromkeys(entries, rates)
     return first, grid.compare(tune, entries, runs, rates, seeds, "accuracy", "validation_accuracy", more=curve)
 
 

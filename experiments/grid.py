@@ -52,7 +52,7 @@ def compare(
     train: Train,
     entries: dict[str, ConfigDict],
     runs: Path,
-    rates: list[float],
+    rates: dict[str, list[float]],
     seeds: int,
     score: str,
     chosen_by: str,
@@ -64,9 +64,9 @@ def compare(
     Args:
       train: runs, or goes on with, one run in a directory: its summary.
       entries: settings by label; each run is in a directory of its own below `runs`.
-      rates: the choice among them is by the mean over seeds, since one seed may begin to learn late or never; a rate at
+      rates: by label. The choice is by the mean over seeds, since one seed may begin to learn late or never; a rate at
         which one diverged is never chosen. "at_edge" is whether the lowest or highest was chosen, so that a better one
-        may lie beyond.
+        may lie beyond; with a single rate it is True.
       score: the summary's number to report. chosen_by: the one that chooses, on data that is not reported.
       lower: whether a lower one is the better.
       more: what to add to a run's summary, from its settings and directory.
@@ -86,15 +86,15 @@ def compare(
                 code.setdefault(tuple(found["trained_by"]), workdir)
             return found and found | more(settings, workdir)
 
-        tried = {rate: [run(rate, seed) for seed in range(seeds)] for rate in rates}
+        tried = {rate: [run(rate, seed) for seed in range(seeds)] for rate in rates[label]}
         values = {rate: [one[chosen_by] if one else worst for one in found] for rate, found in tried.items()}
         best = best_of(values, key=lambda rate: float(np.mean(values[rate])))
         if None in tried[best]:
-            raise ValueError(f"{label} diverged at all of the rates {rates}; give lower ones")
+            raise ValueError(f"{label} diverged at all of the rates {rates[label]}; give lower ones")
         scores = np.array([one[score] for one in tried[best]])
         out[label] = {
             "learning_rate": best,
-            "at_edge": len(rates) > 1 and best in (min(rates), max(rates)),
+            "at_edge": best in (min(values), max(values)),
             chosen_by: {f"{rate:g}": by_seed for rate, by_seed in values.items()},
             score: float(scores.mean()),
             f"{score}_sd": float(scores.std(ddof=1)) if seeds > 1 else None,

@@ -67,7 +67,7 @@ def main(_) -> None:
     experiment.quiet()
     base, target, runs = text.opened(text.CONFIG.value, tuple(text.FILES.value)), Path(RESULTS.value), Path(RUNS.value)
     entries = {model: settings(base, model) for model in LABELS.value or base.depths}
-    rates = [float(rate) for rate in RATES.value]
+    rates = dict.fromkeys(entries, [float(rate) for rate in RATES.value])
     chosen_by = "training_bits_per_byte"
     models = grid.compare(
         text.train, entries, runs, rates, SEEDS.value, "bits_per_byte", chosen_by, lower=True, more=more

@@ -38,6 +38,8 @@ ENTRIES = {
     "transformer": ("transformer", {}),
     "cram": ("cram", {}),
 }
+# A run of it takes as long as seven of the others: it gets the rate at which the transformer, too, solves the task.
+ONE_RATE = {"cram": [4.64e-3]}
 
 
 def settings(base: ConfigDict, label: str) -> ConfigDict:
@@ -67,7 +69,7 @@ def main(_) -> None:
     experiment.quiet()
     base, target = mqar.CONFIG.value, Path(RESULTS.value)
     entries = {label: settings(base, label) for label in LABELS.value or ENTRIES}
-    rates = [float(rate) for rate in RATES.value]
+    rates = {label: ONE_RATE.get(label, [float(rate) for rate in RATES.value]) for label in entries}
     curve = lambda config, workdir: {"curve": collect.curves(read(workdir / "metrics.jsonl"))}
     models = grid.compare(
         mqar.train, entries, Path(RUNS.value), rates, SEEDS.value, "accuracy", "validation_accuracy", more=curve

@@ -27,7 +27,9 @@ def trainer(commit="abc", diverges=()):
 
 
 def compare(train, at, base=BASE, **more):
-    return grid.compare(train, {"a model": base}, at, list(CHOSEN_BY), 2, "score", "validation", **more)["a model"]
+    return grid.compare(train, {"a model": base}, at, {"a model": list(CHOSEN_BY)}, 2, "score", "validation", **more)[
+        "a model"
+    ]
 
 
 def test_the_best_mean_on_validation_data_is_reported(tmp_path):

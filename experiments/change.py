@@ -1,0 +1,159 @@
+"""Recurring patterns change their answers: attention comes back, and goes again. The protocol is the config's.
+
+python experiments/change.py --config=experiments/configs/change.py:small --workdir=runs/change [--config.seed=1]
+
+Both trainings are in directories of their own below --workdir: stopped, the same command goes on where it was.
+"""
+
+import json
+from pathlib import Path
+
+import collect
+import jax
+import numpy as np
+import srcd
+from ml_collections import ConfigDict
+
+from cram_jax.analysis import change_figures, summary
+from cram_jax.training import experiment, loop
+from cram_jax.training import learner as learning
+from cram_jax.training.checkpoints import Checkpoints
+from cram_jax.training.consolidate import consolidate
+from cram_jax.training.metrics import read, strict
+
+# What the figure shows of the changed patterns' queries
+SHOWN = (
+    "step",
+    "held_out/retrieval_accuracy_changed",
+    "held_out/retrieval_accuracy_recurring",
+    "held_out/retrieval_accuracy_new",
+    "held_out/attention_query_changed",
+    "held_out/attention_tokens",
+)
+
+
+def phases(config: ConfigDict) -> tuple[ConfigDict, ConfigDict]:
+    """Settings before and after the change; learning rate and price go on as in one run."""
+    before = config.copy_and_resolve_references()
+    change = before.change
+    with before.unlocked():
+        del before.change
+    after = before.copy_and_resolve_references()
+    before.run.steps = change.at
+    after.data.changed = change.patterns
+    return before, after
+
+
+def hand_over(before: ConfigDict, after: ConfigDict, source: Path, target: Path) -> None:
+    """The last state of the training in `source` becomes where that in `target` begins; nothing where it has begun."""
+    (old, _), (new, _) = srcd.build(before), srcd.build(after)
+    patterns = old.task.data.patterns
+    saves = Checkpoints(target / "checkpoints")
+    if saves.restore(learning.init(new, after.seed, patterns)) is None:
+        step, state = Checkpoints(source / "checkpoints").restore(learning.init(old, before.seed, patterns))
+        saves.save(step, state)
+    saves.close()
+
+
+def recovery(before: list[dict], after: list[dict]) -> dict:
+    """How the changed patterns' accuracy and the attention of all came back, in steps since the change."""
+    name = "held_out/attention_tokens"
+    usual = float(np.mean([line[name] for line in before[-5:]]))
+    steps = np.array([line["step"] for line in after]) - after[0]["step"]
+    accuracy = np.array([line["held_out/retrieval_accuracy_changed"] for line in after])
+    attention = np.array([line[name] for line in after])
+    stays = lambda good: next((int(s) for i, s in enumerate(steps) if np.all(good[i:])), None)
+    return {
+        "attention_tokens_before": usual,
+        "accuracy_changed_lowest": float(accuracy.min()),
+        "attention_tokens_highest": float(attention.max()),
+        "steps_to_99": next((int(s) for s, a in zip(steps, accuracy, strict=True) if a >= 0.99), None),
+        "steps_to_99_for_good": stays(accuracy >= 0.99),
+        "steps_to_usual_attention_for_good": stays(attention <= 1.1 * usual),
+        "accuracy_changed_end": float(accuracy[-1]),
+        "attention_tokens_end": float(attention[-1]),
+    }
+
+
+def wrong_answers(config: ConfigDict, after: list[dict]) -> float:
+    """About how many queries of changed patterns training answered wrongly after the change."""
+    data, run = config.data, config.run
+    each = run.length * run.batch * data.query_share * (1 - data.new_share) * config.data.changed / data.patterns
+    wrong = [1 - line["train/retrieval_accuracy_changed"] for line in after[1:]]
+    return each * run.log_every * float(np.nansum(wrong))
+
+
+def without_training(config: ConfigDict, after: ConfigDict, source: Path) -> dict:
+    """What `consolidate` makes of the trained state in the changed world: held-out metrics before and after it."""
+    learner, run = srcd.build(after)
+    _, state = Checkpoints(source / "checkpoints").restore(
+        learning.init(learner, after.seed, learner.task.data.patterns)
+    )
+    measure = lambda state: loop.evaluate(learner, run, state, after.seed, run.final_tokens)
+    seen = (
+        learner.task.batch("train", after.seed, config.change.at + i, run.length, run.batch)
+        for i in range(config.change.batches)
+    )
+    taught, losses = consolidate(learner, state, seen, jax.random.key(after.seed), config.change.rate)
+    names = (
+        "retrieval_accuracy_changed", "retrieval_accuracy_recurring", "retrieval_accuracy_new", "attention_tokens",
+        "attention_query_changed",
+    )  # fmt: skip
+    pick = lambda found: {name: found[name] for name in names}
+    return {
+        "before": pick(measure(state)),
+        "after": pick(measure(taught)),
+        "batches": config.change.batches,
+        "loss_first": float(losses[0]),
+        "loss_last": float(losses[-1]),
+    }
+
+
+def table(out: dict) -> list[tuple[str, str]]:
+    """Rows of (what, figure) for a person."""
+    percent, call = summary.percent, out["consolidate"]
+    both = lambda name: f"{percent(call['before'][name])} -> {percent(call['after'][name])}"
+    return [
+        ("changed patterns answered right: lowest, end", f"{percent(out['accuracy_changed_lowest'])}  "
+         f"{percent(out['accuracy_changed_end'])}"),
+        ("... 99% after the change, for good", f"{out['steps_to_99']}  {out['steps_to_99_for_good']} steps"),
+        ("tokens that attend: before, highest, end", f"{percent(out['attention_tokens_before'])}  "
+         f"{percent(out['attention_tokens_highest'])}  {percent(out['attention_tokens_end'])}"),
+        ("... within 10% of before, for good", f"{out['steps_to_usual_attention_for_good']} steps"),
+        ("about as many wrong answers in training", f"{out['wrong_answers']:.0f}"),
+        (f"consolidate, {call['batches']} batches: changed patterns", both("retrieval_accuracy_changed")),
+        ("... all recurring", both("retrieval_accuracy_recurring")),
+        ("... new", both("retrieval_accuracy_new")),
+        ("... tokens that attend", both("attention_tokens")),
+    ]  # fmt: skip
+
+
+def train(config: ConfigDict, workdir: Path) -> dict:
+    """Both trainings and the call: the summary, which is shown and written into the directory with its figure."""
+    before, after = phases(config)
+    at = {name: workdir / name for name in ("before", "after")}
+    grid_of = {}
+    for name, settings in (("before", before), ("after", after)):
+        learner, run = srcd.build(settings)
+        if name == "after":
+            hand_over(before, after, at["before"], at["after"])
+        _, grid_of[name] = experiment.train(settings, learner, run, at[name], patterns=learner.task.data.patterns)
+    out = {"seed": config.seed, "at": config.change.at} | recovery(grid_of["before"], grid_of["after"])
+    out |= {"wrong_answers": wrong_answers(after, grid_of["after"])}
+    out |= {"consolidate": without_training(config, after, at["before"])}
+    out |= {"curves": {name: collect.columns(lines, SHOWN) for name, lines in grid_of.items()}}
+    commits = {launch["commit"] for name in at for launch in read(at[name] / "launches.jsonl")}
+    out |= {"config": json.loads(config.to_json()), "trained_by": sorted(map(str, commits))} | summary.versions()
+    (workdir / "summary.json").write_text(json.dumps(strict(out)) + "\n")
+    title = f"{config.change.patterns} of {config.data.patterns} patterns change at step {config.change.at}"
+    summary.show(f"{title}, seed {config.seed}", table(out))
+    change_figures.draw(out, workdir / "figures" / "change.png")
+    return out
+
+
+def main(_) -> None:
+    train(srcd.CONFIG.value, Path(srcd.WORKDIR.value))
+
+
+if __name__ == "__main__":
+    experiment.launch(main)
