@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from cram_jax.training import learner as learning
 from cram_jax.training.metrics import read, strict
+
+EXPOSURES = ("k", "count", "episodic")
 
 # What figures are drawn from, at every logged step
 CURVES = (
@@ -36,6 +39,26 @@ def columns(lines: list[dict], names) -> dict[str, list]:
     it."""
     rounded = lambda x: float(f"{x:.5g}") if isinstance(x, float) else x
     return {name: [rounded(line.get(name, np.nan)) for line in lines] for name in names if name in lines[-1]}
+
+
+def exposures(lines: list[dict]) -> dict[str, list]:
+    """Eq 14's data of a whole run: queries of recurring patterns by how often theirs was asked for before.
+
+    Returns:
+      {"k": mean number of earlier queries, geometric, "count": queries, "episodic": of those, how many chose episodic
+      memory}, for bins that hold some; {} for a model without routes.
+    """
+    if "train/exposed" not in lines[-1]:
+        return {}
+    steps = np.diff([line["step"] for line in lines])
+    total = lambda name: steps @ np.array([line[name] for line in lines[1:]], float)  # lines hold means over steps
+    count, episodic = total("train/exposed"), total("train/exposed_episodic")
+    edges = np.ceil(2 ** (np.arange(len(count) + 1) / learning.OCTAVE) - 1e-9)  # of k + 1, whole numbers
+    full = count > 0
+    k = np.sqrt(edges[:-1] * np.maximum(edges[1:] - 1, edges[:-1])) - 1
+    return {
+        name: np.round(values[full], 3).tolist() for name, values in zip(EXPOSURES, (k, count, episodic), strict=True)
+    }
 
 
 def collect(summaries: list[dict], configs: list[dict]) -> dict:

@@ -38,14 +38,15 @@ def folder(label: str) -> str:
 
 
 def entry(runs: list[dict], configs: list[ConfigDict], workdirs: list[Path]) -> dict:
-    """One entry of the result: means, deviations, headlines by seed, and curves of the runs that did not diverge.
+    """One entry of the result: means, deviations, headlines by seed, curves and Eq 14's data of runs that did not diverge.
 
-    A diverged run is a row of its own in "diverged", and no mean hides it.
+    How many did is said beside them.
     """
     done = [i for i, run in enumerate(runs) if run is not None]
     if not done:
-        return {"diverged": len(runs), "runs": [], "mean": {}, "sd": {}, "missing": {}, "curves": []}
+        return {"diverged": len(runs), "runs": [], "mean": {}, "sd": {}, "missing": {}, "curves": [], "exposures": []}
     found = collect.collect([runs[i] for i in done], [json.loads(configs[i].to_json()) for i in done])
+    lines = [read(workdirs[i] / "metrics.jsonl") for i in done]
     slim = lambda numbers: {name: value for name, value in numbers.items() if "_layer_" not in name}
     return {
         "diverged": len(runs) - len(done),
@@ -53,7 +54,8 @@ def entry(runs: list[dict], configs: list[ConfigDict], workdirs: list[Path]) -> 
         "mean": slim(found["mean"]),
         "sd": slim(found.get("sd", {})),
         "missing": slim(found.get("missing", {})),
-        "curves": [collect.curves(read(workdirs[i] / "metrics.jsonl")) for i in done],
+        "curves": [collect.curves(run) for run in lines],
+        "exposures": [found for found in map(collect.exposures, lines) if found],
     }
 
 
