@@ -38,7 +38,7 @@ def folder(label: str) -> str:
 
 
 def entry(runs: list[dict], configs: list[ConfigDict], workdirs: list[Path]) -> dict:
-    """One entry of the result: means, deviations, headlines by seed, curves and Eq 14's data of runs that did not diverge.
+    """Means, deviations, headlines by seed, curves and Eq 14's data of an entry, over its runs that did not diverge.
 
     How many did is said beside them.
     """
