@@ -5,8 +5,13 @@ number per token, how many segments have started in the chunk so far; 0 is the s
 never a decay of minus infinity, whose gradients would be NaN.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+
+# Float32 products are float32, which accelerators round to fewer bits where they may.
+exact_einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def check_heads(v_BxTxHxV, grouped: dict, by_head: dict) -> None:

@@ -23,6 +23,7 @@ from cram_jax.functional.recurrence import (
     init_decay,
     init_importance,
 )
+from cram_jax.kernels.recurrent import exact_einsum
 
 
 @jax.tree_util.register_static
@@ -181,9 +182,9 @@ def _delta_scan(q_BxTxHxK, k_BxTxHxK, v_BxTxHxV, write_BxTxH, log_decay_BxTxH, s
     def token(S, now):
         q, k, v, write, decay = now
         S = decay[..., None, None] * S
-        error = v - jnp.einsum("bhvk,bhk->bhv", S, k)
+        error = v - exact_einsum("bhvk,bhk->bhv", S, k)
         S = S + (write[..., None] * error)[..., None] * k[..., None, :]
-        return S, K**-0.5 * jnp.einsum("bhvk,bhk->bhv", S, q)
+        return S, K**-0.5 * exact_einsum("bhvk,bhk->bhv", S, q)
 
     over_time = [x.swapaxes(0, 1) for x in (q_BxTxHxK, k_BxTxHxK, v_BxTxHxV, write_BxTxH, decay_BxTxH)]
     state, o_TxBxHxV = jax.lax.scan(token, state, over_time)

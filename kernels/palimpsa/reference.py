@@ -1,9 +1,8 @@
 """Plain, slow, obviously right: one token after the other. Runs in any float dtype, float64 included."""
 
 import jax
-import jax.numpy as jnp
 
-from ..recurrent import to_heads, wide
+from ..recurrent import exact_einsum, to_heads, wide
 from .state import PalimpsaState
 
 
@@ -19,7 +18,7 @@ def scan(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, beta_BxTxHxV, decay_BxTxH, prior_H, st
         outer = lambda x_BxHxV, y_BxHxK: x_BxHxV[..., None] * y_BxHxK[..., None, :]
         M = decay_BxH[..., None, None] * state.mean_BxHxVxK + outer(v_BxHxV, k_BxHxK)
         J = decay_BxH[..., None, None] * state.importance_BxHxVxK + outer(beta_BxHxV, k_BxHxK**2)
-        return PalimpsaState(M, J), scale * jnp.einsum("bhvk,bhk->bhv", M / (J + prior_Hx1x1), q_BxHxK)
+        return PalimpsaState(M, J), scale * exact_einsum("bhvk,bhk->bhv", M / (J + prior_Hx1x1), q_BxHxK)
 
     state, o_TxBxHxV = jax.lax.scan(token, PalimpsaState(*wide(*state)), [x.swapaxes(0, 1) for x in inputs])
     return o_TxBxHxV.swapaxes(0, 1).astype(narrow), state

@@ -12,7 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from ..recurrent import in_chunks, to_heads, wide
+from ..recurrent import exact_einsum, in_chunks, to_heads, wide
 from .state import PalimpsaState
 
 CHUNK = 32
@@ -65,7 +65,7 @@ def _backward(kept, gradients):
         P, R = P + step, R - step * mean
         # Written down once, or XLA computes them again for each of the sums below.
         P, R, mean, rate = jax.lax.optimization_barrier((P, R, mean, rate))
-        by_key = lambda x_HxKxV, y_HxV: jnp.einsum("hkv,hv->hk", x_HxKxV, y_HxV)
+        by_key = lambda x_HxKxV, y_HxV: exact_einsum("hkv,hv->hk", x_HxKxV, y_HxV)
         dq = by_key(mean, do_HxV)
         dk = by_key(P, v_HxV) + 2 * k_HxK * by_key(R, beta_HxV)
         dv = _over_keys((k_HxK.shape[1], lambda j: P[:, j] * k_HxK[:, j, None]))

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ..recurrent import to_heads, wide
+from ..recurrent import exact_einsum, to_heads, wide
 
 
 def scan(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, log_decay_BxTxH, start_BxT, state_BxHxVxK, *, scale: float, chunk=None):
@@ -18,7 +18,7 @@ def scan(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, log_decay_BxTxH, start_BxT, state_BxHx
         q_BxHxK, k_BxHxK, v_BxHxV, log_decay_BxH, start_B = now
         decay_BxH = jnp.where(start_B[:, None], 0, jnp.exp(log_decay_BxH))
         state_BxHxVxK = decay_BxH[..., None, None] * state_BxHxVxK + v_BxHxV[..., None] * k_BxHxK[..., None, :]
-        return state_BxHxVxK, scale * jnp.einsum("bhvk,bhk->bhv", state_BxHxVxK, q_BxHxK)
+        return state_BxHxVxK, scale * exact_einsum("bhvk,bhk->bhv", state_BxHxVxK, q_BxHxK)
 
     over_time = [x.swapaxes(0, 1) for x in (q, k, v, log_decay, start_BxT)]
     state, o_TxBxHxV = jax.lax.scan(token, state, over_time)

@@ -119,6 +119,15 @@ def test_they_are_right_under_vmap(name):
     assert_close(layers("tpu_interpret"), layers("reference"), TOLERANCES["float32"])
 
 
+@pytest.mark.parametrize("name", SCANS)
+def test_chunks_as_they_are_shipped(name):
+    # Given more tokens than a chunk holds, and heads of a size that is compiled below
+    given = arguments(name, "float32", B=1, T={"ssd": 130, "palimpsa": 70}[name], K=32, V=64)
+    run = lambda backend: jax.jit(lambda given: outputs_and_gradients(name, given, backend=backend))
+    # Sums over more tokens in float32 in another order: a few more roundings than over 21
+    assert_close(alone(run("tpu_interpret"))(given), run("reference")(given), 5e-5)
+
+
 @pytest.mark.parametrize("exponent", [1e-7, 40.0])
 @pytest.mark.parametrize("name", SCANS)
 def test_they_are_right_where_all_or_nothing_is_forgotten(name, exponent):
@@ -130,9 +139,11 @@ def test_they_are_right_where_all_or_nothing_is_forgotten(name, exponent):
     else:
         given |= {"dt_BxTxH": exponent * spread, "rate_H": jnp.ones(H)}
     run = lambda backend: jax.jit(lambda given: outputs_and_gradients(name, given, chunk=8, backend=backend))
-    got, want = alone(run("tpu_interpret"))(given), run("reference")(given)
+    got = alone(run("tpu_interpret"))(given)
+    with jax.enable_x64(True):
+        want = run("reference")(jax.tree.map(jnp.float64, given))
     gates = ("d log_decay_BxTxH", "d dt_BxTxH", "d rate_H")
-    # A decay's gradient near 1 is a small difference of large sums; both sides are in float32 here
+    # Against float64; a decay's gradient near 1 is a small difference of large sums in float32
     assert_close({n: got[n] for n in got if n not in gates}, {n: want[n] for n in want if n not in gates}, 2e-5)
     assert_close({n: got[n] for n in got if n in gates}, {n: want[n] for n in want if n in gates}, 1e-3)
 
