@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("CLAIMS.md", "README.md")
@@ -21,13 +22,13 @@ def quotes(page: str) -> Iterator[tuple[str, str, str]]:
 
 
 def number(file: str, path: str) -> float:
-    """The number at a dotted path of names and list indices.
+    """The number at a dotted path of names and list indices; %20 and its like stand for what a link may not hold.
 
     Raises:
       KeyError: where the file has none there.
     """
     value = json.loads((ROOT / file).read_text())
-    for part in path.split("."):
+    for part in unquote(path).split("."):
         value = value[int(part)] if isinstance(value, list) else value[part]
     return value
 

@@ -10,6 +10,11 @@ import pytest
 from configs import comparisons
 from mqar_cases import environment
 
+from cram_jax.tasks.srcd import SRCDConfig
+from cram_jax.tasks.srcd_task import SRCDTask
+from cram_jax.training import experiment
+from cram_jax.training.settings import from_config
+
 ROOT = Path(__file__).parents[2]
 # Two entries and seeds of the smallest training there is
 CODE = """
@@ -68,12 +73,11 @@ def test_finished_runs_are_kept_and_unknown_entries_named(finished):
 
 @pytest.mark.parametrize("name", comparisons.COMPARISONS)
 def test_all_that_is_listed_can_be_built(name):
-    import srcd
-
     comparison = comparisons.COMPARISONS[name]
     for label in comparison.entries:
         config = comparisons.settings(comparison, label, seed=1)
-        learner, _ = srcd.build(config)
-        assert learner.task.data.table_seed == 1, "another seed has other patterns"
+        data = from_config(SRCDConfig(), config.data)
+        assert data.table_seed == 1, "another seed has other patterns"
+        experiment.build(config, SRCDTask(data, config.dynamics_weight))
     with pytest.raises(KeyError, match="unknown setting 'cram.semantic.rang'"):
         comparisons.settings(comparison._replace(entries={"x": {"cram.semantic.rang": 1}}), "x", 0)

@@ -5,13 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mqar
-import mqar_grid
 import numpy as np
-from configs import mqar as mqar_config
 from mqar_cases import SMALLEST, environment
 
-from cram_jax.analysis import accounting, mqar_figures
+from cram_jax.analysis import mqar_figures
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,15 +38,24 @@ def test_rates_are_chosen_on_validation_data_and_finished_runs_are_kept(tmp_path
     assert [file.stat().st_mtime_ns for file in summaries] == before
 
 
+SIZES = """
+import json, mqar, mqar_grid
+from configs import mqar as config
+from cram_jax.analysis import accounting
+models = {label: mqar.build(mqar_grid.settings(config.get_config(), label))[0].model for label in mqar_grid.ENTRIES}
+print(json.dumps({label: (accounting.state_bytes(m.init_cache(1)), m.layer.D, m.depth) for label, m in models.items()}))
+"""
+
+
 def test_what_is_called_equal_is_equal():
-    base = mqar_config.get_config("small")
-    models = {label: mqar.build(mqar_grid.settings(base, label))[0].model for label in mqar_grid.ENTRIES}
-    state = {label: accounting.state_bytes(model.init_cache(1)) for label, model in models.items()}
+    env = environment() | {"PYTHONPATH": f"{ROOT}/experiments"}  # several mains do not go into one process
+    done = subprocess.run([sys.executable, "-c", SIZES], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    sizes = json.loads(done.stdout.splitlines()[-1])
+    state = {label: size[0] for label, size in sizes.items()}
     assert state["palimpsa"] == state["metamamba2"] == state["mamba2, twice the state"] == 2 * state["mamba2"]
     assert state["palimpsa, half the keys"] == state["mamba2"] == state["gated_linear"] == state["gated_delta"]
-    assert {model.layer.D for model in models.values()} == {64} and {model.depth for model in models.values()} == {2}
-    rates = mqar_grid.ONE_RATE
-    assert set(rates) == {"cram"} and all(len(at) == 1 for at in rates.values())
+    assert {tuple(size[1:]) for size in sizes.values()} == {(64, 2)}
 
 
 def test_the_figure_shows_every_seed(tmp_path, monkeypatch):
