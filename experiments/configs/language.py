@@ -8,9 +8,9 @@ python experiments/language.py --runs=runs/language
 
 Models after their papers: palimpsa with a SwiGLU network in each of two layers (smaller than 8/3 of the width), mamba2
 and metamamba2 in three layers without one (both with one set of keys for all heads; the paper's MetaMamba2 has one a
-head), a transformer of two layers with rotary positions. All read bytes and say the next as experiments/text.py has
-it, through a convolution over four bytes and an untied read-out, where the papers' embedding is tied and alone. Every field is a field of the dataclass of its section, where
-its meaning stands; `--config.section.field=value`.
+head), a transformer of two layers with rotary positions. All read bytes and say the next as experiments/text.py has it,
+through a convolution over four bytes and an untied read-out, where the papers' embedding is tied and alone. Every field
+is a field of the dataclass of its section, where its meaning stands; `--config.section.field=value`.
 """
 
 from ml_collections import ConfigDict
