@@ -1,0 +1,74 @@
+"""The change of patterns: one training in two directories, and what is said of its recovery."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from configs import change as change_config
+from mqar_cases import environment
+
+from cram_jax.training.metrics import read
+
+ROOT = Path(__file__).parents[2]
+FLAGS = {
+    "change.at": 20, "change.batches": 2, "run.steps": 40, "run.log_every": 10, "run.checkpoint_every": 20,
+    "run.length": 32, "run.batch": 4, "run.held_out_tokens": 256, "run.final_tokens": 512, "optimizer.steps": 40,
+    "price.start": 5, "price.plateau": 1.0, "depth": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(where it ran, its summary, what it printed)."""
+    at = tmp_path_factory.mktemp("change")
+    command = [sys.executable, "experiments/change.py", "--config=experiments/configs/change.py:tiny"]
+    command += [f"--config.{name}={value}" for name, value in FLAGS.items()] + [f"--workdir={at}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return at, json.loads((at / "summary.json").read_text()), done.stdout
+
+
+def test_training_goes_on_where_it_was_in_a_changed_world(finished):
+    at, out, said = finished
+    before, after = (read(at / name / "metrics.jsonl") for name in ("before", "after"))
+    assert [line["step"] for line in before] == [0, 10, 20] and [line["step"] for line in after] == [20, 30, 40]
+    # The same parameters: what hardly depends on the changed answers is measured alike on both sides of the change
+    start, end, again = (line["held_out/dynamics_mse"] for line in (before[0], before[-1], after[0]))
+    assert abs(again - end) < 0.01 * end < 0.1 * abs(start - end)
+    assert before[-1]["train/price"] <= after[1]["train/price"] + 20
+    assert "held_out/retrieval_accuracy_changed" in after[0] and "held_out/retrieval_accuracy_changed" not in before[0]
+    settings = [json.loads((at / name / "config.json").read_text()) for name in ("before", "after")]
+    assert [s["data"]["changed"] for s in settings] == [0, 3] and [s["run"]["steps"] for s in settings] == [20, 40]
+    assert settings[0]["optimizer"] == settings[1]["optimizer"] and settings[0]["price"] == settings[1]["price"]
+    assert out["at"] == 20 and set(out["consolidate"]["before"]) == set(out["consolidate"]["after"])
+    assert (at / "figures" / "change.png").stat().st_size > 5000 and "3 of 30 patterns change at step 20" in said
+
+
+RECOVERY = """
+import json, change
+line = lambda step, accuracy, attention: {"step": step, "held_out/retrieval_accuracy_changed": accuracy,
+                                          "held_out/attention_tokens": attention}
+before = [line(step, 1, attention) for step, attention in ((0, 1.0), (1, .02), (2, .02), (3, .02), (4, .02), (5, .02))]
+accuracies, attentions = (0, .5, .99, .9, .995, 1), (.02, .03, .05, .021, .03, .021)
+after = [line(5 + 10 * i, a, b) for i, (a, b) in enumerate(zip(accuracies, attentions))]
+print(json.dumps(change.recovery(before, after)))
+"""
+
+
+def test_recovery_is_for_good_only_where_it_stays():
+    env = environment() | {"PYTHONPATH": f"{ROOT}/experiments"}
+    done = subprocess.run([sys.executable, "-c", RECOVERY], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    np.testing.assert_allclose(found["attention_tokens_before"], 0.02)
+    assert (found["accuracy_changed_lowest"], found["attention_tokens_highest"]) == (0, 0.05)
+    assert (found["steps_to_99"], found["steps_to_99_for_good"]) == (20, 40)
+    assert found["steps_to_usual_attention_for_good"] == 50
+
+
+def test_the_config_goes_on_as_long_again():
+    config = change_config.get_config("tiny")
+    assert config.run.steps == config.optimizer.steps == 2 * config.change.at
