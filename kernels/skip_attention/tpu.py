@@ -40,7 +40,8 @@ class Tiles(NamedTuple):
     part: int = 128
 
 
-# Chosen from the compiler's static schedules (bfloat16, head dimension 128), not from run times.
+# Chosen from the compiler's static schedules (bfloat16, head dimension 128), not from run times: `make aot-tpu` writes
+# those of each tile into experiments/results/kernels/tpu_tiles.json.
 # Rows: as many as keep the matrix unit busy while the next block of keys is read, and no more: a tile that few routed
 # rows fill is computed in full. 256 take 0.6 us a block of 512 keys on v5e, and reading the block takes 0.3 us.
 # Keys: more of them cost fewer instructions each, but a window or a causal edge wastes half a block. That is worth it

@@ -10,6 +10,7 @@ from configs import mqar as mqar_config
 from configs import srcd as srcd_config
 from configs import text as text_config
 
+from cram_jax.kernels.skip_attention import tpu
 from cram_jax.training import experiment
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
@@ -181,6 +182,21 @@ def test_streaming_takes_the_same_time_and_memory_however_long_the_context(batch
     times = [one["cram"]["ms"] for one in at]
     assert max(times) < 1.2 * min(times)
     assert len({one["cram"]["megabytes"] for one in at}) == 1 and at[-1]["cheaper"] >= 10
+
+
+def test_the_tiles_of_the_chips_are_those_whose_schedules_were_compared():
+    result = load("kernels/tpu_tiles.json")["result"]
+    kinds = {"v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
+    assert set(result) == {f"{chip}, head dimension {K}" for chip in kinds for K in (64, 128, 256)}
+    for label, rows in result.items():
+        chip, K = label.split(", head dimension ")
+        (shipped,) = [row for row in rows if row["shipped"]]
+        assert tuple(shipped[name] for name in tpu.Tiles._fields) == tpu.best_tiles(kinds[chip], int(K))
+        # Fewer instructions for a pair of row and key than with half the rows, in all three kernels
+        fewer = next(row for row in rows if row["rows"] == 128)
+        assert all(
+            shipped[f"{way}_per_1024_pairs"] < fewer[f"{way}_per_1024_pairs"] for way in ("forward", "dq", "dkv")
+        )
 
 
 def test_scans_are_as_fast_and_as_small_as_the_pages_say():
