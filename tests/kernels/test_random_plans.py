@@ -88,11 +88,11 @@ interpreted = pytest.mark.skipif(
     ("backend", "heads", "examples"),
     [
         ("reference", FLOAT32, 20),
-        ("xla", FLOAT32, 40),
+        ("xla", FLOAT32, 30),
         ("xla", BFLOAT16, 20),
         ("auto", FLOAT32, 20),
-        ("tpu_interpret", FLOAT32, 12),
-        ("tpu_interpret", BFLOAT16, 8),
+        ("tpu_interpret", FLOAT32, 10),
+        ("tpu_interpret", BFLOAT16, 6),
         pytest.param("gpu_interpret", Heads(2, 1, 64, 64, "bfloat16"), 12, marks=interpreted),
     ],
     ids=lambda value: value.dtype if isinstance(value, Heads) else str(value),
@@ -114,7 +114,7 @@ def test_any_plan(backend, heads, examples, monkeypatch):
     jax.clear_caches()
 
 
-@pytest.mark.parametrize("K", [64, 128, 256])
+@pytest.mark.parametrize("K", [64, 256])
 def test_the_tiles_of_the_chips(K):
     # Given rows for more than one of the tiles that are shipped, two blocks of keys, and a window over their edge
     routed, kept = np.random.default_rng(K).random((2, B, WIDE)) < np.array([0.6, 0.9])[:, None, None]
