@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from configs import conversion as conversion_config
 from configs import language as language_config
 from configs import mqar as mqar_config
 from configs import srcd as srcd_config
@@ -156,6 +157,22 @@ def test_language_models_had_one_budget_and_learned_the_text():
     assert {run["steps"] for run in runs} == {wanted["run"]["steps"]}
     assert max(run["parameters"] for run in runs) < 1.1 * min(run["parameters"] for run in runs)
     assert all(run["bits_per_byte"] < run["bits_per_byte_3_gram"] for run in runs)
+
+
+def test_both_ways_of_fine_tuning_had_equal_effort():
+    result = load("conversion.json")
+    assert_settings(result["config"], json.loads(conversion_config.get_config("small").to_json()))
+    ways = result["ways"]
+    runs = [run for way in ways.values() for run in way["runs"]] + result["trained"]
+    (commits,) = {tuple(run["trained_by"]) for run in runs}
+    assert len(commits) == 1 and not commits[0].endswith("+")
+    assert min(run["accuracy"] for run in result["trained"]) >= 0.95
+    for way in ways.values():
+        assert [run["seed"] for run in way["runs"]] == [0, 1, 2]
+        assert set(way["validation_accuracy"]) == {"0.001", "0.00215", "0.00464", "0.01"}
+    for old, new, gain in zip(ways["as it is"]["runs"], ways["metaplastic"]["runs"], result["gain"], strict=True):
+        assert old["accuracy_start"] == new["accuracy_start"] < 0.95, "the same function, on more than it holds"
+        assert gain == new["accuracy"] - old["accuracy"]
 
 
 def test_recall_was_compared_with_equal_effort():
