@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from configs import comparisons
 from configs import conversion as conversion_config
 from configs import language as language_config
 from configs import mqar as mqar_config
@@ -157,6 +158,16 @@ def test_language_models_had_one_budget_and_learned_the_text():
     assert {run["steps"] for run in runs} == {wanted["run"]["steps"]}
     assert max(run["parameters"] for run in runs) < 1.1 * min(run["parameters"] for run in runs)
     assert all(run["bits_per_byte"] < run["bits_per_byte_3_gram"] for run in runs)
+
+
+def test_working_memories_were_compared_over_all_seeds():
+    result, comparison = load("working_memory.json"), comparisons.COMPARISONS["working_memory"]
+    assert result["settings"] == comparison.entries and not result["trained_by"][0].endswith("+")
+    for found in result["entries"].values():
+        assert [run["seed"] for run in found["runs"]] == [0, 1, 2] and not found["diverged"]
+        # The verdict: whatever the body, new bindings are answered, and by attention
+        assert found["mean"]["retrieval_accuracy_new"] > 0.98
+        assert found["mean"]["attention_tokens_end"] > found["mean"]["realised_new_share"]
 
 
 def test_both_ways_of_fine_tuning_had_equal_effort():
