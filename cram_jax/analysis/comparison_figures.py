@@ -8,11 +8,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-PANELS = (
-    ("retrieval_accuracy", "all queries answered right (%)", "linear"),
-    ("retrieval_accuracy_new", "queries of new bindings answered right (%)", "linear"),
-    ("attention_tokens_end", "tokens that attend (%)", "log"),
-)
+PANELS = {
+    "retrieval_accuracy": "all queries answered right (%)",
+    "retrieval_accuracy_new": "queries of new bindings answered right (%)",
+    "attention_tokens_end": "tokens that attend (%)",
+}
 
 
 def draw(entries: dict, title: str, path: Path) -> None:
@@ -25,18 +25,21 @@ def draw(entries: dict, title: str, path: Path) -> None:
     place = np.arange(len(entries))[::-1]
     size = (12, 0.28 * len(entries) + 1.4)
     figure, axes = plt.subplots(1, 3, figsize=size, sharey=True, constrained_layout=True)
-    for axis, (name, label, scale) in zip(axes, PANELS, strict=True):
+    for axis, (name, label) in zip(axes, PANELS.items(), strict=True):
         for y, found in zip(place, entries.values(), strict=True):
             seeds = [100 * run[name] for run in found["runs"] if run.get(name) is not None]
             axis.plot(seeds, [y] * len(seeds), "k|", ms=9)
             if seeds:
                 axis.plot(np.mean(seeds), y, "o", color="0.5", ms=4, zorder=0)
-        axis.set(xlabel=label, xscale=scale)
+        axis.set(xlabel=label)
         axis.grid(alpha=0.2)
     floor = [found["mean"].get("realised_new_share") for found in entries.values()]
     marks = [(100 * share, y) for share, y in zip(floor, place, strict=True) if share]
-    axes[2].plot(*zip(*marks, strict=True), ":", marker=".", color="0.6", lw=0, label="queries of new bindings")
+    axes[2].plot(*zip(*marks, strict=True), "kx", ms=4, label="queries of new bindings")
     axes[2].legend(fontsize=7, frameon=False)
+    low, high = axes[2].get_xlim()
+    if high > 5 * max(low, 0.1):  # from a floor to all tokens
+        axes[2].set(xscale="log", xlim=(max(low, 0.5), high))
     axes[0].set_yticks(place, list(entries), fontsize=8)
     figure.suptitle(f"{title}: a mark for each seed, a point for their mean", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
