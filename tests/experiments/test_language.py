@@ -40,7 +40,8 @@ def test_a_rate_is_chosen_and_the_result_says_nothing_of_the_machines_paths(tmp_
         (folder / f"{i}.txt").write_text(" ".join(random.choice(["alpha", "beta", "gamma"], 400)))
     code = (  # of all models one, as if there were no others
         "import language as l; compare = l.grid.compare;"
-        "l.grid.compare = lambda train, entries, *rest: compare(train, {'mamba2': entries['mamba2']}, *rest);"
+        "l.grid.compare = lambda train, entries, *rest, **how: "
+        "compare(train, {'mamba2': entries['mamba2']}, *rest, **how);"
         "l.experiment.launch(l.main)"
     )
     command = [sys.executable, "-c", code, "--config=experiments/configs/language.py:small", *SMALLEST]
@@ -52,7 +53,7 @@ def test_a_rate_is_chosen_and_the_result_says_nothing_of_the_machines_paths(tmp_
     found = json.loads(text)["models"]["mamba2"]
     assert str(tmp_path) not in text
     # Then the rate that learns is taken: its bits have fallen from the 8 of a guess
-    assert found["learning_rate"] == 1e-2 and found["bits_per_byte"] < 6 < found["training_bits_per_byte"]["1e-06"]
+    assert found["learning_rate"] == 1e-2 and found["bits_per_byte"] < 6 < found["training_bits_per_byte"]["1e-06"][0]
     (one,) = found["runs"]
     assert one["curve"]["step"] == [0, 20, 40] and one["parameters"] > 1000
     assert (tmp_path / "out.png").stat().st_size > 5000

@@ -28,7 +28,7 @@ def model(name: str, variant: str = "small", **settings):
 
 def test_states_are_as_large_as_the_config_says():
     carried = lambda name, **settings: state_bytes(model(name, **settings)[0].init_cache(1))
-    numbers = 2 * 2 * 4 * 16  # layers, heads, keys, values
+    numbers = 2 * 2 * 4 * 8  # layers, heads, keys, values
     for name in ("gated_linear", "mamba2", "gated_delta"):
         assert carried(name) == 4 * numbers
     # An importance doubles it, and half the keys make it equal again
@@ -63,7 +63,7 @@ def test_a_run_learns_to_recall_and_reports(tmp_path):
     out = json.loads((tmp_path / "summary.json").read_text())
     # Then it recalls, where guessing among the values of a sequence gives half
     assert out["accuracy"] > 0.9 and abs(out["validation_accuracy"] - out["accuracy"]) < 0.05
-    assert out["state_bytes"] == 2 * 2 * 16 * 4 * 4 and "accuracy of values asked for" in done.stdout
+    assert out["state_bytes"] == 2 * 2 * 8 * 4 * 4 and "accuracy of values asked for" in done.stdout
 
 
 def test_what_a_trained_palimpsa_holds_important_can_be_drawn(tmp_path):

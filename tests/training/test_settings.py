@@ -80,7 +80,7 @@ def test_a_run_that_cannot_be_is_refused(wrong, message):
         *((RoutingConfig, name, 0) for name in ("width", "temperature", "audit_rate")),
         *((WorkingConfig, name, 0) for name in ("width", "steps")),
         *((ConsolidationConfig, name, value) for name, value in (("width", 0), ("decay", 1.0))),
-        (SemanticConfig, "rank", 0),
+        (SemanticConfig, "rank", -1),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_refused(settings, field, value):
