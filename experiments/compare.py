@@ -1,6 +1,6 @@
 """Trains what one of the comparisons of experiments/configs/comparisons.py lists, and writes what came of it.
 
-python experiments/compare.py --name=ablations --runs=runs/ablations [--entry=LABEL ...] [--part=0/2]
+python experiments/compare.py --name=ablations --runs=runs/ablations [--part=0/2]
 
 Every run is one of experiments/srcd.py, in a directory of its own below --runs: stopped, the same command goes on where
 it was, and finished runs are not run again. Two processes with --part=0/2 and --part=1/2 use two cores; the whole
@@ -16,15 +16,15 @@ import numpy as np
 import srcd
 from absl import flags
 from configs import comparisons
+from configs import srcd as srcd_config
 from ml_collections import ConfigDict
 
 from cram_jax.analysis import comparison_figures, summary
 from cram_jax.training import experiment
-from cram_jax.training.metrics import read, strict
+from cram_jax.training.metrics import read
 
 NAME = flags.DEFINE_enum("name", "ablations", sorted(comparisons.COMPARISONS), "Which comparison.")
 RUNS = flags.DEFINE_string("runs", "runs/compare", "Where the runs are.")
-LABELS = flags.DEFINE_multi_string("entry", [], "What to run; every entry by default, and only then a result.")
 PART = flags.DEFINE_string("part", "0/1", "i/n: only every n-th run, from the i-th on, and then no result.")
 RESULTS = flags.DEFINE_string("results", "experiments/results", "Folder for result and figure.")
 
@@ -76,29 +76,23 @@ def main(_) -> None:
     experiment.quiet()
     comparison, runs = comparisons.COMPARISONS[NAME.value], Path(RUNS.value)
     part, parts = map(int, PART.value.split("/"))
-    unknown = set(LABELS.value) - set(comparison.entries)
-    if unknown:
-        raise ValueError(f"--entry must be among {sorted(comparison.entries)}, got {sorted(unknown)}")
-    labels = LABELS.value or list(comparison.entries)
-    todo = [(label, seed) for seed in range(comparison.seeds) for label in labels]
+    seeds = range(comparison.seeds)
+    todo = [(label, seed) for seed in seeds for label in comparison.entries]
     configs = {run: comparisons.settings(comparison, *run) for run in todo}
     for config in configs.values():
         srcd.build(config)  # what is wrong shows before the first run
     at = {(label, seed): runs / folder(label) / f"seed_{seed}" for label, seed in todo}
     found = {run: grid.once(srcd.train, configs[run], at[run]) for run in todo[part::parts]}
-    if LABELS.value or parts > 1:
+    if parts > 1:
         return  # a part is no result
-    code = {tuple(one["trained_by"]) for one in found.values() if one}
-    if len(code) > 1:
-        raise ValueError(f"runs were trained by different code, so they do not compare: {sorted(code)}")
-    of = lambda where, label: [where[label, seed] for seed in range(comparison.seeds)]
-    entries = {label: entry(*(of(where, label) for where in (found, configs, at))) for label in labels}
+    trained_by = grid.one_code([run for run in found.values() if run])
+    of = lambda where, label: [where[label, seed] for seed in seeds]
+    entries = {label: entry(*(of(where, label) for where in (found, configs, at))) for label in comparison.entries}
     summary.show(f"{NAME.value}: retrieval, of new bindings, tokens that attend", table(entries))
-    out = {"name": NAME.value, "variant": comparison.variant, "settings": comparison.entries, "entries": entries}
-    out |= {"trained_by": list(*code), **summary.versions()}
-    target = Path(RESULTS.value) / f"{NAME.value}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(strict(out)) + "\n")
+    target, base = Path(RESULTS.value) / NAME.value, srcd_config.get_config(comparison.variant)
+    grid.write(
+        target, base, variant=comparison.variant, settings=comparison.entries, entries=entries, trained_by=trained_by
+    )
     comparison_figures.draw(entries, NAME.value, target.with_suffix(".png"))
 
 

@@ -40,6 +40,18 @@ def rated(config: ConfigDict, rate: float, seed: int) -> ConfigDict:
     return config
 
 
+def one_code(runs: list[dict]) -> list[str]:
+    """The commits that trained all of these runs.
+
+    Raises:
+      ValueError: where different code trained some of them.
+    """
+    code = {tuple(run["trained_by"]) for run in runs}
+    if len(code) > 1:
+        raise ValueError(f"runs were trained by different code, so they do not compare: {sorted(code)}")
+    return list(*code)
+
+
 def write(target: Path, config: ConfigDict, **found) -> None:
     """The committed result: settings, what was found, and what it was found with. Paths of one machine stay there."""
     settings = {name: value for name, value in json.loads(config.to_json()).items() if name != "files"}
@@ -75,7 +87,7 @@ def compare(
       ValueError: where runs were trained by different code, or a model diverged at every rate.
     """
     worst, best_of = (math.inf, min) if lower else (-math.inf, max)
-    out, code = {}, {}
+    out, trained = {}, []
     for label, config in entries.items():
         folder = runs / label.replace(", ", "_").replace(" ", "_")
 
@@ -83,7 +95,7 @@ def compare(
             settings, workdir = rated(config, rate, seed), folder / f"rate_{rate:g}_seed_{seed}"
             found = once(train, settings, workdir)
             if found is not None:
-                code.setdefault(tuple(found["trained_by"]), workdir)
+                trained.append(found)
             return found and found | more(settings, workdir)
 
         tried = {rate: [run(rate, seed) for seed in range(seeds)] for rate in rates[label]}
@@ -100,6 +112,5 @@ def compare(
             f"{score}_sd": float(scores.std(ddof=1)) if seeds > 1 else None,
             "runs": tried[best],
         }
-    if len(code) > 1:
-        raise ValueError(f"runs were trained by different code, so they do not compare: {code}")
+    one_code(trained)
     return out

@@ -38,7 +38,7 @@ ENTRIES = {
     "transformer": ("transformer", {}),
     "cram": ("cram", {}),
 }
-# A run of it takes as long as seven of the others: it gets the rate at which the transformer, too, solves the task.
+# A run of it takes as long as five of the others: it gets the rate at which the transformer, too, solves the task.
 ONE_RATE = {"cram": [4.64e-3]}
 
 

@@ -7,7 +7,6 @@ what came of it. The router, attention and all else stay as they are.
 
 import dataclasses
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +20,7 @@ from cram_jax.training.learner import Learner, TrainState
 OPEN = 1e3  # added to the write gate's logit: nothing is dropped
 
 
-class Consolidating(NamedTuple):
-    """Attributes: semantic: the memories' parameters, of all layers; familiarity: the heads'. opt_state: of both."""
-
-    semantic: NamedTuple
-    familiarity: NamedTuple
-    opt_state: optax.OptState
+TAUGHT = ("semantic", "familiarity")  # all other parameters stay
 
 
 def attentive(learner: Learner, length: int) -> Learner:
@@ -40,18 +34,18 @@ def attentive(learner: Learner, length: int) -> Learner:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _step(learner: Learner, optimizer, state: TrainState, carry: Consolidating, batch, key: Key):
-    def loss(learned):
-        model = state.params.model._replace(**learned)
-        params = state.params._replace(model=model)
+def _step(learner: Learner, rate: float, state: TrainState, taught: dict, opt_state: optax.OptState, batch, key: Key):
+    """One batch: (parts, optimizer state, statistics of what was retrieved, loss)."""
+
+    def loss(taught):
+        params = state.params._replace(model=state.params.model._replace(**taught))
         _, _, aux = learning.forward(learner, params, state.consolidation, batch, key, train=False)
         retrieved = jnp.maximum(jnp.sum(aux.sums.retrieved), 1)
         return jnp.sum(aux.sums.distillation + aux.sums.familiarity) / retrieved, aux.stats
 
-    learned = {"semantic": carry.semantic, "familiarity": carry.familiarity}
-    (value, stats), gradient = jax.value_and_grad(loss, has_aux=True)(learned)
-    change, opt_state = optimizer.update(gradient, carry.opt_state, learned)
-    return Consolidating(**optax.apply_updates(learned, change), opt_state=opt_state), stats, value
+    (value, stats), gradient = jax.value_and_grad(loss, has_aux=True)(taught)
+    change, opt_state = optax.adam(rate).update(gradient, opt_state)
+    return optax.apply_updates(taught, change), opt_state, stats, value
 
 
 def consolidate(learner: Learner, state: TrainState, batches, key: Key, rate: float = 2e-3) -> tuple[TrainState, Array]:
@@ -72,16 +66,17 @@ def consolidate(learner: Learner, state: TrainState, batches, key: Key, rate: fl
     """
     if not learner.model.consolidates:
         raise ValueError(f"consolidate needs a model with a semantic memory, got {learner.model.layer}")
-    optimizer = optax.adam(rate)
-    parts = {name: getattr(state.params.model, name) for name in ("semantic", "familiarity")}
-    carry, losses = Consolidating(**parts, opt_state=optimizer.init(parts)), []
+    taught, losses = {name: getattr(state.params.model, name) for name in TAUGHT}, []
+    opt_state = optax.adam(rate).init(taught)
     for index, batch in enumerate(batches):
         x_BxTxD, _ = jax.eval_shape(learner.task.embed, state.params.task, batch)
         looking = attentive(learner, x_BxTxD.shape[1])
-        carry, stats, loss = _step(looking, optimizer, state, carry, batch, jax.random.fold_in(key, index))
+        taught, opt_state, stats, loss = _step(
+            looking, rate, state, taught, opt_state, batch, jax.random.fold_in(key, index)
+        )
         state = state._replace(consolidation=consolidation.update(state.consolidation, stats))
         losses.append(loss)
     if not losses:
         raise ValueError("consolidate needs at least one batch, got none")
-    model = state.params.model._replace(semantic=carry.semantic, familiarity=carry.familiarity)
-    return state._replace(params=state.params._replace(model=model)), jnp.stack(losses)
+    params = state.params._replace(model=state.params.model._replace(**taught))
+    return state._replace(params=params), jnp.stack(losses)

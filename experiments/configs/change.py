@@ -7,10 +7,10 @@ python experiments/change.py --config=experiments/configs/change.py:small --work
 2. From the state at `change.at`, training stops instead. `consolidate` looks at `change.batches` batches of the changed
    world, without their answers: it retrieves for every token and teaches the semantic memory what it retrieved.
 
-| variant | sequences | steps | on a core of a server's CPU |
-|---|---|---|---|
-| tiny | 64 events, 30 patterns | 1000, then 1000 | 2 minutes |
-| small | 256 events, 100 patterns | 2400, then 2400 | 10 minutes |
+| variant | sequences | steps |
+|---|---|---|
+| tiny | 64 events, 30 patterns | 1000, then 1000 |
+| small | 256 events, 100 patterns | 2400, then 2400; not run yet |
 """
 
 from configs import srcd

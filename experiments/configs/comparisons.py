@@ -1,15 +1,15 @@
 """The runs behind the comparisons of CLAIMS.md, written down before they start; `experiments/compare.py` runs them.
 
 Each comparison is a variant of experiments/configs/srcd.py, how many seeds (0, 1, ...), and by label the settings that
-differ. Times: of all its runs, on one core of a server's CPU.
+differ.
 
-| comparison | size | seeds | runs | about |
+| comparison | size | seeds | runs | was run |
 |---|---|---|---|---|
-| table_1 | small | 5 | 30 | 2 hours |
-| ablations | tiny | 3 | 90 | 1.5 hours |
-| working_memory | small | 3 | 6 | an hour |
-| recurrence | tiny | 3 | 15 | 15 minutes |
-| static | tiny, one layer | 3 | 42 | half an hour |
+| table_1 | small | 5 | 30 | no |
+| ablations | tiny | 3 | 90 | no |
+| working_memory | small | 3 | 6 | yes: 10 to 13 minutes a run on one core of an Intel Xeon, two at a time |
+| recurrence | tiny | 3 | 15 | no |
+| static | tiny, one layer | 3 | 42 | no |
 """
 
 from typing import NamedTuple

@@ -27,7 +27,7 @@ def get_config(variant: str = "small") -> ConfigDict:
     config = mqar.get_config(variant)
     config.model = "mamba2"
     steps = config.run.steps // 2 // config.run.log_every * config.run.log_every
-    # After a training on 4 pairs, `small` learned to hold 8 as well (98%, seed 0): they were not beyond its capacity.
+    # After a training on 4 pairs this state learned to hold 8 as well (98%, seed 0): that was not beyond its capacity.
     longer = {"length": 2 * config.run.length, "pairs": 2 * config.data.pairs}
     config.tune = ConfigDict({**longer, "steps": steps, "least": 0.95})
     config.data.pairs //= 2

@@ -59,7 +59,7 @@ def masked(q, k, v, do, visible_BxTxT):
     return o, *back(do)
 
 
-def check(backend: str, heads: Heads, case) -> None:
+def assert_is_attention(backend: str, heads: Heads, case) -> None:
     """Raises where the backend is off, or not exactly 0 where nothing is."""
     arrays, visible_BxTxT = heads.arrays(case.routed_BxT.shape[1]), brute_force(case).visible_BxTxT
     jax.block_until_ready(arrays)  # the TPU interpreter computes with JAX itself, and waits for ever for a busy CPU
@@ -106,7 +106,7 @@ def test_any_plan(backend, heads, examples, monkeypatch):
     @hypothesis.settings(max_examples=examples, deadline=None, derandomize=True, database=None)
     @hypothesis.given(long_cases(T))
     def each(case):
-        check(backend, heads, case)
+        assert_is_attention(backend, heads, case)
 
     each()
     assert graded._cache_size() <= 2  # one program for each length of the lists, whatever the plan
@@ -118,4 +118,4 @@ def test_the_tiles_of_the_chips(K):
     # Given rows for more than one of the tiles that are shipped, two blocks of keys, and a window over their edge
     routed, kept = np.random.default_rng(K).random((2, B, WIDE)) < np.array([0.6, 0.9])[:, None, None]
     case = Case(routed, kept, None, 300, None, None, None, None)
-    check("tpu_interpret", Heads(2, 1, K, K, "bfloat16"), case)
+    assert_is_attention("tpu_interpret", Heads(2, 1, K, K, "bfloat16"), case)
