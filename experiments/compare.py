@@ -76,7 +76,7 @@ def main(_) -> None:
     experiment.quiet()
     comparison, runs = comparisons.COMPARISONS[NAME.value], Path(RUNS.value)
     part, parts = map(int, PART.value.split("/"))
-    seeds = range(comparison.seeds)
+    seeds = comparison.seeds
     todo = [(label, seed) for seed in seeds for label in comparison.entries]
     configs = {run: comparisons.settings(comparison, *run) for run in todo}
     for config in configs.values():

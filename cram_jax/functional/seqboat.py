@@ -22,7 +22,7 @@ from cram_jax.functional.episodic import EpisodicCache, EpisodicConfig
 from cram_jax.functional.working_memory import WorkingConfig
 
 PASS, ATTEND = 0, 1
-RUNGS = ((8, 8), (1, 1))  # rows and slots are the same tokens
+RUNGS = ((8, 8), (1, 1))  # rows and slots are the same tokens, in lists of different length
 
 
 @jax.tree_util.register_static
@@ -115,7 +115,8 @@ def _choose(params: SeqBoatParams, worked: Float[Array, "... D"]):
 
 def _read(cfg: AttentionConfig, backend: str, plan: kernels.SkipPlan, params: AttentionParams, x_BxTxD):
     """What the tokens of the plan read, projections for them alone; 0 elsewhere."""
-    q, k, v = attention.qkv(params, plan.gather_queries(x_BxTxD), plan.rows_BxC, cfg)
+    q, k, v = attention.qkv(params, plan.gather_keys(x_BxTxD), plan.slots_BxS, cfg)
+    q = q[:, : plan.rows_BxC.shape[1]]  # the list of queries is the shorter one
     o_BxCxHxK = kernels.skip_attention_compact(q, k, v, plan, backend=backend)
     return plan.scatter(attention.output(params, o_BxCxHxK, cfg), x_BxTxD.shape[1])
 

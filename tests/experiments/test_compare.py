@@ -22,7 +22,7 @@ import compare
 from configs import comparisons, srcd
 small = {"model": "transformer", "run.steps": 20, "run.log_every": 10, "run.checkpoint_every": 20, "run.length": 32,
          "run.batch": 4, "run.held_out_tokens": 256, "run.final_tokens": 512, "price.start": 5, "price.plateau": 1.0}
-comparisons.COMPARISONS["recurrence"] = comparisons.Comparison("tiny", 2, {"a transformer": small})
+comparisons.COMPARISONS["recurrence"] = comparisons.Comparison("tiny", range(2), {"a transformer": small})
 compare.experiment.launch(compare.main)
 """
 
