@@ -269,14 +269,23 @@ OCTAVE, OCTAVES = 2, 16  # bins of exposures to an octave, and octaves
 
 
 def familiar_metrics(choice_LxBxT, asked_BxT, exposures_P) -> Sums:
-    """Eq 14's counts: queries of patterns that were asked for k times in earlier batches, and how many of them chose
-    episodic memory in some layer, in bins of k. Bin i holds k + 1 from 2^(i / OCTAVE) on. Audits are no choice."""
+    """Queries of recurring patterns, and how many of them chose episodic memory in some layer; audits are no choice.
+
+    By how often, k, their pattern was asked for in earlier batches (Eq 14): bin i of `exposed` holds k + 1 from
+    2^(i / OCTAVE) on. And by pattern, P numbers each.
+    """
+    asks_BxT = asked_BxT >= 0
     k_BxT = exposures_P[jnp.maximum(asked_BxT, 0)]
     bin_BxT = jnp.floor(OCTAVE * jnp.log2(k_BxT + 1.0)).astype(jnp.int32)
-    chose_BxT = jnp.any(choice_LxBxT == EPISODIC, axis=0)
-    count = lambda among_BxT: jnp.zeros(OCTAVE * OCTAVES).at[bin_BxT].add(among_BxT, mode="drop")
-    one = jnp.ones(())
-    return {"exposed": (count(asked_BxT >= 0), one), "exposed_episodic": (count(chose_BxT & (asked_BxT >= 0)), one)}
+    chose_BxT = jnp.any(choice_LxBxT == EPISODIC, axis=0) & asks_BxT
+    count = lambda size, place_BxT, among_BxT: jnp.zeros(size).at[place_BxT].add(among_BxT, mode="drop")
+    sums = {}
+    for name, size, place_BxT in (
+        ("exposed", OCTAVE * OCTAVES, bin_BxT),
+        ("asked_by_pattern", exposures_P.size, asked_BxT),
+    ):
+        sums[name], sums[f"{name}_episodic"] = count(size, place_BxT, asks_BxT), count(size, place_BxT, chose_BxT)
+    return {name: (sum, jnp.ones(())) for name, sum in sums.items()}
 
 
 @partial(jax.jit, static_argnums=0)

@@ -212,22 +212,26 @@ def test_twenty_steps_with_and_without_skipping_agree(monkeypatch):
             assert 2 < attended[0] / 2 < 24 and 16 < kept[0] / 2 < 100, (attended, kept)
 
 
-def test_queries_are_counted_by_how_often_their_pattern_was_asked_for_before():
+def test_queries_are_counted_by_pattern_and_by_how_often_it_was_asked_for_before():
     # Given some batches, in which some queries choose episodic memory
     exposures_P, totals = np.zeros(10, int), np.zeros((2, learning.OCTAVE * learning.OCTAVES))
-    want = np.zeros_like(totals)
+    want, by_pattern, want_by_pattern = np.zeros_like(totals), np.zeros((2, 10)), np.zeros((2, 10))
     for i in range(12):
         one = batch(i)
         asked_BxT = np.asarray(LEARNER.task.asked(one))
         choice_LxBxT = np.random.default_rng(i).integers(0, 3, (2, *asked_BxT.shape))
         found = learning.familiar_metrics(jnp.asarray(choice_LxBxT), jnp.asarray(asked_BxT), jnp.asarray(exposures_P))
         totals += [found["exposed"][0], found["exposed_episodic"][0]]
+        by_pattern += [found["asked_by_pattern"][0], found["asked_by_pattern_episodic"][0]]
         for b, t in np.argwhere(asked_BxT >= 0):
             place = int(np.floor(2 * np.log2(exposures_P[asked_BxT[b, t]] + 1)))
-            want[:, place] += 1, np.any(choice_LxBxT[:, b, t] == EPISODIC)
+            counted = 1, np.any(choice_LxBxT[:, b, t] == EPISODIC)
+            want[:, place] += counted
+            want_by_pattern[:, asked_BxT[b, t]] += counted
         np.add.at(exposures_P, asked_BxT[asked_BxT >= 0], 1)
     assert want[0].sum() > 20 and np.count_nonzero(want[0]) > 3
     np.testing.assert_array_equal(totals, want)
+    np.testing.assert_array_equal(by_pattern, want_by_pattern)
 
 
 def test_the_semantic_memory_may_learn_faster_than_all_else():
