@@ -29,7 +29,10 @@ PART = flags.DEFINE_string("part", "0/1", "i/n: only every n-th run, from the i-
 RESULTS = flags.DEFINE_string("results", "experiments/results", "Folder for result and figure.")
 
 # What a table needs of each run; of all others mean and deviation are enough.
-HEADLINES = ("seed", "retrieval_accuracy", "retrieval_accuracy_new", "attention_tokens_end", "transition_step")
+HEADLINES = (
+    "seed", "retrieval_accuracy", "retrieval_accuracy_new", "attention_tokens_end", "transition_step",
+    "realised_query_share", "realised_new_share", "dynamics_mse_excess",
+)  # fmt: skip
 
 
 def folder(label: str) -> str:
