@@ -1,14 +1,19 @@
-"""Theorems 1 and 3 of CRAM beside what is measured.
+"""Theorems 1 to 3 of CRAM beside what is measured.
 
 python experiments/theorems.py    # after the comparisons `static` and `recurrence` of experiments/compare.py
 
 Theorem 1 (Eq 9): a static route, a function of the token and fixed parameters, that answers a share A of the queries,
 of which there are f a token, uses attention on at least A f of the tokens. It assumes that only attention answers.
+Theorem 2 (Eq 11): below a step size of 2 / L^2, consolidation's error after T steps is at most epsilon^2 + C / (T eta).
+It is about gradient descent on a convex loss, so it is tried where it speaks: a linear memory and retrievals that stay
+what they are. The layer's memory is neither linear nor are its retrievals fixed.
 Theorem 3 (Eq 12): where a share rho of the queries recurs, attention falls to at most 1 - rho + epsilon of what it was.
 """
 
 import json
 from pathlib import Path
+
+import numpy as np
 
 from cram_jax.analysis import summary, theorem_figures
 from cram_jax.training.metrics import strict
@@ -41,6 +46,39 @@ def theorem_1(static: dict) -> dict:
     return out
 
 
+STEP_SIZES = (0.1, 0.5, 1.0, 1.9, 2.1)  # in units of 1 / L^2
+
+
+def theorem_2(patterns: int = 100, width: int = 64, steps: int = 2000, seed: int = 0) -> dict:
+    """By step size: the error above the best, and the largest share it takes of C / (T eta), C = |W_0 - W*|^2 / 2.
+
+    The memory is a matrix W from 0, its loss mean |W z - r|^2 / 2 over patterns with random codes z and retrievals r;
+    L^2 is the loss's curvature. There are more patterns than the memory has inputs, so the best error is not 0.
+    """
+    random = np.random.default_rng(seed)
+    z_PxD, r_PxD = random.standard_normal((2, patterns, width))
+    best_DxD = np.linalg.lstsq(z_PxD, r_PxD, rcond=None)[0]
+    loss = lambda w_DxD: 0.5 * np.mean(np.sum((z_PxD @ w_DxD - r_PxD) ** 2, axis=1))
+    least, C = loss(best_DxD), 0.5 * np.sum(best_DxD**2)
+    curvature = np.linalg.norm(z_PxD, 2) ** 2 / patterns
+    out = {"least_error": float(least)}
+    for size in STEP_SIZES:
+        eta, w_DxD, errors = size / curvature, np.zeros((width, width)), []
+        for _ in range(steps):
+            w_DxD = w_DxD - eta * z_PxD.T @ (z_PxD @ w_DxD - r_PxD) / patterns
+            errors.append(loss(w_DxD) - least)
+        share = np.array(errors) * np.arange(1, steps + 1) * eta / C
+        marks = np.unique(np.geomspace(1, steps, 40).astype(int))
+        out[f"{size:g} / L^2"] = {
+            "largest_share_of_bound": float(share.max()),
+            "error_end": float(errors[-1]),
+            "step": marks.tolist(),
+            "error": [float(f"{errors[T - 1]:.4g}") for T in marks],
+            "bound": [float(f"{C / (T * eta):.4g}") for T in marks],
+        }
+    return out
+
+
 def theorem_3(recurrence: dict) -> dict:
     """By label and seed: rho, and attention at the end over that of a model which attends to every query, and no other.
 
@@ -69,7 +107,7 @@ def theorem_3(recurrence: dict) -> dict:
 def main() -> None:
     load = lambda name: json.loads((RESULTS / f"{name}.json").read_text())
     static, recurrence = load("static"), load("recurrence")
-    found = {"theorem_1": theorem_1(static), "theorem_3": theorem_3(recurrence)}
+    found = {"theorem_1": theorem_1(static), "theorem_2": theorem_2(), "theorem_3": theorem_3(recurrence)}
     trained_by = {"static": static["trained_by"], "recurrence": recurrence["trained_by"]}
     target = RESULTS / "theorems.json"
     target.write_text(json.dumps(strict(found | {"trained_by": trained_by} | summary.versions()), indent=1) + "\n")
@@ -78,6 +116,9 @@ def main() -> None:
     for label, entry in found["theorem_1"].items():
         ratios = ", ".join(f"{run['over_least']:.2f}" for run in entry["runs"])
         rows.append((f"Theorem 1: {label}", f"{'kept' if entry['kept'] else 'undercut'}; attention over A f: {ratios}"))
+    for size in STEP_SIZES:
+        share = found["theorem_2"][f"{size:g} / L^2"]["largest_share_of_bound"]
+        rows.append((f"Theorem 2: largest share of C / (T eta) at a step of {size:g} / L^2", f"{share:.3g}"))
     for label, runs in found["theorem_3"].items():
         shares = ", ".join(f"{run['of_queries']:.3f} (1 - rho {1 - run['rho']:.3f})" for run in runs)
         rows.append((f"Theorem 3: {label}", shares))

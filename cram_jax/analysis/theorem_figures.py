@@ -1,4 +1,4 @@
-"""Theorems 1 and 3 of CRAM as lines, and what was measured as marks; readable in greyscale."""
+"""Theorems 1 to 3 of CRAM as lines, and what was measured as marks; readable in greyscale."""
 
 from pathlib import Path
 
@@ -15,9 +15,10 @@ def draw(found: dict, path: Path) -> None:
     """A mark a seed.
 
     Args:
-      found: `theorem_1` and `theorem_3` as experiments/theorems.py makes them.
+      found: `theorem_1`, `theorem_2` and `theorem_3` as experiments/theorems.py makes them.
     """
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.4), constrained_layout=True)
+    figure, grid = plt.subplots(2, 2, figsize=(11, 8.4), constrained_layout=True)
+    axes = grid.ravel()
     groups = {
         "nothing recurs: only attention can answer": [n for n in found["theorem_1"] if n.endswith("nothing recurs")],
         "70% recur: parameters can answer, too": [n for n in found["theorem_1"] if not n.endswith("nothing recurs")],
@@ -34,7 +35,13 @@ def draw(found: dict, path: Path) -> None:
         axis.fill_between(accuracy, accuracy * queries, 1e-3, color="0.88", label="ruled out by Theorem 1")
         axis.set(xlabel="queries answered right (%)", yscale="log", ylim=(0.3, 120), xlim=(0, 102), title=title)
     axes[0].set(ylabel="tokens that attend (%)")
-    axis = axes[2]
+    axis, tried = axes[2], {name: of for name, of in found["theorem_2"].items() if name != "least_error"}
+    for style, (name, of) in zip(("-", "--", "-.", ":", (0, (1, 3))), tried.items(), strict=True):
+        axis.plot(of["step"], of["error"], ls=style, color="k", lw=1, label=f"step {name}")
+    axis.plot(of["step"], tried["1 / L^2"]["bound"], color="0.6", lw=3, label="C / (T eta) at 1 / L^2")
+    axis.set(xlabel="steps of gradient descent, T", ylabel="error of a linear memory above the least", xscale="log")
+    axis.set(yscale="log", ylim=(1e-8, 1e4), title="Theorem 2: consolidation of fixed retrievals")
+    axis = axes[3]
     for mark, (label, runs) in zip(MARKS, found["theorem_3"].items(), strict=False):
         points = [(100 * run["rho"], 100 * run["of_queries"]) for run in runs]
         axis.plot(*zip(*points, strict=True), mark, color="k", mfc="none", ms=6, label=label)

@@ -1,4 +1,4 @@
-"""The two theorems on results whose verdict is known."""
+"""The theorems on results whose verdict is known."""
 
 import pytest
 import theorems
@@ -47,7 +47,16 @@ def test_epsilon_is_what_attention_exceeds_the_new_queries_by():
     assert most["of_queries"] == pytest.approx(1 - most["rho"] + most["epsilon"])
 
 
+def test_gradient_descent_stays_below_the_bound_and_leaves_it_beyond_the_largest_step():
+    found = theorems.theorem_2()
+    for size in (0.1, 0.5, 1.0, 1.9):
+        assert found[f"{size:g} / L^2"]["largest_share_of_bound"] <= 1
+    beyond = found["2.1 / L^2"]
+    assert beyond["error_end"] > 1e3 * beyond["error"][0] and beyond["largest_share_of_bound"] > 1
+
+
 def test_the_figure_is_drawn(tmp_path):
-    found = {"theorem_1": theorems.theorem_1(STATIC), "theorem_3": theorems.theorem_3(RECURRENCE)}
+    found = {"theorem_1": theorems.theorem_1(STATIC), "theorem_2": theorems.theorem_2(steps=50)}
+    found |= {"theorem_3": theorems.theorem_3(RECURRENCE)}
     theorem_figures.draw(found, tmp_path / "theorems.png")
     assert (tmp_path / "theorems.png").stat().st_size > 10_000
