@@ -1,0 +1,43 @@
+"""How redundant attention becomes while a transformer learns; readable in greyscale."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+STYLES = ("-", "--", "-.", ":")
+
+
+def draw(looks: list[dict], path: Path) -> None:
+    """Eq 1 by layer over training, and that of each head at the end.
+
+    Args:
+      looks: after so many steps each, as experiments/redundancy.py makes them.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
+    steps = [look["step"] for look in looks]
+    for layer in range(len(looks[0]["layers"])):
+        r = [look["layers"][layer]["mean"] for look in looks]
+        style = STYLES[layer % len(STYLES)]
+        left.plot(steps, r, ls=style, marker="o", ms=3, color="k", lw=1, label=f"R of layer {layer}")
+    left.plot(steps, [look["mean"] for look in looks], color="0.6", lw=3, label="R, mean of layers", zorder=0)
+    left.plot(steps, [look["explained"] for look in looks], color="0.6", lw=3, ls=":", label="R squared, mean")
+    left.set(xlabel="training step", ylabel="redundancy (1: a linear probe tells it all)", title="By layer")
+    heads = np.array(looks[-1]["heads"])
+    for layer, row in enumerate(heads):
+        right.plot([layer] * len(row), row, "k_", ms=14)
+        right.plot(layer, looks[-1]["layers"][layer]["mean"], "o", color="0.5", ms=6)
+    right.plot([], [], "k_", ms=10, label="a head by itself")
+    right.plot([], [], "o", color="0.5", label="the layer's sum")
+    for level in (0.5, 0.8):
+        right.axhline(level, color="0.7", lw=0.8, ls=":")
+    right.set(xlabel="layer", xticks=range(len(heads)), ylabel="R", title=f"By head, step {steps[-1]}")
+    for axis in (left, right):
+        axis.legend(fontsize=7, frameon=False)
+        axis.grid(alpha=0.2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

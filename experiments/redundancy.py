@@ -1,0 +1,138 @@
+"""How much of what attention gives a linear probe of its input could give (CRAM, Eq 1), while a transformer learns.
+
+python experiments/redundancy.py --config=experiments/configs/redundancy.py:small --workdir=runs/redundancy
+
+Writes --results/redundancy.json and .png. Stopped, the same command goes on where it was.
+"""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import grid
+import jax
+import jax.numpy as jnp
+import numpy as np
+import text
+from absl import flags
+
+from cram_jax.analysis import redundancy, redundancy_figures, summary
+from cram_jax.dims import Array, Float, Tokens
+from cram_jax.functional import attention
+from cram_jax.functional.common import rms_norm
+from cram_jax.models.stack import Stack
+from cram_jax.training import experiment, loop
+from cram_jax.training import learner as learning
+from cram_jax.training.learner import Learner
+from cram_jax.training.loop import RunConfig
+from cram_jax.training.metrics import read, strict
+from cram_jax.training.settings import claim_workdir
+
+RESULTS = flags.DEFINE_string("results", "experiments/results", "Folder for result and figure.")
+
+
+def look(stack: Stack, params, x_BxTxD: Tokens) -> tuple[Tokens, list[tuple[Tokens, Tokens, Float[Array, "B T H K"]]]]:
+    """(what a transformer's stack gives; by layer the state that enters attention, what attention adds, and what each
+    head read before they are mixed)."""
+    B, T, _ = x_BxTxD.shape
+    seen = []
+    for layer in range(stack.depth):
+        own = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params)
+        q, k, v = attention.qkv(own, x_BxTxD, jnp.broadcast_to(jnp.arange(T), (B, T)), stack.layer)
+        o_BxTxHxK = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        a_BxTxD = attention.output(own, o_BxTxHxK, stack.layer)
+        seen.append((rms_norm(own.norm_D, x_BxTxD), a_BxTxD, o_BxTxHxK))
+        x_BxTxD = attention.feed(own, x_BxTxD + a_BxTxD, stack.layer)
+    return x_BxTxD, seen
+
+
+def measured(learner: Learner, run: RunConfig, seed: int, state, tokens: int) -> dict:
+    """Eq 1 of each layer, and of each head by itself, on held-out tokens."""
+    watch = jax.jit(
+        lambda params, batch: look(learner.model, params.model, learner.task.embed(params.task, batch)[0])[1]
+    )
+    batches = [
+        learner.task.batch("held_out", seed, index, run.length, run.batch)
+        for index in range(run.held_out_batches(tokens))
+    ]
+    found = [jax.device_get(watch(state.params, batch)) for batch in batches]
+    flat = lambda layer, part: np.concatenate(
+        [one[layer][part].reshape(-1, *one[layer][part].shape[2:]) for one in found]
+    )
+    layers, heads = [], []
+    for layer in range(learner.model.depth):
+        hidden_NxD, o_NxHxK = flat(layer, 0), flat(layer, 2)
+        layers.append(dataclasses.asdict(redundancy.score(hidden_NxD, flat(layer, 1))))
+        heads.append([redundancy.score(hidden_NxD, o_NxK).mean for o_NxK in np.moveaxis(o_NxHxK, 1, 0)])
+    low, high = redundancy.SHARES
+    all_heads = np.array(heads)
+    return {
+        "mean": float(np.mean([layer["mean"] for layer in layers])),
+        "explained": float(np.mean([layer["explained"] for layer in layers])),
+        "layers": layers,
+        "heads": heads,
+        "heads_mean": float(all_heads.mean()),
+        "heads_above": float(np.mean(all_heads > high)),
+        "heads_between": float(np.mean((all_heads >= low) & (all_heads <= high))),
+        "heads_below": float(np.mean(all_heads < low)),
+    }
+
+
+def train(config, workdir: Path) -> dict:
+    """The training, looked at on its way.
+
+    Raises:
+      ValueError: where the model is no transformer, or the steps do not go up to the run's.
+    """
+    learner, run = text.build(config)
+    at = list(config.redundancy.at)
+    if config.model != "transformer":
+        raise ValueError(f"redundancy is of a transformer's attention, got config.model={config.model!r}")
+    if at != sorted(set(at)) or at[-1] != run.steps or any(step % run.log_every for step in at):
+        raise ValueError(
+            f"config.redundancy.at must go up to config.run.steps={run.steps} in multiples of "
+            f"log_every={run.log_every}, got {at}"
+        )
+    experiment.quiet()
+    claim_workdir(workdir, config)
+    looks = []
+    for step in at:
+        done = workdir / f"look_{step}.json"
+        if not done.exists():
+            state = learning.init(learner, config.seed, 0)
+            if step:  # the schedule is the whole run's, of which this is a piece
+                piece = dataclasses.replace(run, steps=step, checkpoint_every=run.log_every)
+                state, _ = loop.train(learner, piece, config.seed, workdir)
+            found = measured(learner, run, config.seed, state, config.redundancy.tokens)
+            bits = loop.evaluate(learner, run, state, config.seed, run.final_tokens)["bits_per_byte"]
+            done.write_text(json.dumps(strict({"step": step, "bits_per_byte": bits, **found})) + "\n")
+        looks.append(json.loads(done.read_text()))
+        logging.info("after %d steps: mean R %.3f, R squared %.3f", step, looks[-1]["mean"], looks[-1]["explained"])
+    trained_by = sorted({launch["commit"] for launch in read(workdir / "launches.jsonl")})
+    return {"looks": looks, "seed": config.seed, "trained_by": trained_by}
+
+
+def table(looks: list[dict]) -> list[tuple[str, str]]:
+    """Rows of (what, figure) for a person."""
+    rows = []
+    for found in looks:
+        layers = "  ".join(f"{layer['mean']:.2f}" for layer in found["layers"])
+        rows.append((f"step {found['step']}: R, of each layer", f"{found['mean']:.3f}   {layers}"))
+        heads = "  ".join(summary.percent(found[f"heads_{part}"]) for part in ("above", "between", "below"))
+        rows.append(("... heads above 0.8, between, below 0.5; their mean", f"{heads}   {found['heads_mean']:.3f}"))
+        rows.append(("... R squared; bits a byte", f"{found['explained']:.3f}   {found['bits_per_byte']:.2f}"))
+    return rows
+
+
+def main(_) -> None:
+    config = text.opened(text.CONFIG.value, tuple(text.FILES.value))
+    out = train(config, Path(text.WORKDIR.value))
+    summary.show("Redundancy of attention (Eq 1), held-out bytes", table(out["looks"]))
+    target = Path(RESULTS.value) / "redundancy"
+    grid.write(target, config, **out)
+    redundancy_figures.draw(out["looks"], target.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    experiment.launch(main)
