@@ -5,6 +5,7 @@ Each comparison is a variant of experiments/configs/srcd.py, seeds, and by label
 | comparison | size | seeds | runs | was run |
 |---|---|---|---|---|
 | tuning | small, half the steps | 9 alone | 12 | no |
+| tuning_mamba2 | small, half the steps | 9 alone | 4 | no |
 | table_1 | small | 5 | 25 | no |
 | jamba | small | 5 | 5 | no |
 | ablations | tiny | 3 | 90 | no |
@@ -40,6 +41,13 @@ TUNING = {
     f"{name}, rate {rate:g}": settings | {"optimizer.learning_rate": rate, "run.steps": 1200}
     for name, settings in BASELINES.items()
     for rate in (1e-3, 2e-3, 4e-3, 8e-3)
+}
+# Recall asks Mamba-2 for slow decays, and for a state that holds the bindings of a sequence.
+TUNING_MAMBA2 = {
+    f"mamba2, state {state}, slow decays, rate {rate:g}": BASELINES["mamba2"]
+    | {"mamba2.state": state, "mamba2.spread": "recall", "optimizer.learning_rate": rate, "run.steps": 1200}
+    for state in (64, 16)
+    for rate in (4e-3, 8e-3)
 }
 
 TABLE_1 = BASELINES | {
@@ -111,6 +119,7 @@ def _static() -> dict[str, dict]:
 
 COMPARISONS = {
     "tuning": Comparison("small", range(9, 10), TUNING),
+    "tuning_mamba2": Comparison("small", range(9, 10), TUNING_MAMBA2),
     "table_1": Comparison("small", range(5), TABLE_1),
     "jamba": Comparison("small", range(5), JAMBA),
     "ablations": Comparison("tiny", range(3), ABLATIONS),
