@@ -11,7 +11,7 @@ python experiments/figures.py [--figures=FOLDER]
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags
@@ -61,22 +61,27 @@ def side_by_side(results: dict[str, dict]) -> dict:
     return {"entries": {label(name, one["runs"][0]): one for name, one in results.items() if name.startswith("srcd_")}}
 
 
-def drawn(folder: Path = RESULTS) -> Iterator[tuple[str, Drawer, dict]]:
-    """(name of a figure, the function that draws it, what it is drawn from), for all results in the folder."""
-    files = sorted(folder.rglob("*.json"))
-    results = {str(file.relative_to(folder).with_suffix("")): json.loads(file.read_text()) for file in files}
-    for name, result in results.items():
-        if (draw := drawer(name, result)) is not None:
-            yield name, draw, result
-    yield "srcd", comparison_figures.draw, side_by_side(results)
+def load() -> dict[str, dict]:
+    """All committed results by their names below experiments/results, and `srcd`, those on SRCD side by side."""
+    files = sorted(RESULTS.rglob("*.json"))
+    results = {str(file.relative_to(RESULTS).with_suffix("")): json.loads(file.read_text()) for file in files}
+    return results | {"srcd": side_by_side(results)}
+
+
+def draw(name: str, result: dict, folder: Path) -> Path | None:
+    """The figure of a result of that name, drawn into the folder: its path; None where it has none of its own."""
+    if (drawn := drawer(name, result)) is None:
+        return None
+    path = Path(folder) / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn(result, path)
+    return path
 
 
 def main(_) -> None:
-    for name, draw, result in drawn():
-        path = Path(TARGET.value) / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draw(result, path)
-        print(path)
+    for name, result in load().items():
+        if path := draw(name, result, TARGET.value):
+            print(path)
 
 
 if __name__ == "__main__":
