@@ -85,7 +85,7 @@ def figure_2(result: dict, path: Path) -> None:
 
     machine = f"a training step on\n{runs[0]['cpu']}"
     band(clock, curves, "step_ms", machine, dict(color="k", ls="-"), scale=1.0)
-    clock.set(ylabel="time (ms)", title="Time of a step", ylim=(0, None))
+    clock.set(ylabel="time (ms)", title="Time of a step", ylim=(0, 1.05 * clock.get_ylim()[1]))
 
     for axis in axes[:3]:
         axis.set(xlabel="training step")
