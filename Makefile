@@ -7,7 +7,7 @@ TESTS ?= tests
 # Large pages where Linux hands them out on request: a training step takes and gives back its arrays each time.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test bench aot-tpu aot-gpu clean
+.PHONY: demo test bench figures aot-tpu aot-gpu clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,10 @@ test: $(VENV)/tested
 bench: $(VENV)/installed
 	$(BIN)/python experiments/kernels.py
 	$(BIN)/python experiments/scans.py
+
+# Every committed figure again, from the committed results; trains nothing.
+figures: $(VENV)/installed
+	$(BIN)/python experiments/figures.py
 
 # Static schedules of the TPU kernels by tile, without a TPU: where the table of tiles comes from.
 aot-tpu: $(VENV)/tested

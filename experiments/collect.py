@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cram_jax.analysis import figures
 from cram_jax.training import learner as learning
 from cram_jax.training.metrics import read, strict
 
@@ -22,16 +23,43 @@ CURVES = (
     "held_out/attention_tokens",
     "held_out/attention_utilisation",
     "held_out/retrieval_accuracy",
+    "held_out/retrieval_accuracy_recurring",
     "held_out/retrieval_accuracy_new",
     "held_out/realised_new_share",
     "held_out/accuracy",
     "held_out/bits_per_byte",
+    "train/total_flops",
+    "train/attention_flops",
+    "train/price",
 )
 
 
-def curves(lines: list[dict]) -> dict[str, list]:
-    """A run's logged lines in columns, to five digits; those of CURVES that it has."""
-    return columns(lines, CURVES)
+def curves(lines: list[dict], busiest: int | None = None) -> dict[str, list]:
+    """A run's logged lines in columns, to five digits; those of CURVES that it has.
+
+    Args:
+      busiest: the layer that attends most at the end, whose quality of recall is a column too.
+    """
+    name = f"probe/quality_query_recurring_layer_{busiest}"
+    found = columns(lines, (*CURVES, name))
+    return {column.replace(f"layer_{busiest}", "busiest"): values for column, values in found.items()}
+
+
+def quality(lines: list[dict], summary: dict) -> dict:
+    """How well semantic memory recalls in the layer that attends most, early, at the transition (or half-way), last.
+
+    Returns:
+      {"layer", and at these three: "step", "bins": queries in equal bins of q from 0 to 1, "recurring": mean q of
+      queries of recurring bindings}; {} for a model that does not consolidate, or a task without queries.
+    """
+    layer = summary.get("busiest_layer")
+    names = {"step": "step", "bins": f"probe/quality_bins_layer_{layer}"}
+    names |= {"recurring": f"probe/quality_query_recurring_layer_{layer}"}
+    if not all(name in lines[-1] for name in names.values()):
+        return {}
+    three = figures.moments(lines, summary["transition_step"])
+    short = lambda value: [round(x, 3) for x in value] if isinstance(value, list) else round(value, 4)
+    return {"layer": layer} | {key: [short(line[name]) for line in three] for key, name in names.items()}
 
 
 def columns(lines: list[dict], names) -> dict[str, list]:
@@ -93,6 +121,15 @@ def collect(summaries: list[dict], configs: list[dict]) -> dict:
     return strict(out)
 
 
+def result(summaries: list[dict], configs: list[dict], lines: list[list[dict]]) -> dict:
+    """`collect`, and by seed what figures are drawn from: `curves`, and `quality` where there is some."""
+    out = collect(summaries, configs)
+    runs = list(zip(lines, summaries, strict=True))
+    out["curves"] = [curves(logged, summary.get("busiest_layer")) for logged, summary in runs]
+    out["quality"] = [found for found in (quality(*run) for run in runs) if found]
+    return strict({name: part for name, part in out.items() if name != "quality" or part})
+
+
 def _unseeded(config: dict) -> dict:
     data = {k: v for k, v in config.get("data", {}).items() if k != "table_seed"}
     return {**config, "seed": None, "data": data}
@@ -100,8 +137,7 @@ def _unseeded(config: dict) -> dict:
 
 def main(target: str, *workdirs: str) -> None:
     load = lambda name: [json.loads((Path(d) / name).read_text()) for d in workdirs]
-    out = collect(load("summary.json"), load("config.json"))
-    out["curves"] = [strict(curves(read(Path(d) / "metrics.jsonl"))) for d in workdirs]
+    out = result(load("summary.json"), load("config.json"), [read(Path(d) / "metrics.jsonl") for d in workdirs])
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     Path(target).write_text(json.dumps(out, indent=1) + "\n")
     for name in ("retrieval_accuracy", "retrieval_accuracy_new", "attention_tokens_end", "realised_new_share"):

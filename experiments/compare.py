@@ -41,15 +41,16 @@ def folder(label: str) -> str:
 
 
 def entry(runs: list[dict], configs: list[ConfigDict], workdirs: list[Path]) -> dict:
-    """Means, deviations, headlines by seed, curves and Eq 14's data of an entry, over its runs that did not diverge.
+    """Means, deviations, headlines by seed, curves, quality and Eq 14's data of an entry, over its runs that did not
+    diverge.
 
     How many did is said beside them.
     """
     done = [i for i, run in enumerate(runs) if run is not None]
     if not done:
         return {"diverged": len(runs), "runs": [], "mean": {}, "sd": {}, "missing": {}, "curves": [], "exposures": []}
-    found = collect.collect([runs[i] for i in done], [json.loads(configs[i].to_json()) for i in done])
     lines = [read(workdirs[i] / "metrics.jsonl") for i in done]
+    found = collect.result([runs[i] for i in done], [json.loads(configs[i].to_json()) for i in done], lines)
     slim = lambda numbers: {name: value for name, value in numbers.items() if "_layer_" not in name}
     return {
         "diverged": len(runs) - len(done),
@@ -57,8 +58,9 @@ def entry(runs: list[dict], configs: list[ConfigDict], workdirs: list[Path]) -> 
         "mean": slim(found["mean"]),
         "sd": slim(found.get("sd", {})),
         "missing": slim(found.get("missing", {})),
-        "curves": [collect.curves(run) for run in lines],
-        "exposures": [found for found in map(collect.exposures, lines) if found],
+        "curves": found["curves"],
+        "exposures": [one for one in map(collect.exposures, lines) if one],
+        **{name: found[name] for name in ("quality",) if name in found},
     }
 
 
@@ -93,10 +95,10 @@ def main(_) -> None:
     entries = {label: entry(*(of(where, label) for where in (found, configs, at))) for label in comparison.entries}
     summary.show(f"{NAME.value}: retrieval, of new bindings, tokens that attend", table(entries))
     target, base = Path(RESULTS.value) / NAME.value, srcd_config.get_config(comparison.variant)
-    grid.write(
+    out = grid.write(
         target, base, variant=comparison.variant, settings=comparison.entries, entries=entries, trained_by=trained_by
     )
-    comparison_figures.draw(entries, NAME.value, target.with_suffix(".png"))
+    comparison_figures.draw(out, target.with_suffix(".png"))
 
 
 if __name__ == "__main__":

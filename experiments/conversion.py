@@ -99,8 +99,8 @@ def main(_) -> None:
     first, ways = compare(config, Path(RUNS.value), [float(rate) for rate in RATES.value], SEEDS.value)
     old, new = ([run["accuracy"] for run in ways[way]["runs"]] for way in WAYS)
     gains = [after - before for before, after in zip(old, new, strict=True)]
-    grid.write(target, config, trained=first, ways=ways, gain=gains)
-    mqar_figures.conversion(ways, config.tune.pairs, target.with_suffix(".png"))
+    out = grid.write(target, config, trained=first, ways=ways, gain=gains)
+    mqar_figures.conversion(out, target.with_suffix(".png"))
     many = lambda values: "  ".join(summary.percent(value) for value in values)
     few, pairs = config.data.pairs, config.tune.pairs
     rows = [(f"accuracy by seed, trained on {few} pairs", many(run["accuracy"] for run in first))]

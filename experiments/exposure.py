@@ -55,8 +55,9 @@ def main(*arguments: str) -> None:
         result = json.loads(Path(path).read_text())
         runs = result["entries"][label]["exposures"]
         entries[f"{label} ({result['variant']})"] = fitted(runs) | {"from": [path, label], "seeds": len(runs)}
-    TARGET.with_suffix(".json").write_text(json.dumps(strict({"entries": entries, **summary.versions()})) + "\n")
-    exposure_figures.draw(entries, TARGET.with_suffix(".png"))
+    out = strict({"entries": entries, **summary.versions()})
+    TARGET.with_suffix(".json").write_text(json.dumps(out) + "\n")
+    exposure_figures.draw(out, TARGET.with_suffix(".png"))
     rows = []
     for label, found in entries.items():
         low, high = found["interval"]

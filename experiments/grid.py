@@ -52,12 +52,17 @@ def one_code(runs: list[dict]) -> list[str]:
     return list(*code)
 
 
-def write(target: Path, config: ConfigDict, **found) -> None:
-    """The committed result: settings, what was found, and what it was found with. Paths of one machine stay there."""
+def write(target: Path, config: ConfigDict, **found) -> dict:
+    """The committed result: settings, what was found, and what it was found with. Paths of one machine stay there.
+
+    Returns:
+      What the file holds, from which figures are drawn.
+    """
     settings = {name: value for name, value in json.loads(config.to_json()).items() if name != "files"}
     target.parent.mkdir(parents=True, exist_ok=True)
     out = strict({"config": settings, **found, **summary.versions()})
     target.with_suffix(".json").write_text(json.dumps(out, indent=1) + "\n")
+    return out
 
 
 def compare(

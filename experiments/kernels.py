@@ -189,9 +189,11 @@ def main(_) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for part in PARTS.value:
         result = {"attention": attention, "kept": kept, "memory": memory, "stream": stream}[part](ROUNDS.value)
-        (folder / f"{part}.json").write_text(json.dumps({"result": result, **versions()}, indent=1) + "\n")
+        out = {"result": result, **versions()}
+        (folder / f"{part}.json").write_text(json.dumps(out, indent=1) + "\n")
         print(json.dumps(result, indent=1))
-    kernel_figures.draw(folder)
+        if part in kernel_figures.FIGURES:
+            kernel_figures.FIGURES[part](out, folder / f"{part}.png")
 
 
 if __name__ == "__main__":

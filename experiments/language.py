@@ -75,8 +75,7 @@ def main(_) -> None:
     summary.show("Text: bits per byte of held-out files", table(models))
     if LABELS.value:
         return  # a part is no result
-    grid.write(target, base, models=models)
-    text_figures.comparison(models, target.with_suffix(".png"))
+    text_figures.comparison(grid.write(target, base, models=models), target.with_suffix(".png"))
 
 
 if __name__ == "__main__":

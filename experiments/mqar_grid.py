@@ -79,8 +79,7 @@ def main(_) -> None:
     summary.show("MQAR: accuracy at the rate chosen on validation data", table(models))
     if LABELS.value:
         return  # a part is no result
-    grid.write(target, base, models=models)
-    mqar_figures.draw(models, 1 / base.data.pairs, target.with_suffix(".png"))
+    mqar_figures.draw(grid.write(target, base, models=models), target.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -2,16 +2,19 @@
 
 python experiments/plasticity.py --workdir=runs/mqar/palimpsa/rate_0.00464_seed_0
 
-Takes the last state of a run of experiments/mqar.py with model=palimpsa, alone or one of experiments/mqar_grid.py, and
-draws its first held-out sequence.
+Takes the last state of a finished run of experiments/mqar.py with model=palimpsa, alone or one of
+experiments/mqar_grid.py, and looks at its first held-out sequence. Result and figure go to --results, with .json and
+.png.
 """
 
 import json
 from pathlib import Path
 
+import grid
 import jax
 import jax.numpy as jnp
 import mqar
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -23,7 +26,7 @@ from cram_jax.training.checkpoints import Checkpoints
 from cram_jax.training.learner import Learner
 from cram_jax.training.loop import RunConfig
 
-RESULTS = flags.DEFINE_string("results", "", "PNG file; figures/plasticity.png in the workdir by default.")
+RESULTS = flags.DEFINE_string("results", "", "Where result and figure go; below the workdir by default.")
 
 
 def look(learner: Learner, run: RunConfig, seed: int, params) -> list[metaplasticity.Plasticity]:
@@ -43,8 +46,8 @@ def look(learner: Learner, run: RunConfig, seed: int, params) -> list[metaplasti
 def main(_) -> None:
     experiment.quiet()
     workdir = Path(mqar.WORKDIR.value)
-    if not (workdir / "config.json").exists():
-        raise ValueError(f"--workdir={workdir} holds no run; run experiments/mqar.py there first")
+    if not (workdir / "summary.json").exists():
+        raise ValueError(f"--workdir={workdir} holds no finished run; run experiments/mqar.py there first")
     config = ConfigDict(json.loads((workdir / "config.json").read_text()))
     learner, run = mqar.build(config)
     if not isinstance(learner.model.layer, palimpsa.PalimpsaConfig) or not learner.model.layer.rank:
@@ -52,10 +55,14 @@ def main(_) -> None:
     restored = Checkpoints(workdir / "checkpoints").restore(learning.init(learner, config.seed, 0))
     if restored is None:
         raise ValueError(f"--workdir={workdir} holds no checkpoint; run experiments/mqar.py there first")
-    path = Path(RESULTS.value or workdir / "figures" / "plasticity.png")
-    layers = look(learner, run, config.seed, restored[1].params)
-    plasticity_figures.draw(layers, path, changes_at=2 * config.data.pairs)
-    print(f"figure: {path}")
+    target = Path(RESULTS.value or workdir / "figures" / "plasticity")
+    digits = lambda x: np.vectorize(lambda value: float(f"{value:.5g}"))(x).tolist()
+    layers = [jax.tree.map(digits, one._asdict()) for one in look(learner, run, config.seed, restored[1].params)]
+    trained = json.loads((workdir / "summary.json").read_text())
+    of_run = {name: trained[name] for name in ("seed", "accuracy", "trained_by")}
+    out = grid.write(target, config, layers=layers, changes_at=2 * config.data.pairs, **of_run)
+    plasticity_figures.draw(out, target.with_suffix(".png"))
+    print(f"figure: {target.with_suffix('.png')}")
 
 
 if __name__ == "__main__":

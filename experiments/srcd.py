@@ -3,8 +3,10 @@
 python experiments/srcd.py --config=experiments/configs/srcd.py:small --workdir=runs/srcd [--config.seed=1 ...]
 """
 
+import json
 from pathlib import Path
 
+import collect
 import lesion
 import numpy as np
 
@@ -95,7 +97,7 @@ def train(config, workdir: Path) -> dict:
     experiment.report(workdir, f"SRCD, {config.model}, {run.length} events, seed {config.seed}", out, table(out))
     if learner.model.consolidates:
         path = workdir / "figures" / "figure_2.png"
-        figures.figure_2(lines, out, path)
+        figures.figure_2(collect.result([out], [json.loads(config.to_json())], [lines]), path)
         print(f"figure: {path}")
     return out
 

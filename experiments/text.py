@@ -3,8 +3,10 @@
 python experiments/text.py [--files=FOLDER --files='src/**/*.c' ...] [--config.model=transformer] [--workdir=runs/text]
 """
 
+import json
 from pathlib import Path
 
+import collect
 import numpy as np
 from absl import flags
 
@@ -80,7 +82,7 @@ def train(config, workdir: Path) -> dict:
     out = finish(learner, run, config.seed, state, lines)
     experiment.report(workdir, f"Text, {config.model}, {run.length} bytes, seed {config.seed}", out, table(out))
     path = workdir / "figures" / "text.png"
-    text_figures.text_figure(lines, out, KINDS, path)
+    text_figures.text_figure(collect.result([out], [json.loads(config.to_json())], [lines]), path, KINDS)
     print(f"figure: {path}")
     return out
 

@@ -15,15 +15,16 @@ PANELS = {
 }
 
 
-def draw(entries: dict, title: str, path: Path) -> None:
-    """A row an entry, a mark a seed, a line over the mean.
+def draw(result: dict, path: Path) -> None:
+    """A row an entry, a mark a seed, a point for their mean; the title is the file's name.
 
     Args:
-      entries: by label `runs`, each with the numbers of PANELS that it has, and `mean`, as experiments/compare.py
-        makes them.
+      result: `entries`, by label `runs`, each with the numbers of PANELS that it has, and `mean`, as
+        experiments/compare.py makes them; its settings, if there are any, say how long sequences are.
     """
+    entries = result["entries"]
     place = np.arange(len(entries))[::-1]
-    size = (12, 0.28 * len(entries) + 1.4)
+    size = (12, 0.28 * len(entries) + 1.5)
     figure, axes = plt.subplots(1, 3, figsize=size, sharey=True, constrained_layout=True)
     for axis, (name, label) in zip(axes, PANELS.items(), strict=True):
         for y, found in zip(place, entries.values(), strict=True):
@@ -41,7 +42,10 @@ def draw(entries: dict, title: str, path: Path) -> None:
     if high > 5 * max(low, 0.1):  # from a floor to all tokens
         axes[2].set(xscale="log", xlim=(max(low, 0.5), high))
     axes[0].set_yticks(place, list(entries), fontsize=8)
-    figure.suptitle(f"{title}: a mark for each seed, a point for their mean", fontsize=10)
+    axes[0].set_ylim(-0.7, len(entries) - 0.3)
+    length = f", {result['config']['run']['length']} events" if "config" in result else ""
+    title = f"{path.stem.replace('_', ' ')}{length}: a mark for each seed, a point for their mean"
+    figure.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)

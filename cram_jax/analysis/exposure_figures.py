@@ -13,8 +13,10 @@ from cram_jax.analysis import power_law
 STYLES = {"power_law": "k-", "exponential": "k--", "logistic": "k:"}
 
 
-def draw(entries: dict, path: Path) -> None:
-    """A panel an entry, as experiments/exposure.py makes them: `data`, `parameters`, `goodness`, `exponent`."""
+def draw(result: dict, path: Path) -> None:
+    """A panel for each of `entries`, as experiments/exposure.py makes them: `data`, `parameters`, `goodness`,
+    `exponent`."""
+    entries = result["entries"]
     figure, axes = plt.subplots(
         1, len(entries), figsize=(4.6 * len(entries), 3.8), squeeze=False, constrained_layout=True
     )

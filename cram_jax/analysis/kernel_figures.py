@@ -1,6 +1,5 @@
 """Figures of the kernels' benchmark, from its committed JSON."""
 
-import json
 from pathlib import Path
 
 import matplotlib
@@ -12,20 +11,10 @@ import numpy as np
 STYLES = {"random": ("k", "o"), "clustered": ("0.5", "s")}
 
 
-def draw(folder: Path) -> list[Path]:
-    """A PNG for each part that was measured, beside its JSON; returns their paths."""
-    drawn = []
-    for name, figure in (("attention", attention), ("memory", memory), ("stream", stream)):
-        if (folder / f"{name}.json").exists():
-            drawn.append(folder / f"{name}.png")
-            figure(json.loads((folder / f"{name}.json").read_text()), drawn[-1])
-    return drawn
-
-
 def attention(result: dict, path: Path) -> None:
     """Time against utilisation: measured, in proportion to full use, and of dense attention."""
     runs = result["result"]
-    figure, axes = plt.subplots(1, len(runs), figsize=(4.2 * len(runs), 3.6), squeeze=False)
+    figure, axes = plt.subplots(1, len(runs), figsize=(4.2 * len(runs), 3.8), squeeze=False, layout="constrained")
     for axis, (title, times) in zip(axes[0], runs.items(), strict=True):
         for pattern, (colour, marker) in STYLES.items():
             points = [t for n, t in times.items() if n.startswith(pattern) and t["share"] > 0]
@@ -42,31 +31,41 @@ def attention(result: dict, path: Path) -> None:
         axis.set(
             xscale="log",
             yscale="log",
-            xlabel="queries routed, %",
-            ylabel="ms",
-            title=f"{way.replace('_', ' + ')}, T {length}",
+            xlabel="queries routed (%)",
+            ylabel="time (ms)",
+            title=f"{way.replace('_', ' + ')}, {length} tokens",
         )
-    axes[0][0].legend(fontsize=7)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), fontsize=8, ncols=6, loc="outside lower center")
     figure.suptitle(f"4 heads of 64, float32, {result['cpu']}, jax {result['jax']}", fontsize=9)
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 def memory(result: dict, path: Path) -> None:
     """Working memory against length, with lines in proportion to T and to T squared."""
-    figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.4))
+    figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.6), layout="constrained")
     for axis, way in zip(axes, ("forward", "forward_backward"), strict=True):
         rows = {int(n.rsplit("_", 1)[1]): used for n, used in result["result"].items() if n.rsplit("_", 1)[0] == way}
         lengths = np.array(sorted(rows))
-        for name, style in (("skipping", "ko-"), ("naive", "ks--"), ("jax_nn", "k^-.")):
-            axis.plot(lengths, [rows[T][name] for T in lengths], style, label=name)
-        for name, power in (("naive", 2), ("skipping", 1)):
+        for name, label, style in (
+            ("skipping", "skipping", "ko-"),
+            ("naive", "dense, naive", "ks--"),
+            ("jax_nn", "dense, jax_nn", "k^-."),
+        ):
+            # The dense ones need the same: hollow marks of two sizes show both.
+            hollow = {} if name == "skipping" else {"mfc": "none", "ms": 11 if name == "naive" else 5}
+            axis.plot(lengths, [rows[T][name] for T in lengths], style, label=label, **hollow)
+        for name, power, label in (("naive", 2, "in proportion to T and its square"), ("skipping", 1, None)):
             start = rows[lengths[0]][name]
-            axis.plot(lengths, start * (lengths / lengths[0]) ** power, color="0.7", linestyle=":")
-        axis.set(xscale="log", yscale="log", xlabel="T", ylabel="MB", title=way.replace("_", " + "))
+            axis.plot(lengths, start * (lengths / lengths[0]) ** power, color="0.6", linestyle=":", label=label)
+        axis.set(xscale="log", yscale="log", xlabel="tokens T", ylabel="working memory (MB)")
+        axis.minorticks_off()
+        axis.set_xticks(lengths, map(str, lengths))
+        axis.set(title=way.replace("_", " + "))
         axis.legend(fontsize=8)
-    figure.tight_layout()
+    figure.suptitle(
+        f"4 heads of 64, float32, compiled for {result['device'].split()[0]}, jax {result['jax']}", fontsize=9
+    )
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -75,7 +74,7 @@ def stream(result: dict, path: Path) -> None:
     """Time a token against context."""
     rows = {n: t for n, t in result["result"].items() if n.startswith("batch")}
     batches = sorted({int(n.split("_")[1]) for n in rows})
-    figure, axes = plt.subplots(1, len(batches), figsize=(4.2 * len(batches), 3.4), squeeze=False)
+    figure, axes = plt.subplots(1, len(batches), figsize=(4.2 * len(batches), 3.6), squeeze=False, layout="constrained")
     for axis, batch in zip(axes[0], batches, strict=True):
         points = sorted((int(n.split("_")[3]), t) for n, t in rows.items() if int(n.split("_")[1]) == batch)
         for name, marker in (("cram", "o"), ("dense", "s")):
@@ -84,8 +83,14 @@ def stream(result: dict, path: Path) -> None:
             axis.plot(
                 [c for c, _ in points], [t[name]["ms"] for _, t in points], color=colour, marker=marker, label=label
             )
-        axis.set(xscale="log", yscale="log", xlabel="context, tokens", ylabel="ms a token", title=f"batch {batch}")
+        axis.set(xscale="log", yscale="log", xlabel="context (tokens)", ylabel="time (ms a token)")
+        axis.minorticks_off()
+        axis.set_xticks([c for c, _ in points], [str(c) for c, _ in points])
+        axis.set(title=f"batch {batch}")
         axis.legend(fontsize=8)
-    figure.tight_layout()
+    figure.suptitle(f"{result['cpu']}, jax {result['jax']}", fontsize=9)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+FIGURES = {"attention": attention, "memory": memory, "stream": stream}  # by the part that is measured

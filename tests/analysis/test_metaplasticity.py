@@ -41,6 +41,7 @@ def test_the_window_is_how_long_a_decay_lets_a_memory_last():
 
 
 def test_the_figure_has_a_row_for_each_layer(tmp_path):
-    shown = plasticity(*written(6))
-    plasticity_figures.draw([shown, shown], tmp_path / "plasticity.png", changes_at=3)
+    shown = plasticity(*written(6))._asdict()
+    result = {"layers": [shown, shown], "changes_at": 3, "config": {"model": "palimpsa"}, "seed": 0, "accuracy": 0.9}
+    plasticity_figures.draw(result, tmp_path / "plasticity.png")
     assert (tmp_path / "plasticity.png").stat().st_size > 20_000

@@ -32,3 +32,28 @@ def test_curves_are_columns_of_what_figures_are_drawn_from():
     columns = collect.curves(lines)
     assert set(columns) == {"step", "held_out/accuracy"} and columns["step"] == [0, 5]
     np.testing.assert_array_equal(columns["held_out/accuracy"], [np.nan, 0.12346])
+
+
+def probed(step, mean_q):
+    bins = [0.0] * 3 + [2.0]
+    return {"step": step, "probe/quality_bins_layer_1": bins, "probe/quality_query_recurring_layer_1": mean_q}
+
+
+def test_quality_is_that_of_the_busiest_layer_at_three_moments():
+    # Given a run of eleven lines whose attention fell at step 4, though it was logged at 3 and 6 only
+    lines = [probed(3 * i, 0.1 * i) for i in range(11)]
+    found = collect.quality(lines, {"busiest_layer": 1, "transition_step": 4})
+    assert found == {"layer": 1, "step": [3, 3, 30], "bins": [[0, 0, 0, 2]] * 3, "recurring": [0.1, 0.1, 1.0]}
+    assert collect.quality(lines, {"busiest_layer": 1, "transition_step": None})["step"] == [3, 15, 30]  # half-way
+    # Then a layer that was not probed, or a model without layers that attend, has none
+    assert collect.quality(lines, {"busiest_layer": 0, "transition_step": 4}) == {}
+    assert collect.quality([{"step": 0}], {"steps": 9}) == {}
+    assert collect.curves(lines, 1)["probe/quality_query_recurring_busiest"] == pytest.approx(0.1 * np.arange(11))
+
+
+def test_a_result_has_quality_only_where_there_is_some():
+    (summary, config), lines = run(0, 0.9), [probed(0, np.nan), probed(5, 0.5)]
+    seen = collect.result([summary | {"busiest_layer": 1, "transition_step": None}], [config], [lines])
+    assert seen["quality"][0]["recurring"] == [0.5, None, 0.5] and seen["runs"][0]["accuracy"] == 0.9
+    unseen = collect.result([summary], [config], [lines])
+    assert "quality" not in unseen and unseen["curves"] == [{"step": [0, 5]}]

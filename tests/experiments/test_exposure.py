@@ -53,5 +53,5 @@ def test_the_figure_draws_every_curve(tmp_path, monkeypatch):
     k = np.geomspace(1, 2000, 20)
     run = {"k": k.tolist(), "count": [500.0] * 20, "episodic": (500 * (k + 1) ** -0.4).tolist()}
     entry = exposure.fitted([run]) | {"seeds": 1}
-    exposure_figures.draw({"a": entry}, tmp_path / "figure.png")
+    exposure_figures.draw({"entries": {"a": entry}}, tmp_path / "figure.png")
     assert drawn == [20, 200, 200, 200]

@@ -65,5 +65,6 @@ def test_the_figure_shows_every_seed(tmp_path, monkeypatch):
         "a": {"accuracy": 0.5, "state_bytes": 2048, "runs": [{"accuracy": 0.4}, {"accuracy": 0.6}]},
         "b": {"accuracy": 0.1, "state_bytes": 1024, "runs": [{"accuracy": 0.1}]},
     }
-    mqar_figures.draw(models, 0.1, tmp_path / "figure.png")
+    result = {"models": models, "config": {"data": {"pairs": 10, "length": 40}}}
+    mqar_figures.draw(result, tmp_path / "figure.png")
     assert drawn == [([10.0], [0]), ([40.0, 60.0], [1, 1])]
