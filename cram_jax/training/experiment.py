@@ -157,11 +157,12 @@ def config_flag(default: str):
     """The flag --config; settings given on the command line are read, and refused, here.
 
     Args:
-      default: its value, but for a main with a config of its own name: one main may build on another's.
+      default: its value, but for a main with a config of its own name, whose default variant it then is: one main may
+        build on another's.
     """
     main = Path(sys.argv[0])
     own = main.parent / "configs" / main.name
-    default = f"{own}:small" if own.is_file() else default
+    default = str(own) if own.is_file() else default
     with explained():
         return config_flags.DEFINE_config_file("config", default, "File with the settings, and their variant.")
 

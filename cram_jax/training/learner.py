@@ -63,6 +63,8 @@ class OptimizerConfig:
         and the router's logits stay where it goes on learning. Spared are the semantic memory, where knowledge is to
         end up, and the regressions of q-hat and of use, which hold no answer.
     semantic_rate: the semantic memory's learning rate, over that of all else.
+    frozen: parts of the layers that neither gradient nor weight decay changes, by the names of their parameters, such
+        as ("semantic", "router"); "model" is all of the layers. Losses go through them to what is before them.
     """
 
     learning_rate: float = 2e-3
@@ -72,6 +74,7 @@ class OptimizerConfig:
     weight_decay: float = 0.7
     clip: float = 1.0
     semantic_rate: float = 1.0
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self):
         at_least_one(self, "steps")
@@ -81,14 +84,33 @@ class OptimizerConfig:
             raise ValueError(f"clip must be above 0, got {self.clip}")
 
     def build(self) -> optax.GradientTransformation:
-        """The optimizer; its state holds the step count."""
+        """The optimizer; its state holds the step count.
+
+        Raises:
+          ValueError: in its `init`, for parts to freeze that the layers do not have, naming those they have.
+        """
         peak = self.learning_rate
         rate = optax.warmup_cosine_decay_schedule(
             0.0, peak, self.warmup, max(self.steps, self.warmup + 1), self.final * peak
         )
-        adamw = optax.adamw(rate, weight_decay=self.weight_decay, mask=_decays)
+        adamw = optax.adamw(rate, weight_decay=self.weight_decay, mask=self._decays)
         faster = optax.masked(optax.scale(self.semantic_rate), _is_semantic)
-        return optax.chain(optax.clip_by_global_norm(self.clip), adamw, faster)
+        # First, so that what is frozen takes no share of the clip either.
+        held = (optax.masked(optax.set_to_zero(), self._is_frozen),) if self.frozen else ()
+        return optax.chain(*held, optax.clip_by_global_norm(self.clip), adamw, faster)
+
+    def _decays(self, params: "Params"):
+        """True for the matrices that decay."""
+        decays = _decays(params)
+        return jax.tree.map(lambda d, held: d and not held, decays, self._is_frozen(params)) if self.frozen else decays
+
+    def _is_frozen(self, params: "Params"):
+        """True for what is not changed."""
+        parts = ("model", *params.model._fields)
+        unknown = set(self.frozen) - set(parts)
+        if unknown:
+            raise ValueError(f"optimizer.frozen names {sorted(unknown)}, but the layers' parts are {parts}")
+        return _by_name(lambda names: names[0] == "model" and bool({*names[:2]} & set(self.frozen)), params)
 
 
 SPARED = {"semantic", "familiarity", "write"}

@@ -47,7 +47,13 @@ MARKS = {
 
 
 # Settings that came after some of these results, at the values that leave everything as it was
-LATER = {"routing.decide": "learned", "routing.budget": 0.05, "optimizer.semantic_rate": 1.0, "data.changed": 0}
+LATER = {
+    "routing.decide": "learned",
+    "routing.budget": 0.05,
+    "optimizer.semantic_rate": 1.0,
+    "optimizer.frozen": [],
+    "data.changed": 0,
+}
 
 
 def flat(settings: dict, at: str = "") -> dict:

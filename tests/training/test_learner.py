@@ -1,6 +1,7 @@
 """One training step: what it reads, what it changes, and what it refuses to change."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from cram_jax.functional.jamba import JambaConfig
 from cram_jax.functional.mamba2 import Mamba2Config
 from cram_jax.functional.palimpsa import PalimpsaConfig
 from cram_jax.functional.routing import EPISODIC
+from cram_jax.functional.seqboat import SeqBoatConfig
 from cram_jax.models.stack import Stack
 from cram_jax.tasks.srcd import SRCDConfig
 from cram_jax.tasks.srcd_task import SRCDTask
@@ -245,3 +247,71 @@ def test_the_semantic_memory_may_learn_faster_than_all_else():
     slow, fast = change(1.0), change(10.0)
     np.testing.assert_allclose(fast["semantic"]["up_RxD"], 10 * slow["semantic"]["up_RxD"], rtol=1e-6)
     np.testing.assert_array_equal(fast["router"]["in_DxF"], slow["router"]["in_DxF"])
+
+
+def unlike(before: learning.Params, after: learning.Params) -> tuple[set[str], set[str]]:
+    """Parts of the layers whose every parameter stayed bit for bit, and those whose every parameter moved."""
+    same = {name: jax.tree.leaves(jax.tree.map(np.array_equal, part, getattr(after.model, name)))
+            for name, part in before.model._asdict().items()}  # fmt: skip
+    return {name for name, each in same.items() if all(each)}, {name for name, each in same.items() if not any(each)}
+
+
+def test_a_frozen_semantic_memory_and_router_stay_bit_for_bit_under_all_losses():
+    # Given heavy weight decay, losses of consolidation, a price, and recalls that are not zero
+    optimizer = dataclasses.replace(LEARNER.optimizer, frozen=("semantic", "router"), weight_decay=5.0)
+    learner = dataclasses.replace(LEARNER, optimizer=optimizer, model=Stack(LEARNER.model.layer, 1))
+    random = lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)
+    state = learning.init(learner, 0, 10)
+    state = state._replace(params=jax.tree.map(random, state.params))
+    before = jax.tree.map(np.asarray, state.params)
+    # When it is trained past the release
+    for i in range(5):
+        state, report = learning.train_step(learner, state, batch(i))
+    assert np.all(state.consolidation.released) and report["price"][0] > 0 and report["skipped"][0] == 0
+    # Then they are what they were, and all else moved, the task's part too
+    stayed, moved = unlike(before, state.params)
+    assert stayed == {"semantic", "router"} and stayed | moved == set(before.model._fields)
+    assert not any(jax.tree.leaves(jax.tree.map(np.array_equal, before.task, state.params.task)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "frozen"),
+    [
+        (LEARNER.model.layer, ("model",)),
+        (SeqBoatConfig(AttentionConfig(D=16, F=16, heads=1, head_dim=8)), ("choice_Dx2", "log_temperature", "working")),
+    ],
+    ids=lambda x: type(x).__name__ if dataclasses.is_dataclass(x) else "+".join(x),
+)
+def test_gradients_and_decay_leave_frozen_parts_alone(layer, frozen):
+    random = np.random.default_rng(0)
+    shapes = learning.Params(np.ones(3), jax.eval_shape(Stack(layer).init, jax.random.key(0)))
+    params, gradient = (jax.tree.map(lambda leaf: random.normal(size=leaf.shape), shapes) for _ in range(2))
+    optimizer = OptimizerConfig(frozen=frozen, warmup=0).build()
+    change, _ = jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p))(gradient, params)
+    after = jax.tree.map(np.add, params, change)
+    stayed, moved = unlike(params, after)
+    assert stayed == (set(params.model._fields) if frozen == ("model",) else set(frozen))
+    assert stayed | moved == set(params.model._fields) and np.all(after.task != params.task)
+
+
+def test_what_is_frozen_takes_no_share_of_the_clip():
+    class Two(NamedTuple):
+        semantic: jax.Array
+        router: jax.Array
+
+    params = learning.Params((), Two(jnp.ones(2), jnp.ones(2)))
+    gradient = learning.Params((), Two(jnp.full(2, 1e6), jnp.full(2, 1e-3)))
+    optimizer = OptimizerConfig(frozen=("semantic",)).build()
+    _, (_, _, (adam, *_), _) = optimizer.update(gradient, optimizer.init(params), params)
+    np.testing.assert_allclose(adam.mu.model.router, 0.1 * 1e-3, rtol=1e-5)
+
+
+def test_parts_to_freeze_that_do_not_exist_are_refused_before_a_step():
+    learner = dataclasses.replace(LEARNER, optimizer=OptimizerConfig(frozen=("semantics", "router")))
+    with pytest.raises(ValueError, match=r"optimizer.frozen names \['semantics'\], .* 'semantic', .* 'router'"):
+        learning.init(learner, 0, 10)
+
+
+def test_without_frozen_parts_checkpoints_have_the_shape_they_had():
+    state = learning.init(LEARNER, 0, 10)
+    assert [type(part).__name__ for part in state.opt_state] == ["EmptyState", "tuple", "MaskedState"]

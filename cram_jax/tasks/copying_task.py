@@ -1,0 +1,107 @@
+"""Selective copying as a task: embeds events, reads symbols out of a network, and scores them where they are asked."""
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cram_jax.dims import Array, Bool, Float, Int, Key, Scalar, Tokens
+from cram_jax.functional.common import normal, rms_norm
+from cram_jax.tasks import copying
+from cram_jax.tasks.copying import CopyBatch, CopyConfig
+
+SPLITS = {"train": 0, "held_out": 1}
+_sample = jax.jit(copying.sample, static_argnums=1)
+
+
+class CopyParams(NamedTuple):
+    """Attributes: embeddings of an event's kind (blank, symbol, question) and of the symbol it shows, the last norm,
+    and the read-out. Numbers and the answers before have fixed codes."""
+
+    kind_3xD: Float[Array, "3 D"]
+    symbol_AxD: Float[Array, "A D"]
+    norm_D: Float[Array, "D"]
+    answer_DxA: Float[Array, "D A"]
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class CopyTask:
+    """data: what is sampled."""
+
+    data: CopyConfig = CopyConfig()
+    headline: ClassVar[str] = "accuracy"
+
+    def batch(self, split: str, seed: int, index: int, length: int, size: int) -> CopyBatch:
+        """Batch `index` of "train" or "held_out": `size` sequences of `length` events."""
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), SPLITS[split]), index)
+        return _sample(key, dataclasses.replace(self.data, length=length, batch=size))
+
+    def init(self, key: Key, D: int) -> CopyParams:
+        """Embeddings of unit variance; a read-out that starts small."""
+        kind, symbol, answer = jax.random.split(key, 3)
+        A = self.data.symbols
+        return CopyParams(
+            jax.random.normal(kind, (3, D)),
+            jax.random.normal(symbol, (A, D)),
+            jnp.ones(D),
+            normal(answer, (D, A), D),
+        )
+
+    def codes(self, D: int) -> tuple[Float[Array, "X D"], Float[Array, "A D"]]:
+        """Numbers and previous answers as random vectors that nobody learns, as SRCD's keys: an embedding of the
+        previous answer would be a memory of what follows it, outside the layers."""
+        number, previous = jax.random.split(jax.random.fold_in(jax.random.key(self.data.table_seed), 1))
+        shown = self.data.rounds * self.data.phrase
+        return jax.random.normal(number, (shown, D)), jax.random.normal(previous, (self.data.symbols, D))
+
+    def embed(self, params: CopyParams, batch: CopyBatch) -> tuple[Tokens, None]:
+        """(events as vectors, no time gaps)."""
+        either = lambda table, index: jnp.where(index[..., None] >= 0, table[jnp.maximum(index, 0)], 0)
+        number_XxD, previous_AxD = self.codes(params.norm_D.size)
+        kind_BxT = jnp.where(batch.answer_BxT >= 0, 2, jnp.where(batch.symbol_BxT >= 0, 1, 0))
+        x_BxTxD = (
+            params.kind_3xD[kind_BxT]
+            + either(params.symbol_AxD, batch.symbol_BxT)
+            + either(number_XxD, batch.number_BxT)
+            + either(previous_AxD, batch.previous_BxT)
+        )
+        return x_BxTxD, None
+
+    def score(
+        self, params: CopyParams, y_BxTxD: Tokens, batch: CopyBatch
+    ) -> tuple[Scalar, dict[str, tuple[Scalar, Scalar]]]:
+        """(cross-entropy of answers in nats; metrics as (sum, count), of all questions, and of recurring and new)."""
+        logits_BxTxA = rms_norm(params.norm_D, y_BxTxD) @ params.answer_DxA
+        asked_BxT = batch.answer_BxT >= 0
+        answer_BxTx1 = jnp.maximum(batch.answer_BxT, 0)[..., None]
+        nats_BxT = -jnp.take_along_axis(jax.nn.log_softmax(logits_BxTxA), answer_BxTx1, axis=-1)[..., 0]
+        right_BxT = jnp.argmax(logits_BxTxA, axis=-1) == batch.answer_BxT
+        over = lambda what, where: (jnp.sum(what, where=where, dtype=jnp.float32), jnp.sum(where, dtype=jnp.float32))
+        every_BxT = jnp.ones_like(asked_BxT)
+        metrics = {
+            "answer_nats": over(nats_BxT, asked_BxT),
+            "accuracy": over(right_BxT, asked_BxT),
+            "accuracy_recurring": over(right_BxT, asked_BxT & ~batch.is_new_BxT),
+            "accuracy_new": over(right_BxT, batch.is_new_BxT),
+            "realised_new_share": over(batch.is_new_BxT, every_BxT),
+            "realised_query_share": over(asked_BxT, every_BxT),
+        }
+        nats, asked = metrics["answer_nats"]
+        return nats / jnp.maximum(asked, 1), metrics
+
+    def groups(self, batch: CopyBatch) -> dict[str, Bool[Array, "B T"]]:
+        """Questions (all, recurring, new), symbols shown, and blanks."""
+        query_BxT, symbol_BxT = batch.answer_BxT >= 0, batch.symbol_BxT >= 0
+        return {
+            "query": query_BxT,
+            "query_recurring": query_BxT & ~batch.is_new_BxT,
+            "query_new": batch.is_new_BxT,
+            "symbol": symbol_BxT,
+            "blank": ~(query_BxT | symbol_BxT),
+        }
+
+    def asked(self, batch: CopyBatch) -> Int[Array, "B T"]:
+        """At a question of a recurring phrase's later symbols, the symbol before; -1 elsewhere."""
+        return jnp.where((batch.answer_BxT >= 0) & ~batch.is_new_BxT, batch.previous_BxT, -1)

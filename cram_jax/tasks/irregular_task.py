@@ -1,0 +1,237 @@
+"""Irregular time series as a task: each measurement is an event with its time gap; labels are read where they stand.
+
+There is no padding: a sequence is a window of exactly `length` events of one series, so nothing has to be hidden from
+attention, counts or scores. Of a record, whose label stands at its end, it is the events that describe the person and
+the last ones; of a recording, any stretch. What is shorter is left out, and `Windows` says how many that were.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int as NumpyInt
+
+from cram_jax.dims import Array, Bool, Float, Gaps, Int, Key, Scalar, Tokens
+from cram_jax.functional.common import normal, rms_norm
+from cram_jax.tasks import irregular
+from cram_jax.tasks.irregular import ACTIVITIES, OUTCOMES, PARAMETERS, TAGS, Collection, Series
+
+BINS, EDGE = 400, 10.0  # of the logit of the second class, for the area under the curve: steps of 0.05 in +-10
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """channels, values, classes: how many there are. gap: the least time between two events, in hours or seconds: the
+    files' resolution. at_end: whether the one label of a series stands at its last event."""
+
+    channels: int
+    values: int
+    classes: int
+    gap: float
+    at_end: bool
+
+
+FORMATS = {
+    "physionet_2012": Format(len(PARAMETERS), 1, len(OUTCOMES), 1 / 60, True),
+    "person_activity": Format(len(TAGS), 3, len(ACTIVITIES), 0.001, False),
+}
+
+
+class IrregularBatch(NamedTuple):
+    """Attributes:
+    channel_BxT: which parameter or tag an event is of.
+    value_BxTxX: what was measured, standardised.
+    gap_BxT: time since the event before in its sequence, in hours or seconds; at the first, the least there is.
+    label_BxT: the class asked for at an event; -1 where nothing is asked. The model sees only that something is.
+    """
+
+    channel_BxT: Int[Array, "B T"]
+    value_BxTxX: Float[Array, "B T X"]
+    gap_BxT: Gaps
+    label_BxT: Int[Array, "B T"]
+
+
+class IrregularParams(NamedTuple):
+    """Attributes: embeddings of channels, of a unit of each of their values, of the log of the gap, and of being asked;
+    the last norm; the read-out."""
+
+    channel_AxD: Float[Array, "A D"]
+    value_AxXxD: Float[Array, "A X D"]
+    gap_D: Float[Array, "D"]
+    asked_D: Float[Array, "D"]
+    norm_D: Float[Array, "D"]
+    label_DxA: Float[Array, "D A"]
+    bias_A: Float[Array, "A"]
+
+
+class Windows(NamedTuple):
+    """Where sequences of one length are in a split.
+
+    Attributes:
+      series_N, start_N: of windows that do not overlap, in a fixed order that mixes series: to evaluate on.
+      usable: series that are long enough, by number. left_out: how many are not.
+    """
+
+    series_N: NumpyInt[np.ndarray, "N"]
+    start_N: NumpyInt[np.ndarray, "N"]
+    usable: tuple[int, ...]
+    left_out: int
+
+
+@functools.lru_cache(maxsize=16)
+def _windows(collection: Collection, split: str, length: int, at_end: bool) -> Windows:
+    series = getattr(collection, split)
+    usable = tuple(i for i, one in enumerate(series) if len(one.time_N) >= length)
+    if not usable:
+        longest = max(len(one.time_N) for one in series)
+        raise ValueError(
+            f"no series of the {split} split has {length} events, the longest has {longest}: give longer series, or a "
+            "shorter run.length"
+        )
+    starts = lambda i: [0] if at_end else range(0, len(series[i].time_N) - length + 1, length)
+    places = np.array([(i, start) for i in usable for start in starts(i)])
+    places = np.random.Generator(np.random.Philox(0)).permutation(places)
+    return Windows(places[:, 0], places[:, 1], usable, len(series) - len(usable))
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class IrregularTask:
+    """format: one of irregular.FORMATS. paths: what its reader takes. The shares: see irregular.open_collection."""
+
+    format: str
+    paths: tuple[str, ...]
+    validation_share: float = 0.1
+    held_out_share: float = 0.2
+
+    def __post_init__(self):
+        if self.format not in FORMATS:
+            raise ValueError(f"format must be one of {sorted(FORMATS)}, got {self.format!r}")
+
+    @property
+    def headline(self) -> str:
+        """Deaths are few, so there the cross-entropy says more than the share of right answers."""
+        return "label_nats" if self.about.at_end else "accuracy"
+
+    @property
+    def about(self) -> Format:
+        """Sizes of the format."""
+        return FORMATS[self.format]
+
+    @property
+    def collection(self) -> Collection:
+        """The series; read once a process."""
+        return irregular.open_collection(self.format, self.paths, self.validation_share, self.held_out_share)
+
+    def windows(self, split: str, length: int) -> Windows:
+        """Where sequences of that length are.
+
+        Raises:
+          ValueError: where no series of the split is long enough.
+        """
+        return _windows(self.collection, split, length, self.about.at_end)
+
+    def batch(self, split: str, seed: int, index: int, length: int, size: int) -> IrregularBatch:
+        """Batch `index` of "train", "validation" or "held_out": `size` sequences of `length` events of one series each.
+
+        Training draws a series, and of a recording a stretch of it, by chance, the longer the likelier; the other two
+        go through windows that do not overlap in a fixed order, over and over, whatever the seed.
+        """
+        windows, series = self.windows(split, length), getattr(self.collection, split)
+        if split == "train":
+            random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index])))
+            room = np.array([1 if self.about.at_end else len(series[i].time_N) - length + 1 for i in windows.usable])
+            drawn_B = random.choice(len(room), size=size, p=room / room.sum())
+            places = [(windows.usable[i], random.integers(room[i])) for i in drawn_B]
+        else:
+            turn_B = np.arange(index * size, (index + 1) * size) % len(windows.series_N)
+            places = zip(windows.series_N[turn_B], windows.start_N[turn_B], strict=True)
+        cut = [self._cut(series[i], int(start), length) for i, start in places]
+        return IrregularBatch(*(jnp.asarray(np.stack(leaf)) for leaf in zip(*cut, strict=True)))
+
+    def _cut(self, series: Series, start: int, length: int) -> IrregularBatch:
+        """One sequence, without the batch axis."""
+        if self.about.at_end:
+            described = min(series.described, length - 1)
+            event_T = np.r_[:described, len(series.time_N) - length + described : len(series.time_N)]
+        else:
+            event_T = np.arange(start, start + length)
+        time_T = series.time_N[event_T]
+        gap_T = np.maximum(np.diff(time_T, prepend=time_T[0]), self.about.gap)
+        return IrregularBatch(
+            series.channel_N[event_T].astype(np.int32),
+            series.value_NxX[event_T].astype(np.float32),
+            gap_T.astype(np.float32),
+            series.label_N[event_T].astype(np.int32),
+        )
+
+    def init(self, key: Key, D: int) -> IrregularParams:
+        """Embeddings whose sum has about the variance of three; a read-out that starts small."""
+        channel, value, gap, asked, label = jax.random.split(key, 5)
+        A, X, classes = self.about.channels, self.about.values, self.about.classes
+        return IrregularParams(
+            jax.random.normal(channel, (A, D)),
+            normal(value, (A, X, D), X),
+            normal(gap, (D,), 2),
+            jax.random.normal(asked, (D,)),
+            jnp.ones(D),
+            0.1 * normal(label, (D, classes), D),
+            jnp.zeros(classes),
+        )
+
+    def embed(self, params: IrregularParams, batch: IrregularBatch) -> tuple[Tokens, Gaps]:
+        """(events as vectors, time gaps). That a label is asked for shows, as a query of SRCD does; which does not."""
+        x_BxTxD = (
+            params.channel_AxD[batch.channel_BxT]
+            + jnp.einsum("btx,btxd->btd", batch.value_BxTxX, params.value_AxXxD[batch.channel_BxT])
+            + jnp.log1p(batch.gap_BxT)[..., None] * params.gap_D
+            + jnp.where(batch.label_BxT[..., None] >= 0, params.asked_D, 0)
+        )
+        return x_BxTxD, batch.gap_BxT
+
+    def score(
+        self, params: IrregularParams, y_BxTxD: Tokens, batch: IrregularBatch
+    ) -> tuple[Scalar, dict[str, tuple[Array, Scalar]]]:
+        """(cross-entropy of labels in nats; metrics as (sum, count) where labels are asked).
+
+        Of two classes also `negative_bins` and `positive_bins`: how many of each class have a logit in each bin, which
+        add over batches; `area_under_curve` makes a score of their sums.
+        """
+        logits_BxTxA = rms_norm(params.norm_D, y_BxTxD) @ params.label_DxA + params.bias_A
+        asked_BxT = batch.label_BxT >= 0
+        label_BxTx1 = jnp.maximum(batch.label_BxT, 0)[..., None]
+        nats_BxT = -jnp.take_along_axis(jax.nn.log_softmax(logits_BxTxA), label_BxTx1, axis=-1)[..., 0]
+        right_BxT = jnp.argmax(logits_BxTxA, axis=-1) == batch.label_BxT
+        over = lambda what: (
+            jnp.sum(what, where=asked_BxT, dtype=jnp.float32),
+            jnp.sum(asked_BxT, dtype=jnp.float32),
+        )
+        metrics = {"label_nats": over(nats_BxT), "accuracy": over(right_BxT)}
+        if self.about.classes == 2:
+            logit_BxT = logits_BxTxA[..., 1] - logits_BxTxA[..., 0]
+            bin_BxT = jnp.clip((logit_BxT + EDGE) / (2 * EDGE) * BINS, 0, BINS - 1).astype(jnp.int32)
+            for label, name in enumerate(("negative_bins", "positive_bins")):
+                among_BxT = (batch.label_BxT == label).astype(jnp.float32)
+                metrics[name] = (jnp.zeros(BINS).at[bin_BxT].add(among_BxT), jnp.ones(()))
+        nats, asked = metrics["label_nats"]
+        return nats / jnp.maximum(asked, 1), metrics
+
+    def groups(self, batch: IrregularBatch) -> dict[str, Bool[Array, "B T"]]:
+        """Events at which a label is asked for, and the others."""
+        return {"asked": batch.label_BxT >= 0, "other": batch.label_BxT < 0}
+
+    def asked(self, batch: IrregularBatch) -> Int[Array, "B T"]:
+        """Measurements have no list of recurring patterns."""
+        return jnp.full(batch.label_BxT.shape, -1)
+
+
+def area_under_curve(negative_bins, positive_bins) -> float:
+    """The chance that a positive has a higher logit than a negative, from counts in bins of the logit; a tie, which two
+    in one bin are, counts half. NaN without both classes."""
+    negative, positive = np.asarray(negative_bins, np.float64), np.asarray(positive_bins, np.float64)
+    below = np.cumsum(negative) - negative / 2
+    pairs = negative.sum() * positive.sum()
+    return float(positive @ below / pairs) if pairs else float("nan")

@@ -1,0 +1,298 @@
+"""Transfers models trained on SRCD to other tasks and compares their attention with training from scratch.
+
+python experiments/transfer.py --config=experiments/configs/transfer.py:tiny --runs=runs/transfer [--data=FOLDER]
+
+The protocol is the config's. Every run is in a directory of its own below --runs: stopped, the same command goes on
+where it was, and finished runs are not run again. Two processes with --part=0/2 and --part=1/2 use two cores; the whole
+command after them only gathers. Result and figure go to --results, with .json and .png.
+"""
+
+import itertools
+import os
+import tempfile
+from pathlib import Path
+
+import collect
+import grid
+import jax
+import numpy as np
+import srcd
+from absl import flags
+from ml_collections import ConfigDict
+
+from cram_jax.analysis import summary, transfer_figures
+from cram_jax.tasks.copying import CopyConfig
+from cram_jax.tasks.copying_task import CopyTask
+from cram_jax.tasks.irregular_generated import write_generated
+from cram_jax.tasks.irregular_task import IrregularTask, area_under_curve
+from cram_jax.training import experiment, loop
+from cram_jax.training import learner as learning
+from cram_jax.training.checkpoints import Checkpoints
+from cram_jax.training.learner import Learner
+from cram_jax.training.loop import RunConfig
+from cram_jax.training.metrics import read
+from cram_jax.training.settings import from_config
+
+MODELS = ("cram", "seqboat")
+RUNS = flags.DEFINE_string("runs", "runs/transfer", "Where the runs are, and generated files.")
+SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds, of both phases.")
+DATA = flags.DEFINE_string("data", None, "Folder with the published files; generated ones stand in without.")
+MODEL = flags.DEFINE_multi_enum("model", [], MODELS, "What to transfer; every model by default.")
+TARGET = flags.DEFINE_multi_string("target", [], "What to transfer to; every target by default.")
+PART = flags.DEFINE_string("part", "0/1", "i/n: only every n-th pair of model and seed, from the i-th, and no result.")
+RESULTS = flags.DEFINE_string("results", "experiments/results/transfer", "Where result and figure go.")
+
+SELECTION = {"cram": ("semantic", "router"), "seqboat": ("working", "choice_Dx2", "log_temperature")}
+WAYS = ("from scratch", "frozen", "head alone")
+SCORES = {"copy": "accuracy", "records": "area_under_curve", "motion": "accuracy"}
+# Published files as their archives name them, and what the data is called
+PUBLISHED = {
+    "records": (("set-a", "Outcomes-a.txt"), "PhysioNet 2012"),
+    "motion": (("ConfLongDemo_JSI.txt",), "Person Activity"),
+}
+# What the result keeps of a run, and of its logged lines
+KEPT = (
+    "seed", "score", "accuracy", "accuracy_recurring", "accuracy_new", "label_nats", "realised_new_share",
+    "attention_tokens_start", "attention_tokens_peak", "attention_tokens_end", "attention_utilisation_end",
+    "attention_asked", "attention_query_new", "kept_share", "train_seconds", "trained_by",
+)  # fmt: skip
+CURVES = ("step", "held_out/attention_tokens", "held_out/accuracy", "held_out/label_nats", "train/price")
+
+
+def files_of(target: str, config: ConfigDict, data: Path | None, runs: Path) -> tuple[str, tuple[str, ...]]:
+    """(what the target is called, the paths its reader takes), generated where no published ones are given.
+
+    Raises:
+      ValueError: for published files that are not there.
+    """
+    if target not in PUBLISHED:
+        return target, ()
+    names, called = PUBLISHED[target]
+    if data is None:
+        made = config.targets[target].generated
+        folder = runs / f"generated_{target}_{made.series}_of_{made.events}"  # other sizes are other files
+        return f"generated files of the {called} format", _generated(config.targets[target], folder)
+    paths = tuple(str(data / name) for name in names)
+    missing = [path for path in paths if not Path(path).exists()]
+    if missing:
+        raise ValueError(
+            f"--data={data} lacks {', '.join(missing)}; unpack {called} there, or choose others by --target"
+        )
+    return called, paths
+
+
+def _generated(about: ConfigDict, folder: Path) -> tuple[str, ...]:
+    """Paths of generated files below `folder`, written if they are not there: whole, or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as made:
+        new = Path(made) / "files"
+        paths = write_generated(about.data.format, new, about.generated.series, about.generated.events)
+        if not folder.exists():
+            try:
+                os.rename(new, folder)
+            except OSError:
+                if not folder.exists():  # else another process was faster
+                    raise
+        return tuple(str(folder / Path(path).relative_to(new)) for path in paths)
+
+
+def source_settings(config: ConfigDict, model: str, seed: int) -> ConfigDict:
+    """Of the training on SRCD."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        del config.targets
+    config.model, config.seed, config.data.table_seed = model, seed, seed
+    if model == "seqboat":
+        config.optimizer.weight_decay = 0.01  # that of every baseline, see configs/comparisons.py
+    return config
+
+
+def target_settings(
+    config: ConfigDict, target: str, model: str, way: str, seed: int, paths: tuple[str, ...]
+) -> ConfigDict:
+    """Of one run on a target. What the files hold is part of them, where they are is not."""
+    about = config.targets[target].copy_and_resolve_references()
+    config = source_settings(config, model, seed)
+    with config.unlocked():
+        del config.data, config.dynamics_weight
+        config.target, config.way, config.data = target, way, about.data
+        if target == "copy":
+            config.data.update(table_seed=seed, length=config.run.length, batch=config.run.batch)
+        else:
+            task = task_of(config, paths)
+            config.data.files = task.collection.fingerprint
+            # The last evaluation goes through the held-out windows once.
+            windows, run = len(task.windows("held_out", config.run.length).series_N), config.run
+            run.final_tokens = min(run.final_tokens, max(1, windows // run.batch) * run.batch * run.length)
+    config.price.update(about.price)
+    config.optimizer.frozen = {"from scratch": (), "frozen": SELECTION[model], "head alone": ("model",)}[way]
+    return config
+
+
+def task_of(config: ConfigDict, paths: tuple[str, ...]) -> CopyTask | IrregularTask:
+    """The target's task, from a run's settings."""
+    if config.target == "copy":
+        return CopyTask(from_config(CopyConfig(), config.data))
+    return IrregularTask(config.data.format, paths, config.data.validation_share, config.data.held_out_share)
+
+
+def build(config: ConfigDict, paths: tuple[str, ...]) -> tuple[Learner, RunConfig]:
+    """What to train on a target and for how long, from a run's settings.
+
+    Raises:
+      ValueError, KeyError: for settings out of range, or parts to freeze that the model lacks.
+    """
+    learner, run = experiment.build(config, task_of(config, paths))
+    jax.eval_shape(lambda: learning.init(learner, config.seed, 0))
+    return learner, run
+
+
+def place(learner: Learner, seed: int, source: ConfigDict, trained: Path, workdir: Path) -> None:
+    """Puts the layers trained on SRCD into `workdir` as its step 0, unless it has begun.
+
+    The router is trained already, so it decides from the first step: `ConsolidationState` comes with the layers,
+    released, with the statistics that the frozen semantic memory and q-hat belong to; its means follow the target's
+    retrievals within some 100 steps. The price starts anew, by the same rule as from scratch: it is in units of a loss,
+    and the source's loss, far below the target's first ones, would count as a tolerance broken for ever. It does not
+    start at once either: while the embedding is fresh nothing is worth attending to, and a price would teach just that.
+    """
+    before, _ = srcd.build(source)
+    saves, state = Checkpoints(workdir / "checkpoints"), learning.init(learner, seed, 0)
+    if saves.restore(state) is None:
+        patterns = before.task.data.patterns
+        _, last = Checkpoints(trained / "checkpoints").restore(learning.init(before, source.seed, patterns))
+        params = state.params._replace(model=last.params.model)
+        saves.save(0, state._replace(params=params, consolidation=last.consolidation))
+    saves.close()
+
+
+def finish(config: ConfigDict, learner: Learner, run: RunConfig, state, lines: list[dict]) -> dict:
+    """The run's summary, with the score its target is judged by."""
+    out = experiment.finish(learner, run, config.seed, state, lines)
+    if SCORES[config.target] == "area_under_curve":
+        found = loop.evaluate(learner, run, state, config.seed, run.final_tokens)
+        out["area_under_curve"] = area_under_curve(found["negative_bins"], found["positive_bins"])
+    return out | {"score": out[SCORES[config.target]]}
+
+
+def train(config: ConfigDict, workdir: Path, paths: tuple[str, ...], called: str) -> dict:
+    """One run on a target, or what is left of it: its summary, which is shown and written into the directory."""
+    learner, run = build(config, paths)
+    state, lines = experiment.train(config, learner, run, workdir)
+    out = finish(config, learner, run, state, lines)
+    rows = [(SCORES[config.target].replace("_", " "), f"{out['score']:.4f}"), *summary.attention_rows(out, "event")]
+    title = f"{called}, {config.model}, {config.way}, seed {config.seed}"
+    experiment.report(workdir, title, out, rows + summary.time_rows(out, "event"))
+    return out
+
+
+def chain(config: ConfigDict, targets: dict, model: str, seed: int, runs: Path) -> tuple[dict, dict]:
+    """A model's training on SRCD with one seed, and all that comes of it: (its summary, summaries by target and way).
+
+    Args:
+      targets: by name, what they are called and their files.
+
+    Raises:
+      ValueError: where one diverged.
+    """
+    trained, source = runs / "source" / f"{model}_seed_{seed}", source_settings(config, model, seed)
+
+    def settled(found: dict | None, workdir: Path) -> dict:
+        if found is None:
+            raise ValueError(f"the run in {workdir} diverged; lower optimizer.learning_rate for all of them")
+        return found
+
+    first = settled(grid.once(srcd.train, source, trained), trained)
+    out = {}
+    for target, (called, paths) in targets.items():
+        for way in WAYS:
+            workdir = runs / target / f"{model}_{way.replace(' ', '_')}_seed_{seed}"
+
+            def run(settings: ConfigDict, workdir: Path, way=way, paths=paths, called=called) -> dict:
+                if way != "from scratch":
+                    place(build(settings, paths)[0], seed, source, trained, workdir)
+                return train(settings, workdir, paths, called)
+
+            settings = target_settings(config, target, model, way, seed, paths)
+            found = settled(grid.once(run, settings, workdir), workdir)
+            kept = {name: found[name] for name in KEPT if name in found}
+            out[target, way] = kept | {"curve": collect.columns(read(workdir / "metrics.jsonl"), CURVES)}
+    return first, out
+
+
+def reduction(attention: float, from_scratch: float) -> float | None:
+    """1 - attention / attention from scratch; None where that is 0."""
+    return 1 - attention / from_scratch if from_scratch else None
+
+
+def entry(runs: list[dict], from_scratch: list[dict] | None) -> dict:
+    """What is reported of one way: its runs, means and deviations over seeds, reductions by seed and in the mean."""
+    out = {"runs": runs}
+    for name in ("score", "attention_tokens_end"):
+        values = np.array([run[name] for run in runs])
+        out |= {name: float(values.mean()), f"{name}_sd": float(values.std(ddof=1)) if len(runs) > 1 else None}
+    if from_scratch is not None:
+        attends = [[run["attention_tokens_end"] for run in some] for some in (runs, from_scratch)]
+        out["reductions"] = [reduction(*pair) for pair in zip(*attends, strict=True)]
+        out["reduction"] = reduction(*map(np.mean, attends))
+    return out
+
+
+def table(result: dict) -> list[tuple[str, str]]:
+    """Rows of (target, model and way; score, attention and reduction) for a person."""
+    rows = []
+    for called, models in result.items():
+        for model, ways in models.items():
+            for way, found in ways.items():
+                spread = lambda name, found=found: "" if found[name] is None else f" +- {found[name]:.3f}"
+                less = f"  less by {summary.percent(found['reduction'])}" if "reduction" in found else ""
+                attends = f"{summary.percent(found['attention_tokens_end'])} attend{less}"
+                rows.append((f"{called}: {model}, {way}", f"{found['score']:.3f}{spread('score_sd')}  {attends}"))
+    return rows
+
+
+def gather(done: dict, targets: dict, models: list[str], seeds: range) -> dict:
+    """What is reported of every way, by what the target is called, and model.
+
+    Args:
+      done: what `chain` says, by (model, seed).
+    """
+    runs_of = lambda model, target, way: [done[model, seed][1][target, way] for seed in seeds]
+    against = lambda model, target, way: None if way == WAYS[0] else runs_of(model, target, WAYS[0])
+    one = lambda *run: entry(runs_of(*run), against(*run))
+    return {
+        called: {model: {way: one(model, target, way) for way in WAYS} for model in models}
+        for target, (called, _) in targets.items()
+    }
+
+
+def main(_) -> None:
+    experiment.quiet()
+    config, runs, results = srcd.CONFIG.value, Path(RUNS.value), Path(RESULTS.value)
+    unknown = set(TARGET.value) - set(config.targets)
+    if unknown:
+        raise ValueError(f"--target names {sorted(unknown)}; there are {sorted(config.targets)}")
+    data = Path(DATA.value) if DATA.value else None
+    targets = {name: files_of(name, config, data, runs) for name in TARGET.value or SCORES}
+    seeds, models = range(SEEDS.value), MODEL.value or list(MODELS)
+    for (target, (_, paths)), model, way in itertools.product(targets.items(), models, WAYS):
+        build(target_settings(config, target, model, way, 0, paths), paths)  # what is wrong shows before the first run
+
+    part, parts = map(int, PART.value.split("/"))
+    todo = list(itertools.product(models, seeds))
+    done = {one: chain(config, targets, *one, runs) for one in todo[part::parts]}
+    if parts > 1:
+        return  # a part is no result
+    trained_by = grid.one_code([run for first, rest in done.values() for run in (first, *rest.values())])
+    result = gather(done, targets, models, seeds)
+    names = ("retrieval_accuracy", "attention_tokens_end")
+    sources = {model: [{name: done[model, seed][0][name] for name in names} for seed in seeds] for model in models}
+    grid.write(results, config, sources=sources, targets=result, trained_by=trained_by)
+    transfer_figures.draw(result, results.with_suffix(".png"))
+    many = lambda model: ";  ".join("  ".join(summary.percent(run[name]) for run in sources[model]) for name in names)
+    rows = [(f"SRCD, the source: {model}, retrieval; attend", many(model)) for model in models]
+    summary.show("Transfer: score, tokens that attend, against the same from scratch", rows + table(result))
+
+
+if __name__ == "__main__":
+    experiment.launch(main)
