@@ -3,15 +3,20 @@
 python experiments/collect.py experiments/results/srcd_small.json runs/small_0 runs/small_1 ...
 """
 
+import itertools
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from cram_jax.analysis import figures
+from cram_jax.analysis.transition import by_pattern
 from cram_jax.training import learner as learning
+from cram_jax.training.loop import RunConfig
 from cram_jax.training.metrics import read, strict
+from cram_jax.training.settings import from_config
 
 EXPOSURES = ("k", "count", "episodic")
 
@@ -89,6 +94,28 @@ def exposures(lines: list[dict]) -> dict[str, list]:
     }
 
 
+def patterns(lines: list[dict]) -> dict:
+    """When each recurring pattern's queries stopped attending (`transition.by_pattern`); {} where no model routes."""
+    if "train/asked_by_pattern" not in lines[-1]:
+        return {}
+    column = lambda name: np.array([line[name] for line in lines[1:]], float)
+    return by_pattern(
+        [line["step"] for line in lines[1:]],
+        column("train/asked_by_pattern"),
+        column("train/asked_by_pattern_episodic"),
+    )
+
+
+def training_flops(config: dict, lines: list[dict]) -> float:
+    """Floating-point operations of a whole training, from those of a token in each logged stretch of steps."""
+    run = from_config(RunConfig(), ConfigDict(config["run"]))
+    total = 0.0
+    for before, line in itertools.pairwise(lines):
+        shapes = [run.shape(step) for step in range(before["step"], line["step"])]
+        total += line["train/total_flops"] * sum(length * batch for length, batch in shapes)
+    return total
+
+
 def collect(summaries: list[dict], configs: list[dict]) -> dict:
     """{"config": of the first run, "runs": summaries, "mean", "sd", "missing"}.
 
@@ -122,7 +149,12 @@ def collect(summaries: list[dict], configs: list[dict]) -> dict:
 
 
 def result(summaries: list[dict], configs: list[dict], lines: list[list[dict]]) -> dict:
-    """`collect`, and by seed what figures are drawn from: `curves`, and `quality` where there is some."""
+    """`collect`, with each run's `training_flops`; and by seed what figures are drawn from: `curves`, and `quality`
+    where there is some."""
+    summaries = [
+        summary | {"training_flops": training_flops(config, logged)}
+        for summary, config, logged in zip(summaries, configs, lines, strict=True)
+    ]
     out = collect(summaries, configs)
     runs = list(zip(lines, summaries, strict=True))
     out["curves"] = [curves(logged, summary.get("busiest_layer")) for logged, summary in runs]

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from cram_jax.analysis import comparison_figures, summary
 from cram_jax.training import experiment
-from cram_jax.training.metrics import read
+from cram_jax.training.metrics import read, strict
 
 NAME = flags.DEFINE_enum("name", "ablations", sorted(comparisons.COMPARISONS), "Which comparison.")
 RUNS = flags.DEFINE_string("runs", "runs/compare", "Where the runs are.")
@@ -31,7 +31,7 @@ RESULTS = flags.DEFINE_string("results", "experiments/results", "Folder for resu
 # What a table needs of each run; of all others mean and deviation are enough.
 HEADLINES = (
     "seed", "retrieval_accuracy", "retrieval_accuracy_new", "attention_tokens_end", "transition_step",
-    "realised_query_share", "realised_new_share", "dynamics_mse_excess",
+    "realised_query_share", "realised_new_share", "dynamics_mse_excess", "training_flops", "total_flops",
 )  # fmt: skip
 
 
@@ -41,14 +41,14 @@ def folder(label: str) -> str:
 
 
 def entry(runs: list[dict], configs: list[ConfigDict], workdirs: list[Path]) -> dict:
-    """Means, deviations, headlines by seed, curves, quality and Eq 14's data of an entry, over its runs that did not
-    diverge.
+    """Means, deviations, headlines by seed, curves, quality, Eq 14's data and each pattern's transition of an entry,
+    over its runs that did not diverge.
 
     How many did is said beside them.
     """
     done = [i for i, run in enumerate(runs) if run is not None]
     if not done:
-        return {"diverged": len(runs), "runs": [], "mean": {}, "sd": {}, "missing": {}, "curves": [], "exposures": []}
+        return {"diverged": len(runs), "runs": [], "mean": {}, "sd": {}, "missing": {}, "curves": []}
     lines = [read(workdirs[i] / "metrics.jsonl") for i in done]
     found = collect.result([runs[i] for i in done], [json.loads(configs[i].to_json()) for i in done], lines)
     slim = lambda numbers: {name: value for name, value in numbers.items() if "_layer_" not in name}
@@ -60,6 +60,7 @@ def entry(runs: list[dict], configs: list[ConfigDict], workdirs: list[Path]) -> 
         "missing": slim(found.get("missing", {})),
         "curves": found["curves"],
         "exposures": [one for one in map(collect.exposures, lines) if one],
+        "patterns": [strict(one) for one in map(collect.patterns, lines) if one],
         **{name: found[name] for name in ("quality",) if name in found},
     }
 

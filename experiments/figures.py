@@ -24,7 +24,10 @@ from cram_jax.analysis import (
     kernel_figures,
     mqar_figures,
     plasticity_figures,
+    redundancy_figures,
     text_figures,
+    theorem_figures,
+    transfer_figures,
 )
 from cram_jax.tasks.text_task import KINDS
 
@@ -41,6 +44,9 @@ FIGURES: dict[str, Drawer] = {
     "plasticity": plasticity_figures.draw,
     "exposure": exposure_figures.draw,
     "change": change_figures.draw,
+    "redundancy": redundancy_figures.draw,
+    "theorems": theorem_figures.draw,
+    "transfer": lambda result, path: transfer_figures.draw(result["targets"], path),
     **{f"kernels/{part}": draw for part, draw in kernel_figures.FIGURES.items()},
 }
 

@@ -37,7 +37,9 @@ def lesions(depth: int) -> dict[str, tuple[tuple[str, ...], int | slice]]:
 def answers(learner: Learner, state: TrainState, batch) -> tuple[Bool[Array, "B T"], Bool[Array, "B T"]]:
     """(which tokens are answered right, which attend in some layer)."""
     x_BxTxD, gap_BxT = learner.task.embed(state.params.task, batch)
-    y_BxTxD, aux = learner.model.apply(state.params.model, state.consolidation, x_BxTxD, gap_BxT=gap_BxT)
+    # No audits, except where routes are drawn: there whole and lesioned model throw the same dice.
+    key = state.key if learner.model.layer.routing.decide == "random" else None
+    y_BxTxD, aux = learner.model.apply(state.params.model, state.consolidation, x_BxTxD, gap_BxT=gap_BxT, key=key)
     logits_BxTxA, _ = learner.task.read(state.params.task, y_BxTxD, batch)
     return jnp.argmax(logits_BxTxA, -1) == batch.answer_BxT, jnp.any(aux.routes.attended_BxT, axis=0)
 

@@ -130,8 +130,7 @@ def main(_) -> None:
     out = train(config, Path(text.WORKDIR.value))
     summary.show("Redundancy of attention (Eq 1), held-out bytes", table(out["looks"]))
     target = Path(RESULTS.value) / "redundancy"
-    grid.write(target, config, **out)
-    redundancy_figures.draw(out["looks"], target.with_suffix(".png"))
+    redundancy_figures.draw(grid.write(target, config, **out), target.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ import numpy as np
 STYLES = ("-", "--", "-.", ":")
 
 
-def draw(looks: list[dict], path: Path) -> None:
+def draw(result: dict, path: Path) -> None:
     """Eq 1 by layer over training, and that of each head at the end.
 
     Args:
-      looks: after so many steps each, as experiments/redundancy.py makes them.
+      result: `looks`, after so many steps each, as experiments/redundancy.py makes them.
     """
+    looks = result["looks"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
     steps = [look["step"] for look in looks]
     for layer in range(len(looks[0]["layers"])):

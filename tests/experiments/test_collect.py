@@ -4,9 +4,12 @@ import collect
 import numpy as np
 import pytest
 
+from cram_jax.training.loop import RunConfig
+from cram_jax.training.settings import to_config
+
 
 def run(seed, accuracy, length=256, commit="a1"):
-    config = {"seed": seed, "data": {"table_seed": seed, "length": length}}
+    config = {"seed": seed, "data": {"table_seed": seed, "length": length}, "run": to_config(RunConfig()).to_dict()}
     return {"seed": seed, "accuracy": accuracy, "cpu": "x", "trained_by": [commit]}, config
 
 
@@ -36,7 +39,8 @@ def test_curves_are_columns_of_what_figures_are_drawn_from():
 
 def probed(step, mean_q):
     bins = [0.0] * 3 + [2.0]
-    return {"step": step, "probe/quality_bins_layer_1": bins, "probe/quality_query_recurring_layer_1": mean_q}
+    mean = {"probe/quality_bins_layer_1": bins, "probe/quality_query_recurring_layer_1": mean_q}
+    return {"step": step, "train/total_flops": 2.0, **mean}
 
 
 def test_quality_is_that_of_the_busiest_layer_at_three_moments():
@@ -56,4 +60,23 @@ def test_a_result_has_quality_only_where_there_is_some():
     seen = collect.result([summary | {"busiest_layer": 1, "transition_step": None}], [config], [lines])
     assert seen["quality"][0]["recurring"] == [0.5, None, 0.5] and seen["runs"][0]["accuracy"] == 0.9
     unseen = collect.result([summary], [config], [lines])
-    assert "quality" not in unseen and unseen["curves"] == [{"step": [0, 5]}]
+    assert "quality" not in unseen and unseen["curves"] == [{"step": [0, 5], "train/total_flops": [2.0, 2.0]}]
+
+
+def test_training_costs_what_each_stretch_of_steps_did():
+    # Given 10 steps of 4 sequences of 8 events, then 10 of 2 of 32, logged every 5, that cost less and less
+    config = {
+        "run": to_config(RunConfig(steps=20, length=32, batch=2, curriculum=((10, 8, 4),), log_every=5)).to_dict()
+    }
+    lines = [{"step": 0}] + [{"step": 5 * i, "train/total_flops": 100.0 / i} for i in (1, 2, 3, 4)]
+    assert collect.training_flops(config, lines) == pytest.approx(5 * (32 * (100 + 50) + 64 * (100 / 3 + 25)))
+
+
+def test_patterns_are_those_of_the_training_batches():
+    asked, chose = [[4.0, 4.0]] * 12, [[4.0, 4.0]] * 3 + [[0.0, 4.0]] * 4 + [[0.0, 0.0]] * 5
+    lines = [{"step": 0}] + [
+        {"step": 10 * i + 10, "train/asked_by_pattern": a, "train/asked_by_pattern_episodic": c}
+        for i, (a, c) in enumerate(zip(asked, chose, strict=True))
+    ]
+    assert collect.patterns(lines)["settled"] == [40, 80]
+    assert collect.patterns([{"step": 0}, {"step": 5}]) == {}

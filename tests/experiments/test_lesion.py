@@ -1,5 +1,6 @@
 """Lesions count what they say: right answers without attention that are wrong once a memory is gone."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -73,6 +74,20 @@ def test_without_its_layers_a_model_reads_its_embedding():
     # Working memory still adds the token it read, which the last norm takes out again
     read = lambda x_BxTxD: LEARNER.task.read(silent.params.task, x_BxTxD, batch)[0]
     np.testing.assert_allclose(read(y_BxTxD), read(x_BxTxD), atol=1e-4)
+
+
+def test_a_model_whose_routes_are_drawn_can_be_lesioned():
+    # Given a router by chance, then the same dice are thrown for the whole model and for a lesioned one
+    routing = dataclasses.replace(LEARNER.model.layer.routing, decide="random", budget=0.5)
+    model = dataclasses.replace(LEARNER.model, layer=dataclasses.replace(LEARNER.model.layer, routing=routing))
+    learner = dataclasses.replace(LEARNER, model=model)
+    released = STATE._replace(consolidation=STATE.consolidation._replace(released=jnp.ones(1, bool)))
+    batch = learner.task.batch("held_out", 0, 0, 32, 4)
+    _, attended_BxT = lesion.answers(learner, released, batch)
+    assert 0.2 < attended_BxT.mean() < 0.8
+    np.testing.assert_array_equal(
+        attended_BxT, lesion.answers(learner, lesion.without(released, ("semantic",)), batch)[1]
+    )
 
 
 def test_answers_are_those_that_metrics_count():

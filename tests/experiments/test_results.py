@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from configs import change as change_config
 from configs import comparisons
 from configs import conversion as conversion_config
 from configs import language as language_config
@@ -166,14 +167,52 @@ def test_language_models_had_one_budget_and_learned_the_text():
     assert all(run["bits_per_byte"] < run["bits_per_byte_3_gram"] for run in runs)
 
 
-def test_working_memories_were_compared_over_all_seeds():
-    result, comparison = load("working_memory.json"), comparisons.COMPARISONS["working_memory"]
-    assert result["settings"] == comparison.entries and not result["trained_by"][0].endswith("+")
+@pytest.mark.parametrize("name", ["working_memory", "recurrence", "tuning", "tuning_mamba2"])
+def test_a_comparison_is_the_one_that_was_written_down(name):
+    result, comparison = load(f"{name}.json"), comparisons.COMPARISONS[name]
+    assert_settings(result["config"], json.loads(srcd_config.get_config(comparison.variant).to_json()))
+    assert result["settings"] == json.loads(json.dumps(comparison.entries))
+    (commit,) = result["trained_by"]
+    assert not commit.endswith("+")
     for found in result["entries"].values():
-        assert [run["seed"] for run in found["runs"]] == [0, 1, 2] and not found["diverged"]
-        # The verdict: whatever the body, new bindings are answered, and by attention
+        assert [run["seed"] for run in found["runs"]] == list(comparison.seeds) and not found["diverged"]
+
+
+def test_whatever_the_working_memory_new_bindings_are_answered_by_attention():
+    for found in load("working_memory.json")["entries"].values():
         assert found["mean"]["retrieval_accuracy_new"] > 0.98
         assert found["mean"]["attention_tokens_end"] > found["mean"]["realised_new_share"]
+
+
+def test_attention_falls_by_what_recurs_be_it_little_or_much():
+    entries = load("recurrence.json")["entries"].values()
+    end, floor = ([found["mean"][name] for found in entries] for name in ("attention_tokens_end", "realised_new_share"))
+    assert end == sorted(end) and floor == sorted(floor) and floor[0] == 0
+    for found in entries:
+        assert found["mean"]["retrieval_accuracy"] > 0.97
+
+
+def test_the_baselines_of_table_1_have_what_the_searches_found_best():
+    tried = load("tuning.json"), load("tuning_mamba2.json")
+    entries = {label: found for one in tried for label, found in one["entries"].items()}
+    settings = {label: of for one in tried for label, of in one["settings"].items()}
+    for model in comparisons.BASELINES:
+        own = [label for label in entries if label.startswith(f"{model}, ")]
+        best = max(own, key=lambda label: entries[label]["mean"]["retrieval_accuracy"])
+        chosen = {name: value for name, value in settings[best].items() if name != "run.steps"}
+        assert chosen == comparisons.TABLE_1[model], model
+
+
+def test_a_changed_pattern_is_learned_again_without_a_restart():
+    result = load("change.json")
+    assert_settings(result["config"], json.loads(change_config.get_config("small").to_json()))
+    assert not result["trained_by"][0].endswith("+") and len(result["trained_by"]) == 1
+    assert result["accuracy_changed_lowest"] < 0.05, "the change was one"
+    assert result["steps_to_99_for_good"] <= 200 and result["accuracy_changed_end"] >= 0.99
+    # Attention came back to what changed, and went again
+    queries = result["curves"]["after"]["held_out/attention_query_changed"]
+    assert queries[0] < 0.02 and max(queries) > 0.2 and queries[-1] < 0.02
+    assert result["attention_tokens_end"] <= 1.1 * result["attention_tokens_before"]
 
 
 def test_both_ways_of_fine_tuning_had_equal_effort():
