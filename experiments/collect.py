@@ -106,14 +106,14 @@ def patterns(lines: list[dict]) -> dict:
     )
 
 
-def training_flops(config: dict, lines: list[dict]) -> float:
-    """Floating-point operations of a whole training, from those of a token in each logged stretch of steps."""
+def training_teraflops(config: dict, lines: list[dict]) -> float:
+    """Operations of a whole training, in units of 10^12, from those of a token in each logged stretch of steps."""
     run = from_config(RunConfig(), ConfigDict(config["run"]))
     total = 0.0
     for before, line in itertools.pairwise(lines):
         shapes = [run.shape(step) for step in range(before["step"], line["step"])]
         total += line["train/total_flops"] * sum(length * batch for length, batch in shapes)
-    return total
+    return total / 1e12
 
 
 def collect(summaries: list[dict], configs: list[dict]) -> dict:
@@ -149,10 +149,10 @@ def collect(summaries: list[dict], configs: list[dict]) -> dict:
 
 
 def result(summaries: list[dict], configs: list[dict], lines: list[list[dict]]) -> dict:
-    """`collect`, with each run's `training_flops`; and by seed what figures are drawn from: `curves`, and `quality`
+    """`collect`, with each run's `training_teraflops`; and by seed what figures are drawn from: `curves`, and `quality`
     where there is some."""
     summaries = [
-        summary | {"training_flops": training_flops(config, logged)}
+        summary | {"training_teraflops": training_teraflops(config, logged)}
         for summary, config, logged in zip(summaries, configs, lines, strict=True)
     ]
     out = collect(summaries, configs)

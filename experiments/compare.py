@@ -31,7 +31,7 @@ RESULTS = flags.DEFINE_string("results", "experiments/results", "Folder for resu
 # What a table needs of each run; of all others mean and deviation are enough.
 HEADLINES = (
     "seed", "retrieval_accuracy", "retrieval_accuracy_new", "attention_tokens_end", "transition_step",
-    "realised_query_share", "realised_new_share", "dynamics_mse_excess", "training_flops", "total_flops",
+    "realised_query_share", "realised_new_share", "dynamics_mse_excess", "training_teraflops", "total_flops",
 )  # fmt: skip
 
 

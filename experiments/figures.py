@@ -4,7 +4,7 @@ python experiments/figures.py [--figures=FOLDER]
 
 | result | figure |
 |---|---|
-| srcd_*.json with curves | attention, retrieval and time of a step over training, by its name |
+| srcd_*.json with curves, of a model that routes | attention, retrieval and time of a step over training |
 | all srcd_*.json | srcd.png: what every seed ended with, side by side |
 | with `entries` of experiments/compare.py | the same, of a comparison |
 | the others | by the function that FIGURES names |
@@ -57,7 +57,8 @@ def drawer(name: str, result: dict) -> Drawer | None:
         return FIGURES[name]
     if "entries" in result:
         return comparison_figures.draw
-    return figures.figure_2 if name.startswith("srcd_") and "curves" in result else None
+    routes = name.startswith("srcd_") and "router_released_step" in result["runs"][0]
+    return figures.figure_2 if routes and "curves" in result else None
 
 
 def side_by_side(results: dict[str, dict]) -> dict:

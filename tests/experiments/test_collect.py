@@ -69,7 +69,8 @@ def test_training_costs_what_each_stretch_of_steps_did():
         "run": to_config(RunConfig(steps=20, length=32, batch=2, curriculum=((10, 8, 4),), log_every=5)).to_dict()
     }
     lines = [{"step": 0}] + [{"step": 5 * i, "train/total_flops": 100.0 / i} for i in (1, 2, 3, 4)]
-    assert collect.training_flops(config, lines) == pytest.approx(5 * (32 * (100 + 50) + 64 * (100 / 3 + 25)))
+    operations = 5 * (32 * (100 + 50) + 64 * (100 / 3 + 25))
+    assert collect.training_teraflops(config, lines) == pytest.approx(operations / 1e12)
 
 
 def test_patterns_are_those_of_the_training_batches():

@@ -31,8 +31,9 @@ def test_all_runs_on_srcd_stand_side_by_side():
 @pytest.mark.parametrize(
     ("name", "result", "wanted"),
     [
-        ("srcd_other", {"curves": []}, over_steps.figure_2),
-        ("srcd_other", {}, None),  # collected before curves were kept
+        ("srcd_other", {"curves": [], "runs": [{"router_released_step": 500}]}, over_steps.figure_2),
+        ("srcd_other", {"runs": [{"router_released_step": 500}]}, None),  # collected before curves were kept
+        ("srcd_other", {"curves": [], "runs": [{}]}, None),  # a transformer
         ("a comparison", {"entries": {}}, comparison_figures.draw),
         ("kernels/scans", {}, None),
     ],

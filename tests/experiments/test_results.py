@@ -24,6 +24,7 @@ RUNS = {  # file: (config, variant, settings given on the command line, seeds)
     "srcd_small_shared.json": (srcd_config, "small", {"data.new_keys": "shared"}, 5),
     "srcd_small_transformer.json": (srcd_config, "small", TRANSFORMER, 3),
     "srcd_paper.json": (srcd_config, "paper", {}, 5),
+    "srcd_paper_transformer.json": (srcd_config, "paper", TRANSFORMER, 1),
     "srcd_paper_10k.json": (srcd_config, "paper", {"run.steps": 10_000}, 1),
     "text.json": (text_config, "small", {}, 1),
 }
@@ -40,6 +41,7 @@ MARKS = {
         "held_out_tokens": (1_000_000, 2_000_000),
     },
     "srcd_small_transformer.json": {"retrieval_accuracy": (0.99, 1)},
+    "srcd_paper_transformer.json": {"retrieval_accuracy": (0.99, 1)},
     "srcd_paper.json": {
         "length": (2048, 2048),
     },
@@ -140,10 +142,18 @@ def test_the_papers_size_takes_at_most_ten_minutes():
         assert then["attention_tokens"] <= 1.07 * curve["held_out/realised_new_share"][by_then], run["seed"]
 
 
-def test_dynamics_are_learned_as_well_as_by_the_transformer():
-    transformer = load("srcd_small_transformer.json")["mean"]["dynamics_mse_excess"]
-    for run in load("srcd_small.json")["runs"]:
+@pytest.mark.parametrize("size", ["small", "paper"])
+def test_dynamics_are_learned_as_well_as_by_the_transformer(size):
+    transformer = load(f"srcd_{size}_transformer.json")["mean"]["dynamics_mse_excess"]
+    for run in load(f"srcd_{size}.json")["runs"]:
         assert 0 < run["dynamics_mse_excess"] <= 1.05 * transformer
+
+
+def test_at_the_papers_size_all_of_it_costs_less_than_the_transformer():
+    transformer = load("srcd_paper_transformer.json")["mean"]
+    for run in load("srcd_paper.json")["runs"]:
+        for what in ("total_flops", "training_teraflops"):
+            assert run[what] < 0.5 * transformer[what]
 
 
 def test_text_is_below_its_n_grams():
