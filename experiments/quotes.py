@@ -22,14 +22,15 @@ def quotes(page: str) -> Iterator[tuple[str, str, str]]:
 
 
 def number(file: str, path: str) -> float:
-    """The number at a dotted path of names and list indices; %20 and its like stand for what a link may not hold.
+    """The number at a dotted path of names and list indices; %20 and its like stand for what a link may not hold, and
+    %2E for a dot in a name.
 
     Raises:
       KeyError: where the file has none there.
     """
     value = json.loads((ROOT / file).read_text())
-    for part in unquote(path).split("."):
-        value = value[int(part)] if isinstance(value, list) else value[part]
+    for part in path.split("."):
+        value = value[int(part)] if isinstance(value, list) else value[unquote(part)]
     return value
 
 

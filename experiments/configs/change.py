@@ -2,6 +2,8 @@
 
 python experiments/change.py --config=experiments/configs/change.py:small --workdir=runs/change
 
+The committed result, experiments/results/change.json, is the `summary.json` that this leaves.
+
 1. CRAM is trained on SRCD for `change.at` steps. Then the first `change.patterns` of the recurring patterns get other
    answers, and the same training goes on: state, optimizer and price are those of the step before.
 2. From the state at `change.at`, training stops instead. `consolidate` looks at `change.batches` batches of the changed
@@ -10,7 +12,7 @@ python experiments/change.py --config=experiments/configs/change.py:small --work
 | variant | sequences | steps |
 |---|---|---|
 | tiny | 64 events, 30 patterns | 1000, then 1000 |
-| small | 256 events, 100 patterns | 2400, then 2400; not run yet |
+| small | 256 events, 100 patterns | 2400, then 2400 |
 """
 
 from configs import srcd
