@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from cram_jax.analysis import summary, transfer_figures
 from cram_jax.tasks.copying import CopyConfig
 from cram_jax.tasks.copying_task import CopyTask
-from cram_jax.tasks.irregular_generated import write_generated
+from cram_jax.tasks.irregular_generated import PATHS, write_generated
 from cram_jax.tasks.irregular_task import IrregularTask, area_under_curve
 from cram_jax.training import experiment, loop
 from cram_jax.training import learner as learning
@@ -54,7 +54,7 @@ PUBLISHED = {
 KEPT = (
     "seed", "score", "accuracy", "accuracy_recurring", "accuracy_new", "label_nats", "realised_new_share",
     "attention_tokens_start", "attention_tokens_peak", "attention_tokens_end", "attention_utilisation_end",
-    "attention_asked", "attention_query_new", "kept_share", "train_seconds", "trained_by",
+    "attention_asked", "attention_query_new", "kept_share", "router_released_step", "train_seconds", "trained_by",
 )  # fmt: skip
 CURVES = ("step", "held_out/attention_tokens", "held_out/accuracy", "held_out/label_nats", "train/price")
 
@@ -82,18 +82,17 @@ def files_of(target: str, config: ConfigDict, data: Path | None, runs: Path) -> 
 
 
 def _generated(about: ConfigDict, folder: Path) -> tuple[str, ...]:
-    """Paths of generated files below `folder`, written if they are not there: whole, or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as made:
-        new = Path(made) / "files"
-        paths = write_generated(about.data.format, new, about.generated.series, about.generated.events)
-        if not folder.exists():
+    """Paths of generated files in `folder`, which are written if it is not there: all of them, or none."""
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as made:
+            write_generated(about.data.format, Path(made) / "files", about.generated.series, about.generated.events)
             try:
-                os.rename(new, folder)
+                os.rename(Path(made) / "files", folder)
             except OSError:
                 if not folder.exists():  # else another process was faster
                     raise
-        return tuple(str(folder / Path(path).relative_to(new)) for path in paths)
+    return tuple(str(folder / name) for name in PATHS[about.data.format])
 
 
 def source_settings(config: ConfigDict, model: str, seed: int) -> ConfigDict:
@@ -172,6 +171,8 @@ def finish(config: ConfigDict, learner: Learner, run: RunConfig, state, lines: l
     if SCORES[config.target] == "area_under_curve":
         found = loop.evaluate(learner, run, state, config.seed, run.final_tokens)
         out["area_under_curve"] = area_under_curve(found["negative_bins"], found["positive_bins"])
+    if config.way != WAYS[0] and learner.model.consolidates:  # it was before the first step; what came later is a price
+        out |= {"price_started_step": out["router_released_step"], "router_released_step": 0}
     return out | {"score": out[SCORES[config.target]]}
 
 

@@ -10,6 +10,8 @@ import numpy as np
 
 from cram_jax.tasks.irregular import ACTIVITIES, FORMATS, HEADER, TAGS, TICKS
 
+# What is written into a folder, as the formats' readers take it
+PATHS = {"physionet_2012": ("records", "outcomes.txt"), "person_activity": ("recordings.txt",)}
 # Parameter: (usual value, deviation, what a unit of severity adds, in deviations, readings a day)
 USUAL = {
     "HR": (85, 15, 0.6, 24), "GCS": (12, 3, -0.9, 6), "SysABP": (120, 20, -0.5, 24), "Temp": (37, 0.7, 0.0, 12),
@@ -50,13 +52,15 @@ def write_generated(format: str, folder: Path, series: int, events: int, seed: i
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, FORMATS.index(format)])))
-    return {"physionet_2012": _records, "person_activity": _recordings}[format](folder, series, events, random)
+    paths = tuple(folder / name for name in PATHS[format])
+    {"physionet_2012": _records, "person_activity": _recordings}[format](*paths, series, events, random)
+    return tuple(map(str, paths))
 
 
-def _records(folder: Path, series: int, events: int, random) -> tuple[str, str]:
+def _records(records: Path, outcomes: Path, series: int, events: int, random) -> None:
     """Each person has a severity, which shifts some parameters and decides, with the age, who dies: three in ten."""
-    (folder / "records").mkdir(exist_ok=True)
-    outcomes = [HEADER]
+    records.mkdir(exist_ok=True)
+    said = [HEADER]
     for number in range(100_000, 100_000 + series):
         severity, age = random.normal(), random.uniform(20, 90)
         died = random.random() < 1 / (1 + np.exp(1.4 - 2.0 * severity - 0.02 * (age - 55)))
@@ -69,13 +73,12 @@ def _records(folder: Path, series: int, events: int, random) -> tuple[str, str]:
             usual, deviation, shift, _ = USUAL[name]
             value = usual + deviation * (shift * severity + random.normal())
             lines.append(f"{minute // 60:02d}:{minute % 60:02d},{name},{value:.2f}")
-        (folder / "records" / f"{number}.txt").write_text("\n".join(lines) + "\n")
-        outcomes.append(f"{number},-1,-1,-1,-1,{int(died)}")
-    (folder / "outcomes.txt").write_text("\n".join(outcomes) + "\n")
-    return str(folder / "records"), str(folder / "outcomes.txt")
+        (records / f"{number}.txt").write_text("\n".join(lines) + "\n")
+        said.append(f"{number},-1,-1,-1,-1,{int(died)}")
+    outcomes.write_text("\n".join(said) + "\n")
 
 
-def _recordings(folder: Path, series: int, events: int, random) -> tuple[str]:
+def _recordings(path: Path, series: int, events: int, random) -> None:
     """A person goes from activity to activity; tags report in turn by chance, their heights those of the activity."""
     lines = []
     for index in range(series):
@@ -93,6 +96,4 @@ def _recordings(folder: Path, series: int, events: int, random) -> tuple[str]:
             place = np.array([x, y, POSTURES[activity][0][tag]]) + random.normal(0, 0.08, 3)
             fields = [name, TAGS[tag], str(ticks + int(seconds * TICKS)), "27.05.2009 14:03:25:127"]
             lines.append(",".join([*fields, *(f"{number:.6f}" for number in place), str(activity)]))
-    path = folder / "recordings.txt"
     path.write_text("\n".join(lines) + "\n")
-    return (str(path),)

@@ -72,29 +72,32 @@ class Windows(NamedTuple):
 
     Attributes:
       series_N, start_N: of windows that do not overlap, in a fixed order that mixes series: to evaluate on.
-      usable: series that are long enough, by number. left_out: how many are not.
+      usable_N: series that are long enough, by number. left_out: how many are not.
+      ends_N: of those, how many windows they and all before them have, overlapping ones too: to draw from in training.
     """
 
     series_N: NumpyInt[np.ndarray, "N"]
     start_N: NumpyInt[np.ndarray, "N"]
-    usable: tuple[int, ...]
+    usable_N: NumpyInt[np.ndarray, "N"]
+    ends_N: NumpyInt[np.ndarray, "N"]
     left_out: int
 
 
 @functools.lru_cache(maxsize=16)
 def _windows(collection: Collection, split: str, length: int, at_end: bool) -> Windows:
     series = getattr(collection, split)
-    usable = tuple(i for i, one in enumerate(series) if len(one.time_N) >= length)
-    if not usable:
+    usable_N = np.array([i for i, one in enumerate(series) if len(one.time_N) >= length])
+    if not usable_N.size:
         longest = max(len(one.time_N) for one in series)
         raise ValueError(
             f"no series of the {split} split has {length} events, the longest has {longest}: give longer series, or a "
             "shorter run.length"
         )
     starts = lambda i: [0] if at_end else range(0, len(series[i].time_N) - length + 1, length)
-    places = np.array([(i, start) for i in usable for start in starts(i)])
+    places = np.array([(i, start) for i in usable_N for start in starts(i)])
     places = np.random.Generator(np.random.Philox(0)).permutation(places)
-    return Windows(places[:, 0], places[:, 1], usable, len(series) - len(usable))
+    room_N = np.array([1 if at_end else len(series[i].time_N) - length + 1 for i in usable_N])
+    return Windows(places[:, 0], places[:, 1], usable_N, np.cumsum(room_N), len(series) - len(usable_N))
 
 
 @jax.tree_util.register_static
@@ -137,15 +140,16 @@ class IrregularTask:
     def batch(self, split: str, seed: int, index: int, length: int, size: int) -> IrregularBatch:
         """Batch `index` of "train", "validation" or "held_out": `size` sequences of `length` events of one series each.
 
-        Training draws a series, and of a recording a stretch of it, by chance, the longer the likelier; the other two
-        go through windows that do not overlap in a fixed order, over and over, whatever the seed.
+        Training draws from all windows, which overlap in a recording, each alike; the other two go through windows that
+        do not overlap in a fixed order, over and over, whatever the seed.
         """
         windows, series = self.windows(split, length), getattr(self.collection, split)
         if split == "train":
             random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index])))
-            room = np.array([1 if self.about.at_end else len(series[i].time_N) - length + 1 for i in windows.usable])
-            drawn_B = random.choice(len(room), size=size, p=room / room.sum())
-            places = [(windows.usable[i], random.integers(room[i])) for i in drawn_B]
+            place_B = random.integers(windows.ends_N[-1], size=size)
+            drawn_B = np.searchsorted(windows.ends_N, place_B, side="right")
+            starts_N = np.concatenate([[0], windows.ends_N[:-1]])
+            places = zip(windows.usable_N[drawn_B], place_B - starts_N[drawn_B], strict=True)
         else:
             turn_B = np.arange(index * size, (index + 1) * size) % len(windows.series_N)
             places = zip(windows.series_N[turn_B], windows.start_N[turn_B], strict=True)

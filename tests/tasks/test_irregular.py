@@ -1,6 +1,7 @@
 """Irregular series: what is read of the two formats, what is said of files that cannot serve, no leak, no padding."""
 
 import itertools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -202,6 +203,23 @@ def test_evaluation_goes_through_every_window_once(task):
     assert len(np.unique(seen.reshape(len(seen), -1), axis=0)) == len(seen)
     trained = [np.asarray(task.batch("train", 0, i, 32, 4).value_BxTxX) for i in (0, 0, 1)]
     assert np.array_equal(*trained[:2]) and not np.array_equal(*trained[1:])
+
+
+def test_training_draws_every_window_alike(tmp_path):
+    # Given recordings of different lengths
+    (path,) = write_generated("person_activity", tmp_path, 8, 12)
+    lines, kept = Path(path).read_text().splitlines(True), {"A01": 10, "B01": 12, "C01": 11, "A02": 9}
+    some = [line for name in kept for line in [one for one in lines if one.startswith(name)][: kept[name]]]
+    Path(path).write_text("".join(some))
+    task = IrregularTask("person_activity", (path,))
+    # When 2000 windows of 10 events are drawn
+    values = np.asarray(task.batch("train", 0, 0, 10, 2000).value_BxTxX)
+    windows = [one.value_NxX[i : i + 10] for one in task.collection.train for i in range(len(one.time_N) - 9)]
+    # Then each comes with its share, within five standard deviations
+    p = 1 / len(windows)
+    for window in windows:
+        share = np.mean(np.all(np.isclose(values, window, atol=1e-6), axis=(1, 2)))
+        assert abs(share - p) <= 5 * np.sqrt(p * (1 - p) / 2000)
 
 
 def test_series_that_are_too_short_are_left_out_and_counted(tmp_path):
