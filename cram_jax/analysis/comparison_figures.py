@@ -14,6 +14,8 @@ PANELS = {
     "attention_tokens_end": "tokens that attend (%)",
 }
 
+PERCENT = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+
 
 def draw(result: dict, path: Path) -> None:
     """A row an entry, a mark a seed, a point for their mean; the title is the file's name.
@@ -40,7 +42,12 @@ def draw(result: dict, path: Path) -> None:
     axes[2].legend(fontsize=7, frameon=False)
     low, high = axes[2].get_xlim()
     if high > 5 * max(low, 0.1):  # from a floor to all tokens
-        axes[2].set(xscale="log", xlim=(max(low, 0.5), high))
+        axes[2].set_xscale("log")
+        axes[2].minorticks_off()
+        low = max(min(x for line in axes[2].lines for x in line.get_xdata()) / 2, PERCENT[0])
+        ticks = [tick for tick in PERCENT if low <= tick <= high]
+        axes[2].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes[2].set_xlim(low, high)
     axes[0].set_yticks(place, list(entries), fontsize=8)
     axes[0].set_ylim(-0.7, len(entries) - 0.3)
     length = f", {result['config']['run']['length']} events" if "config" in result else ""
