@@ -1,9 +1,9 @@
-"""Tests run on the CPU, with the shapes of public signatures checked at run time."""
+"""Tests run on the CPU, unless JAX_PLATFORMS says otherwise, with the shapes of public signatures checked at run time."""
 
 import os
 from pathlib import Path
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported
 # Programs that a test launches several times compile once.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"

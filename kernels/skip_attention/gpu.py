@@ -34,7 +34,8 @@ LOW = -1e30  # stands for minus infinity, and stays finite under subtraction
 LOG2E = math.log2(math.e)  # the hardware's exponential is that of 2
 TILED = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)  # how tensor cores want bfloat16 in shared memory
 GRID = ("batch", "group", "tile")
-ALL = {"idx": ()} if "idx" in inspect.signature(plgpu.load).parameters else {}  # jax 0.10 asks for an index
+IDX = inspect.signature(plgpu.load).parameters.get("idx")
+ALL = {"idx": ()} if IDX and IDX.default is IDX.empty else {}  # jax 0.10 asks for an index
 
 
 def forward(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan: SkipPlan, scale: float, interpret: bool = False):

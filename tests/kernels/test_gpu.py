@@ -1,8 +1,10 @@
-"""The GPU kernels without a GPU: numbers and races under JAX's interpreter, and lowering for CUDA.
+"""The GPU kernels: numbers and races under JAX's interpreter, and lowering for CUDA; on a GPU, its own numbers.
 
 The interpreter knows neither layouts nor registers; what compiles for sm_90, and without spills, `make aot-gpu` says.
+`JAX_PLATFORMS=cuda python -m pytest tests/kernels/test_gpu.py` runs the kernels themselves.
 """
 
+import inspect
 from types import SimpleNamespace
 
 import jax
@@ -15,9 +17,12 @@ from cram_jax import kernels
 from cram_jax.kernels.skip_attention import BACKENDS, gpu, xla
 
 pytestmark = pytest.mark.filterwarnings("ignore:the gpu backend was compiled and interpreted")
-interpreted = pytest.mark.skipif(
-    not hasattr(plgpu, "InterpretGPUParams"), reason="jax 0.12 (Python 3.12) has the first interpreter that suffices"
-)
+ON_GPU = jax.default_backend() == "gpu"
+BACKEND = "gpu" if ON_GPU else "gpu_interpret"
+INTERPRETER = "on_race" in inspect.signature(getattr(plgpu, "InterpretGPUParams", object)).parameters
+NONE = "jax 0.12 (Python 3.12) has the first interpreter that suffices"
+interpreted = pytest.mark.skipif(not INTERPRETER, reason=NONE)
+computed = pytest.mark.skipif(not (ON_GPU or INTERPRETER), reason=NONE)
 
 T = 200  # 4 blocks of keys; with two heads to a group, 7 tiles of rows: slots of the two-step pipeline are used again
 HALF = np.random.default_rng(0).random((1, T)) < 0.5
@@ -68,7 +73,7 @@ def attention(backend):
     return run
 
 
-kernel = jax.jit(attention("gpu_interpret"))  # stops with an error at the first race
+kernel = jax.jit(attention(BACKEND))  # stops with an error at the first race
 exact = jax.jit(lambda *arrays: attention("reference")(*[x.astype(jnp.float32) for x in arrays[:4]], arrays[4]))
 
 
@@ -78,7 +83,7 @@ def close(got, want) -> bool:
     return all(e <= 1e-2 * np.linalg.norm(w) for e, w in zip(error, want, strict=True))
 
 
-@interpreted
+@computed
 @pytest.mark.parametrize("name", PLANS)
 def test_it_is_attention_over_the_plan(name):
     plan, arrays = plan_of(name), inputs()
@@ -91,7 +96,7 @@ def test_it_is_attention_over_the_plan(name):
     assert name != "none routed" or not any(np.any(w) for w in want)
 
 
-@interpreted
+@computed
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -110,7 +115,7 @@ def test_heads_and_sizes(sizes):
     assert close(kernel(*arrays, plan), exact(*arrays, plan))
 
 
-@interpreted
+@computed
 def test_results_repeat_bit_by_bit():
     once, again = (kernel(*inputs(), plan_of("random")) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, once, again)
@@ -128,7 +133,7 @@ def poisoned(plan):
     return fill(q, routed), fill(k, seen), fill(v, seen), fill(do, routed)
 
 
-@interpreted
+@computed
 @pytest.mark.parametrize("name", ["near", "random", "memory"])
 def test_what_is_skipped_is_not_looked_at(name):
     plan = plan_of(name)
@@ -195,7 +200,7 @@ def mutate(monkeypatch):
     jax.clear_caches()
 
 
-@interpreted
+@computed
 @pytest.mark.parametrize(
     ("name", "value", "plan"),
     [
@@ -208,7 +213,7 @@ def mutate(monkeypatch):
 def test_wrong_numbers_are_noticed(mutate, name, value, plan):
     plan = plan_of(plan)
     mutate(name, value)
-    assert not close(jax.jit(attention("gpu_interpret"))(*poisoned(plan), plan), exact(*inputs(), plan))
+    assert not close(jax.jit(attention(BACKEND))(*poisoned(plan), plan), exact(*inputs(), plan))
 
 
 @interpreted
