@@ -1,14 +1,15 @@
 """Skipped attention on an NVIDIA GPU: how far its numbers are from float64, and how its time falls.
 
-python experiments/gpu.py [--rounds=9] [--results=experiments/results/kernels]
+python experiments/gpu.py [--rounds=7] [--results=experiments/results/kernels]
 
 | part | what is measured |
 |---|---|
-| errors | relative errors (of norms) of attention and its gradients, by backend and dtype, and whether results repeat |
-| bfloat16_T | milliseconds of plan, gather, attention and scatter against utilisation, forward and with backward; of the kernel by itself on gathered rows (kernel); of JAX's dense attention (dense_...) |
-| float32_2048 | the same for the backends that run float32, at the size of SRCD's model |
+| errors | by backend, dtype and share: relative errors of attention and its gradients, and whether results repeat |
+| times_T | milliseconds against the per mille of places routed: of plan, gather, attention and scatter (gpu), of the \
+attention alone on gathered rows (kernel), and of cuDNN's for all places (dense) |
+| others_T | the same, forward alone, for what runs where the kernel does not |
 
-Calls are issued ten at a time, so that a GPU does not wait for Python between them.
+16 heads of 64, bfloat16. Calls are issued ten at a time, so that a GPU does not wait for Python between them.
 """
 
 import json
@@ -21,17 +22,19 @@ import numpy as np
 from absl import app, flags
 
 from cram_jax import kernels
+from cram_jax.analysis import kernel_figures
 from cram_jax.analysis.summary import versions
 from cram_jax.analysis.timing import timed
 from cram_jax.training import experiment
 
-ROUNDS = flags.DEFINE_integer("rounds", 9, "Measurements of each time; the median counts.")
+ROUNDS = flags.DEFINE_integer("rounds", 7, "Measurements of each time; the median counts.")
 RESULTS = flags.DEFINE_string("results", "experiments/results/kernels", "Where the JSON goes.")
 
 SHARES = (0.0, 0.016, 0.05, 0.25, 1.0)
 FEW = (0.016, 1.0)
 WAYS = ("forward", "forward_backward")
 KINDS = {"gpu": jnp.bfloat16, "xla_bfloat16": jnp.bfloat16, "xla": jnp.float32, "reference": jnp.float32}
+HEADS, DIM = 16, 64
 CALLS = 10  # issued at a time
 
 
@@ -56,9 +59,9 @@ def gathered(backend: str, q, k, v, plan):
     return kernels.skip_attention_compact(q, k, v, plan, backend=backend)
 
 
-def dense(implementation: str, q, k, v):
-    """What JAX offers."""
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
+def dense(q, k, v):
+    """cuDNN's attention, of which every query sees all keys before it."""
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
 
 
 def with_gradients(f):
@@ -91,54 +94,57 @@ def errors() -> dict:
     return out
 
 
-def times(B: int, T: int, H: int, D: int, kind, backends: dict[str, tuple], library: tuple, rounds: int) -> dict:
-    """Milliseconds a call: for each direction and call, by backend and per mille of places routed.
-
-    Args:
-      backends: shares to time, by backend. library: implementations of JAX's dense attention to time beside them.
-    """
-    arrays, out = inputs(B, T, H, D, kind), {}
+def times(B: int, T: int, rounds: int) -> dict:
+    """Milliseconds a call, by direction and call."""
+    arrays, out = inputs(B, T, HEADS, DIM, jnp.bfloat16), {}
     for way in WAYS:
-        dressed = (lambda f: jax.jit(f)) if way == "forward" else (lambda f: jax.jit(with_gradients(f)))
+        dressed = jax.jit if way == "forward" else lambda f: jax.jit(with_gradients(f))
         given = arrays[:3] if way == "forward" else arrays
-        calls = {}
-        for backend, shares in backends.items():
-            whole, alone = dressed(partial(skipping, backend)), dressed(partial(gathered, backend))
-            for share in shares:
-                marks = routed(B, T, share)
-                calls[f"{backend}_{1000 * share:g}"] = partial(whole, *given, marks)
-                if backend == "gpu" and share in FEW:
-                    plan = kernels.make_plan(marks, capacity=max(64, round(share * T)))
-                    q, k, v, *do = given
-                    compact = plan.gather_queries(q), k, v, *map(plan.gather_queries, do)
-                    calls[f"kernel_{1000 * share:g}"] = partial(alone, *compact, plan)
-        for implementation in library:
-            calls[f"dense_{implementation}"] = partial(dressed(partial(dense, implementation)), *given)
-        out[way] = timed({name: partial(_several, call) for name, call in calls.items()}, rounds)
+        whole, alone = (dressed(partial(f, "gpu")) for f in (skipping, gathered))
+        calls = {"dense": partial(dressed(dense), *given)}
+        for share in SHARES:
+            marks = routed(B, T, share)
+            calls[f"gpu_{1000 * share:g}"] = partial(whole, *given, marks)
+            if share in FEW:
+                plan = kernels.make_plan(marks, capacity=max(64, round(share * T)))
+                q, k, v, *do = given
+                compact = plan.gather_queries(q), k, v, *map(plan.gather_queries, do)
+                calls[f"kernel_{1000 * share:g}"] = partial(alone, *compact, plan)
+        out[way] = measured(calls, rounds)
         for time in out[way].values():
-            time |= {part: ms / CALLS for part, ms in time.items()}
-        print(way, B, T, H, D, {name: round(time["ms"], 4) for name, time in out[way].items()}, flush=True)
+            time["cheaper_than_dense"] = out[way]["dense"]["ms"] / time["ms"]
     return out
 
 
-def _several(call):
-    return [call() for _ in range(CALLS)]
+def others(B: int, T: int, rounds: int) -> dict:
+    """Milliseconds of a forward call by backend, for few places and for all; the loops of "xla" for few alone."""
+    q, k, v, _ = inputs(B, T, HEADS, DIM, jnp.bfloat16)
+    calls = {}
+    for backend, shares in (("xla", FEW[:1]), ("reference", FEW)):
+        run = jax.jit(partial(skipping, backend))
+        calls |= {f"{backend}_{1000 * share:g}": partial(run, q, k, v, routed(B, T, share)) for share in shares}
+    return measured(calls, rounds)
+
+
+def measured(calls: dict, rounds: int) -> dict:
+    """`timed`, by the call."""
+    found = timed({name: lambda call=call: [call() for _ in range(CALLS)] for name, call in calls.items()}, rounds)
+    return {name: {part: ms / CALLS for part, ms in time.items()} for name, time in found.items()}
 
 
 def main(_) -> None:
     experiment.quiet()
     if jax.default_backend() != "gpu":
         raise SystemExit(f"this measures an NVIDIA GPU, and JAX runs on {jax.default_backend()!r}")
-    out = {"errors": errors()}
-    print(json.dumps(out), flush=True)
-    for B, T in ((8, 2048), (2, 8192)):
-        # The loops of "xla" start kernels for each tile, and "reference" holds T x T matrices: not at full length
-        backends = {"gpu": SHARES} | ({"xla": FEW[:1], "reference": SHARES} if T == 2048 else {})
-        out[f"bfloat16_{T}"] = times(B, T, 16, 64, jnp.bfloat16, backends, ("cudnn",), ROUNDS.value)
-    out["float32_2048"] = times(2, 2048, 2, 32, jnp.float32, {"reference": SHARES, "xla": FEW}, ("xla",), ROUNDS.value)
-    folder = Path(RESULTS.value)
+    result = {"errors": errors()}
+    for B, T in ((2, 8192), (8, 2048)):
+        result[f"times_{T}"] = times(B, T, ROUNDS.value)
+    result["others_2048"] = others(8, 2048, ROUNDS.value)
+    print(json.dumps(result, indent=1))
+    out, folder = {"result": result, **versions()}, Path(RESULTS.value)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gpu.json").write_text(json.dumps({"result": out, **versions()}, indent=1) + "\n")
+    (folder / "gpu.json").write_text(json.dumps(out, indent=1) + "\n")
+    kernel_figures.gpu(out, folder / "gpu.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tests run on the CPU, unless JAX_PLATFORMS says otherwise, with the shapes of public signatures checked at run time."""
+"""Tests run on the CPU, unless JAX_PLATFORMS says otherwise; shapes of public signatures are checked at run time."""
 
 import os
 from pathlib import Path

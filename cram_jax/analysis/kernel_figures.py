@@ -93,4 +93,27 @@ def stream(result: dict, path: Path) -> None:
     plt.close(figure)
 
 
-FIGURES = {"attention": attention, "memory": memory, "stream": stream}  # by the part that is measured
+def gpu(result: dict, path: Path) -> None:
+    """Time against utilisation on a GPU: of a skipped read, of its kernel alone, and of cuDNN's dense attention."""
+    parts = {name: part for name, part in result["result"].items() if name.startswith("times_")}
+    panels = [(int(name.split("_")[1]), way, part[way]) for name, part in parts.items() for way in part]
+    figure, axes = plt.subplots(len(parts), len(panels) // len(parts), figsize=(8.4, 6.4), layout="constrained")
+    for axis, (length, way, times) in zip(axes.ravel(), panels, strict=True):
+        for series, style, label in (("gpu", "ko-", "skipping, all of it"), ("kernel", "ks", "its kernel alone")):
+            points = [(float(name.split("_")[1]) / 10, t["ms"]) for name, t in times.items() if series in name]
+            shares, ms = zip(*[point for point in sorted(points) if point[0]], strict=True)
+            axis.plot(shares, ms, style, mfc="k" if series == "gpu" else "none", label=label)
+        axis.axhline(times["gpu_0"]["ms"], color="0.7", linewidth=0.8, label="nothing routed")
+        axis.axhline(times["dense"]["ms"], color="k", linestyle="--", linewidth=0.8, label="dense, cuDNN")
+        axis.set(xscale="log", ylim=(0, None), xlabel="queries routed (%)", ylabel="time (ms)")
+        axis.set(title=f"{way.replace('_', ' + ')}, {length} tokens")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), fontsize=8, ncols=4, loc="outside lower center")
+    figure.suptitle(
+        f"16384 tokens in all, 16 heads of 64, bfloat16, {result['device'].split(' x')[0]}, jax {result['jax']}",
+        fontsize=9,
+    )
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+FIGURES = {"attention": attention, "memory": memory, "stream": stream, "gpu": gpu}  # by the part that is measured

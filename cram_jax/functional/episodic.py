@@ -166,8 +166,8 @@ def read(
     Queries and outputs are projected for rows of the plan, keys and values for its slots: for as many as the shortest
     of RUNGS has that holds them, in the longest sequence of the batch.
     """
-    T = x_BxTxD.shape[1]
-    cfg = dataclasses.replace(cfg, backend=kernels.resolve(cfg.backend, T, T))
+    T, kind = x_BxTxD.shape[1], jnp.result_type(x_BxTxD, params.q_DxHxK)
+    cfg = dataclasses.replace(cfg, backend=kernels.resolve(cfg.backend, T, T, kind))
     return kernels.on_ladder(partial(_read, cfg), plan, params, x_BxTxD, worth_BxT, rungs=RUNGS)
 
 

@@ -144,7 +144,8 @@ def apply(
     worked_BxTxD, _ = working_memory.apply(params.working, z_BxTxD, gap_BxT, segment_BxT, cfg.working)
     attends_BxT, share_BxT = _choose(params, worked_BxTxD)
     plan = kernels.make_plan(attends_BxT, kept_BxT=attends_BxT, memory=cfg.memory, segment_BxT=segment_BxT)
-    read = partial(_read, cfg.attention, kernels.resolve("auto", T, T))
+    kind = jnp.dtype(cfg.attention.compute_dtype or x_BxTxD.dtype)
+    read = partial(_read, cfg.attention, kernels.resolve("auto", T, T, kind))
     read_BxTxD = kernels.on_ladder(read, plan, params.attention, x_BxTxD, rungs=RUNGS).astype(x_BxTxD.dtype)
     x_BxTxD = x_BxTxD + worked_BxTxD + share_BxT[..., None] * read_BxTxD
     return attention.feed(params.attention, x_BxTxD, cfg.attention), SeqBoatAux(SeqBoatRoutes(attends_BxT, attends_BxT))

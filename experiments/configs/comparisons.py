@@ -13,7 +13,7 @@ Each comparison is a variant of experiments/configs/srcd.py, seeds, and by label
 | ablations | tiny | 3 | 90 | no |
 | working_memory | small | 3 | 6 | yes: 10 to 13 minutes a run on one core of an Intel Xeon, two at a time |
 | recurrence | tiny | 3 | 15 | yes |
-| static | tiny, one layer | 3 | 42 | no |
+| static | tiny, one layer | 3 | 42 | yes |
 """
 
 from typing import NamedTuple

@@ -1,10 +1,10 @@
 """Attention that is computed only for routed queries over kept keys: the dispatch over backends."""
 
-import warnings
 from functools import partial
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from . import gpu, reference, tpu, xla
@@ -25,6 +25,9 @@ BACKENDS = {
     ),
 }
 SHORT = 128  # rows and keys: up to here a batch of small products is faster on a CPU than a loop over them
+# ... and so many of both on a GPU, which would start the loop's every product by itself: 2.8 ms and 0.9 where 1.6% of
+# 8 x 2048 rows are routed (an H200, `experiments/gpu.py`)
+MANY = 2048
 
 __all__ = [
     "SkipPlan",
@@ -38,26 +41,39 @@ __all__ = [
 ]
 
 
-def resolve(backend: str, rows: int, keys: int, platform: str | None = None) -> str:
+def resolve(backend: str, rows: int, keys: int, dtype=jnp.float32, platform: str | None = None) -> str:
     """The name of the backend that "auto" stands for here, where a plan has so many rows and slots; another name stays.
 
     Call it outside a ladder: rungs of different lengths have to agree on a backend, as on tiles (`ladder.py`), or a
     token's result would depend, in its last bits, on how many others attend.
 
     Args:
+      dtype: of queries, keys and values.
       platform: that the choice is for, as JAX calls it; the default one where it is None.
 
     Raises:
-      ValueError: for an unknown name.
+      ValueError: for an unknown name, or "gpu" on one that is no Hopper.
     """
+    platform = platform or jax.default_backend()
     if backend == "auto":
-        on_cpu = "reference" if max(rows, keys) <= SHORT else "xla"
-        backend = {"tpu": "tpu", "cpu": on_cpu}.get(platform or jax.default_backend(), "xla")
+        backend = {"cpu": _on_cpu, "gpu": _on_gpu, "tpu": lambda *_: "tpu"}.get(platform, lambda *_: "xla")(
+            rows, keys, dtype
+        )
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {('auto', *BACKENDS)}, got {backend!r}")
-    if backend == "gpu":
-        warnings.warn("the gpu backend was compiled and interpreted, but has not run on a GPU yet", stacklevel=3)
+    if backend == "gpu" and platform == "gpu" and not gpu.is_hopper():
+        raise ValueError('backend "gpu" is for Hopper GPUs (compute capability 9.0): here, take "auto"')
     return backend
+
+
+def _on_cpu(rows: int, keys: int, dtype) -> str:
+    return "reference" if max(rows, keys) <= SHORT else "xla"
+
+
+def _on_gpu(rows: int, keys: int, dtype) -> str:
+    if dtype == jnp.bfloat16 and gpu.is_hopper():
+        return "gpu"
+    return "reference" if max(rows, keys) <= MANY else "xla"
 
 
 def _check(q, k, v, plan: SkipPlan, whole: bool) -> None:
@@ -100,14 +116,13 @@ def skip_attention(
     Args:
       scale: factor on q.k; K**-0.5 by default.
       backend: "auto" picks by platform among backends whose numbers were verified: "tpu" on TPUs (interpreter and
-        compiler), else "xla", or "reference" on a CPU where there are few keys. "gpu" (Hopper and newer) goes by name
-        until it ran on one, and says so: see `gpu.py`.
+        compiler), "gpu" on Hopper GPUs for bfloat16 (run on one), else "xla", or "reference" where there are few keys.
 
     Raises:
       ValueError: for arrays that do not fit each other or the plan, or an unknown backend.
     """
     _check(q_BxTxHxK, k_BxTxGxK, v_BxTxGxV, plan, whole=True)
-    backend = resolve(backend, plan.rows_BxC.shape[1], plan.slots_BxS.shape[1])
+    backend = resolve(backend, plan.rows_BxC.shape[1], plan.slots_BxS.shape[1], q_BxTxHxK.dtype)
     return _whole_jitted(backend, _scale(scale, q_BxTxHxK), q_BxTxHxK, k_BxTxGxK, v_BxTxGxV, plan)
 
 
@@ -122,7 +137,7 @@ def skip_attention_compact(
 ) -> Float[Array, "B C H V"]:
     """As `skip_attention`, on rows gathered before projecting (`plan.gather_queries`, `plan.gather_keys`)."""
     _check(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan, whole=False)
-    backend = resolve(backend, q_BxCxHxK.shape[1], k_BxSxGxK.shape[1])
+    backend = resolve(backend, q_BxCxHxK.shape[1], k_BxSxGxK.shape[1], q_BxCxHxK.dtype)
     return _compact_jitted(backend, _scale(scale, q_BxCxHxK), q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan)
 
 

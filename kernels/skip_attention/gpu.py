@@ -1,4 +1,4 @@
-"""Attention over a plan on NVIDIA GPUs from Hopper on: Mosaic GPU kernels that visit what the plan lists, no more.
+"""Attention over a plan on NVIDIA's Hopper GPUs: Mosaic GPU kernels that visit what the plan lists, no more.
 
 Rows of one group's query heads stand under each other, 64 to a tile; kept keys come in blocks of 64. The forward and
 the dQ kernel give each row tile the contiguous range of key blocks it sees, the dK/dV kernel gives each key block the
@@ -11,8 +11,9 @@ program's registers that few, several share a processor and fill each other's wa
 bfloat16 with head sizes up to 128 (padded to 64 or 128) runs here. All else, float32 above all, runs in `xla.py`, and
 says so: the tensor cores would round float32 operands, which is far from what float32 promises.
 
-Verified without a GPU only: numbers and races under JAX's interpreter (`tests/kernels/test_gpu.py`), and compiled for
-sm_90 without spilled registers (`make aot-gpu`). Until it ran on one, `auto` does not choose it.
+Run on an H200: numbers (`tests/kernels/test_gpu.py`) and times (`experiments/gpu.py`). Without a GPU, numbers and races
+under JAX's interpreter (the same tests) and compilation for sm_90 without spilled registers (`make aot-gpu`). Later
+GPUs than Hopper multiply with other instructions.
 """
 
 import inspect
@@ -69,6 +70,11 @@ def backward(
     arrays = [*rows, _keys(k_BxSxGxK), _keys(v_BxSxGxV), *_limits(plan, q_BxCxHxK.shape[2] // G)]
     dq, dk, dv = xla._in_one_list(partial(_backward, scale, interpret), arrays)
     return _rows_back(dq, q_BxCxHxK)[..., :K], dk[:, :S, :, :K], dv[:, :S, :, :V]
+
+
+def is_hopper() -> bool:
+    """Whether JAX's first device has the instructions these kernels are made of."""
+    return getattr(jax.devices()[0], "compute_capability", None) == "9.0"
 
 
 def _runs_here(q, k, v) -> bool:

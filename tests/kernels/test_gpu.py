@@ -16,7 +16,6 @@ import pytest
 from cram_jax import kernels
 from cram_jax.kernels.skip_attention import BACKENDS, gpu, xla
 
-pytestmark = pytest.mark.filterwarnings("ignore:the gpu backend was compiled and interpreted")
 ON_GPU = jax.default_backend() == "gpu"
 BACKEND = "gpu" if ON_GPU else "gpu_interpret"
 INTERPRETER = "on_race" in inspect.signature(getattr(plgpu, "InterpretGPUParams", object)).parameters

@@ -1,9 +1,11 @@
 """Attention over longer plans: each rung of the ladder, both precisions, and nothing done for what is skipped."""
 
+import contextlib
 import os
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -256,14 +258,20 @@ def test_auto_takes_what_was_verified_there(monkeypatch, platform, name):
     # Few keys alone do not make many rows cheap to compute without skipping
     assert kernels.resolve("auto", 4096, SHORT) == name
     few = kernels.resolve("auto", SHORT, SHORT)
-    assert few == ("reference" if platform == "cpu" else name)
+    assert few == ("reference" if platform in ("cpu", "gpu") else name)
     # ... and a branch for another platform asks for that one
     assert kernels.resolve("auto", 4096, 4096, platform="cpu") == "xla"
 
 
-def test_what_has_not_run_on_its_hardware_says_so():
-    with pytest.warns(UserWarning, match="the gpu backend was compiled and interpreted, but has not run on a GPU yet"):
-        assert kernels.resolve("gpu", 4096, 4096) == "gpu"
+@pytest.mark.parametrize("capability", ["9.0", "10.0", "8.0"])
+def test_a_gpu_of_another_kind_has_no_kernel(monkeypatch, capability):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
+    hopper = capability == "9.0"
+    assert kernels.resolve("auto", 4096, 4096, jnp.bfloat16) == ("gpu" if hopper else "xla")
+    assert kernels.resolve("auto", 4096, 4096, jnp.float32) == "xla"
+    with contextlib.nullcontext() if hopper else pytest.raises(ValueError, match="is for Hopper GPUs"):
+        assert kernels.resolve("gpu", 4096, 4096, jnp.bfloat16) == "gpu"
 
 
 def test_arrays_that_do_not_fit_the_plan_are_named(unchecked):
