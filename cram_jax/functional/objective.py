@@ -19,7 +19,7 @@ from cram_jax.functional.cram import CRAMSums
 class ObjectiveConfig:
     """semantic_reward: lambda_S. distillation: gamma.
     write_price: lambda_W, how many times the reads of an average event one must expect to be worth keeping; no more
-        than 1 / lambda_W of all events can.
+        than 1 / lambda_W of all events can. Above 0: at 0 the write gate's loss falls for ever, and its logit overflows.
     familiarity, prediction: weights of the two heads' own losses, which share no parameter with anything else.
     The price of attention lambda_E is a state, see `training/price.py`.
     """
@@ -29,6 +29,10 @@ class ObjectiveConfig:
     write_price: float = 1.0
     familiarity: float = 0.1
     prediction: float = 0.1
+
+    def __post_init__(self):
+        if not self.write_price > 0:
+            raise ValueError(f"write_price must be above 0, got {self.write_price}; 0.01 keeps nearly all events")
 
 
 FEWEST = 0.01  # reads of an average event, at least: a layer in which nobody attends has nothing to keep either

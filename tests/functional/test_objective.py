@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from cram_cases import CONFIG, inputs, lively
 
 from cram_jax.functional import cram, objective, routing
@@ -158,3 +159,8 @@ def test_audits_are_as_frequent_as_their_weights_say():
         chosen = routes.audited_BxT[among_BxT]
         gumbel = uniform_BxTx4[..., routing.EPISODIC][among_BxT]
         assert abs(np.mean(gumbel[chosen]) - np.mean(gumbel[~chosen])) < 0.03
+
+
+def test_writes_cannot_be_free():
+    with pytest.raises(ValueError, match="write_price must be above 0, got 0.0; 0.01 keeps nearly all events"):
+        ObjectiveConfig(write_price=0.0)
