@@ -19,7 +19,7 @@ from cram_jax.functional.cram import CRAMSums
 class ObjectiveConfig:
     """semantic_reward: lambda_S. distillation: gamma.
     write_price: lambda_W, how many times the reads of an average event one must expect to be worth keeping; no more
-        than 1 / lambda_W of all events can. Above 0: at 0 the write gate's loss falls for ever, and its logit overflows.
+        than 1 / lambda_W of all events can. Above 0: without a price the write gate's loss has no minimum.
     familiarity, prediction: weights of the two heads' own losses, which share no parameter with anything else.
     The price of attention lambda_E is a state, see `training/price.py`.
     """
