@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from cram_jax.dims import Array, Bool, Float, Int, Key, Scalar, Tokens
 from cram_jax.functional.common import normal, rms_norm
 from cram_jax.tasks import copying
+from cram_jax.tasks.answers import answered, batch_key, looked_up, mean, over
 from cram_jax.tasks.copying import CopyBatch, CopyConfig
 
-SPLITS = {"train": 0, "held_out": 1}
 _sample = jax.jit(copying.sample, static_argnums=1)
 
 
@@ -35,8 +35,7 @@ class CopyTask:
 
     def batch(self, split: str, seed: int, index: int, length: int, size: int) -> CopyBatch:
         """Batch `index` of "train" or "held_out": `size` sequences of `length` events."""
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), SPLITS[split]), index)
-        return _sample(key, dataclasses.replace(self.data, length=length, batch=size))
+        return _sample(batch_key(split, seed, index), dataclasses.replace(self.data, length=length, batch=size))
 
     def init(self, key: Key, D: int) -> CopyParams:
         """Embeddings of unit variance; a read-out that starts small."""
@@ -58,14 +57,13 @@ class CopyTask:
 
     def embed(self, params: CopyParams, batch: CopyBatch) -> tuple[Tokens, None]:
         """(events as vectors, no time gaps)."""
-        either = lambda table, index: jnp.where(index[..., None] >= 0, table[jnp.maximum(index, 0)], 0)
         number_XxD, previous_AxD = self.codes(params.norm_D.size)
         kind_BxT = jnp.where(batch.answer_BxT >= 0, 2, jnp.where(batch.symbol_BxT >= 0, 1, 0))
         x_BxTxD = (
             params.kind_3xD[kind_BxT]
-            + either(params.symbol_AxD, batch.symbol_BxT)
-            + either(number_XxD, batch.number_BxT)
-            + either(previous_AxD, batch.previous_BxT)
+            + looked_up(params.symbol_AxD, batch.symbol_BxT)
+            + looked_up(number_XxD, batch.number_BxT)
+            + looked_up(previous_AxD, batch.previous_BxT)
         )
         return x_BxTxD, None
 
@@ -74,11 +72,7 @@ class CopyTask:
     ) -> tuple[Scalar, dict[str, tuple[Scalar, Scalar]]]:
         """(cross-entropy of answers in nats; metrics as (sum, count), of all questions, and of recurring and new)."""
         logits_BxTxA = rms_norm(params.norm_D, y_BxTxD) @ params.answer_DxA
-        asked_BxT = batch.answer_BxT >= 0
-        answer_BxTx1 = jnp.maximum(batch.answer_BxT, 0)[..., None]
-        nats_BxT = -jnp.take_along_axis(jax.nn.log_softmax(logits_BxTxA), answer_BxTx1, axis=-1)[..., 0]
-        right_BxT = jnp.argmax(logits_BxTxA, axis=-1) == batch.answer_BxT
-        over = lambda what, where: (jnp.sum(what, where=where, dtype=jnp.float32), jnp.sum(where, dtype=jnp.float32))
+        nats_BxT, right_BxT, asked_BxT = answered(logits_BxTxA, batch.answer_BxT)
         every_BxT = jnp.ones_like(asked_BxT)
         metrics = {
             "answer_nats": over(nats_BxT, asked_BxT),
@@ -88,8 +82,7 @@ class CopyTask:
             "realised_new_share": over(batch.is_new_BxT, every_BxT),
             "realised_query_share": over(asked_BxT, every_BxT),
         }
-        nats, asked = metrics["answer_nats"]
-        return nats / jnp.maximum(asked, 1), metrics
+        return mean(metrics["answer_nats"]), metrics
 
     def groups(self, batch: CopyBatch) -> dict[str, Bool[Array, "B T"]]:
         """Questions (all, recurring, new), symbols shown, and blanks."""

@@ -17,6 +17,7 @@ from jaxtyping import Int as NumpyInt
 from cram_jax.dims import Array, Bool, Float, Gaps, Int, Key, Scalar, Tokens
 from cram_jax.functional.common import normal, rms_norm
 from cram_jax.tasks import irregular
+from cram_jax.tasks.answers import answered, mean, over
 from cram_jax.tasks.irregular import ACTIVITIES, OUTCOMES, PARAMETERS, TAGS, Collection, Series
 
 BINS, EDGE = 400, 10.0  # of the logit of the second class, for the area under the curve: steps of 0.05 in +-10
@@ -205,23 +206,15 @@ class IrregularTask:
         add over batches; `area_under_curve` makes a score of their sums.
         """
         logits_BxTxA = rms_norm(params.norm_D, y_BxTxD) @ params.label_DxA + params.bias_A
-        asked_BxT = batch.label_BxT >= 0
-        label_BxTx1 = jnp.maximum(batch.label_BxT, 0)[..., None]
-        nats_BxT = -jnp.take_along_axis(jax.nn.log_softmax(logits_BxTxA), label_BxTx1, axis=-1)[..., 0]
-        right_BxT = jnp.argmax(logits_BxTxA, axis=-1) == batch.label_BxT
-        over = lambda what: (
-            jnp.sum(what, where=asked_BxT, dtype=jnp.float32),
-            jnp.sum(asked_BxT, dtype=jnp.float32),
-        )
-        metrics = {"label_nats": over(nats_BxT), "accuracy": over(right_BxT)}
+        nats_BxT, right_BxT, asked_BxT = answered(logits_BxTxA, batch.label_BxT)
+        metrics = {"label_nats": over(nats_BxT, asked_BxT), "accuracy": over(right_BxT, asked_BxT)}
         if self.about.classes == 2:
             logit_BxT = logits_BxTxA[..., 1] - logits_BxTxA[..., 0]
             bin_BxT = jnp.clip((logit_BxT + EDGE) / (2 * EDGE) * BINS, 0, BINS - 1).astype(jnp.int32)
             for label, name in enumerate(("negative_bins", "positive_bins")):
                 among_BxT = (batch.label_BxT == label).astype(jnp.float32)
                 metrics[name] = (jnp.zeros(BINS).at[bin_BxT].add(among_BxT), jnp.ones(()))
-        nats, asked = metrics["label_nats"]
-        return nats / jnp.maximum(asked, 1), metrics
+        return mean(metrics["label_nats"]), metrics
 
     def groups(self, batch: IrregularBatch) -> dict[str, Bool[Array, "B T"]]:
         """Events at which a label is asked for, and the others."""

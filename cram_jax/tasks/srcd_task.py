@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from cram_jax.dims import Array, Bool, Float, Gaps, Int, Key, Scalar, Tokens
 from cram_jax.functional.common import normal, rms_norm
 from cram_jax.tasks import srcd
+from cram_jax.tasks.answers import answered, batch_key, looked_up, mean, over
 from cram_jax.tasks.srcd import SRCDBatch, SRCDConfig
 
-SPLITS = {"train": 0, "held_out": 1}
 _sample = jax.jit(srcd.sample, static_argnums=1)
 
 
@@ -38,8 +38,7 @@ class SRCDTask:
 
     def batch(self, split: str, seed: int, index: int, length: int, size: int) -> SRCDBatch:
         """Batch `index` of "train" or "held_out": `size` sequences of `length` events."""
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), SPLITS[split]), index)
-        return _sample(key, dataclasses.replace(self.data, length=length, batch=size))
+        return _sample(batch_key(split, seed, index), dataclasses.replace(self.data, length=length, batch=size))
 
     def init(self, key: Key, D: int) -> SRCDParams:
         """Embeddings whose sum has about unit variance; read-outs that start small."""
@@ -63,12 +62,11 @@ class SRCDTask:
 
     def embed(self, params: SRCDParams, batch: SRCDBatch) -> tuple[Tokens, Gaps]:
         """(events as vectors, time gaps). An event without a key or value adds nothing for it."""
-        either = lambda table, index: jnp.where(index[..., None] >= 0, table[jnp.maximum(index, 0)], 0)
         numbers_BxTx2 = jnp.stack([batch.previous_BxT, jnp.log1p(batch.gap_BxT)], axis=-1)
         x_BxTxD = (
             params.kind_3xD[batch.kind_BxT]
-            + either(self.key_codes(params.norm_D.size), batch.key_BxT)
-            + either(params.value_AxD, batch.value_BxT)
+            + looked_up(self.key_codes(params.norm_D.size), batch.key_BxT)
+            + looked_up(params.value_AxD, batch.value_BxT)
             + numbers_BxTx2 @ params.number_2xD
         )
         return x_BxTxD, batch.gap_BxT
@@ -86,11 +84,7 @@ class SRCDTask:
     ) -> tuple[Scalar, dict[str, tuple[Scalar, Scalar]]]:
         """(loss, metrics as (sum, count)): retrieval of all, recurring and new bindings, and squared errors."""
         logits_BxTxA, value_BxT = self.read(params, y_BxTxD, batch)
-        asked_BxT = batch.answer_BxT >= 0
-        answer_BxTx1 = jnp.maximum(batch.answer_BxT, 0)[..., None]
-        nats_BxT = -jnp.take_along_axis(jax.nn.log_softmax(logits_BxTxA), answer_BxTx1, axis=-1)[..., 0]
-        right_BxT = jnp.argmax(logits_BxTxA, axis=-1) == batch.answer_BxT
-        over = lambda what, where: (jnp.sum(what, where=where, dtype=jnp.float32), jnp.sum(where, dtype=jnp.float32))
+        nats_BxT, right_BxT, asked_BxT = answered(logits_BxTxA, batch.answer_BxT)
         every_BxT = jnp.ones_like(asked_BxT)
         metrics = {
             "answer_nats": over(nats_BxT, asked_BxT),
@@ -104,7 +98,6 @@ class SRCDTask:
         }
         if self.data.changed:
             metrics["retrieval_accuracy_changed"] = over(right_BxT, self._about_changed(batch))
-        mean = lambda pair: pair[0] / jnp.maximum(pair[1], 1)
         return mean(metrics["answer_nats"]) + self.dynamics_weight * mean(metrics["dynamics_mse"]), metrics
 
     def groups(self, batch: SRCDBatch) -> dict[str, Bool[Array, "B T"]]:
