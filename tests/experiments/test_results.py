@@ -177,7 +177,7 @@ def test_language_models_had_one_budget_and_learned_the_text():
     assert all(run["bits_per_byte"] < run["bits_per_byte_3_gram"] for run in runs)
 
 
-@pytest.mark.parametrize("name", ["working_memory", "recurrence", "static", "tuning", "tuning_mamba2"])
+@pytest.mark.parametrize("name", ["working_memory", "recurrence", "static", "ablations", "tuning", "tuning_mamba2"])
 def test_a_comparison_is_the_one_that_was_written_down(name):
     result, comparison = load(f"{name}.json"), comparisons.COMPARISONS[name]
     assert_settings(result["config"], json.loads(srcd_config.get_config(comparison.variant).to_json()))
@@ -319,3 +319,13 @@ def test_static_routers_keep_theorem_1_unless_parameters_answer():
     theorem_1 = load("theorems.json")["theorem_1"]
     assert all(entry["kept"] for label, entry in theorem_1.items() if label.endswith("nothing recurs"))
     assert all(run["over_least"] < 1 for run in theorem_1["the event alone, 70% recur"]["runs"])
+
+
+def test_what_the_router_must_see_and_how_it_must_start():
+    mean = {label: found["mean"] for label, found in load("ablations.json")["entries"].items()}
+    assert mean["released at once"]["retrieval_accuracy_new"] < 0.1 < 0.9 < mean["cram"]["retrieval_accuracy_new"]
+    found = load("ablations.json")["entries"]["the paper's inputs"]["runs"]
+    lowest = sorted(run["retrieval_accuracy_new"] for run in found)
+    assert lowest[1] < 0.1  # two of three seeds never find the queries
+    assert mean["circular q"]["attention_tokens_end"] == 1
+    assert mean["no price"]["attention_tokens_end"] > 3 * mean["cram"]["attention_tokens_end"]
