@@ -11,6 +11,7 @@ import numpy as np
 from cram_jax.dims import Array, Bool, Float, Int, Key, Scalar, Tokens
 from cram_jax.functional.common import normal, rms_norm
 from cram_jax.tasks import mqar
+from cram_jax.tasks.answers import mean, over
 from cram_jax.tasks.mqar import MQARBatch, MQARConfig
 
 DATA = 0  # folded into a run's key before the split: a run takes 2 and 3 for itself (training/learner.py)
@@ -93,13 +94,8 @@ class MQARTask:
         at_target_BxCx1 = jnp.take_along_axis(logits_BxCxA, jnp.maximum(target_BxC, 0)[..., None], axis=-1)
         nats_BxC = jax.nn.logsumexp(logits_BxCxA, axis=-1) - at_target_BxCx1[..., 0]
         right_BxC = jnp.argmax(logits_BxCxA, axis=-1) == target_BxC
-        over = lambda what: (
-            jnp.sum(what, where=asked_BxC, dtype=jnp.float32),
-            jnp.sum(asked_BxC, dtype=jnp.float32),
-        )
-        metrics = {"accuracy": over(right_BxC), "answer_nats": over(nats_BxC)}
-        nats, asked = metrics["answer_nats"]
-        return nats / jnp.maximum(asked, 1), metrics
+        metrics = {"accuracy": over(right_BxC, asked_BxC), "answer_nats": over(nats_BxC, asked_BxC)}
+        return mean(metrics["answer_nats"]), metrics
 
     def groups(self, batch: MQARBatch) -> dict[str, Bool[Array, "B T"]]:
         """Queries, keys and values of pairs, and fillers. Every token is of one kind."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from cram_jax.dims import Array, Bool, Float, Int, Key, Scalar, Tokens
 from cram_jax.functional.common import normal, rms_norm
+from cram_jax.tasks.answers import over
 from cram_jax.tasks.text import Corpus, open_corpus
 
 LOCAL = 4  # bytes whose embeddings a position mixes: its own and those just before
@@ -81,9 +82,10 @@ class TextTask:
         log_p_BxTx256 = jax.nn.log_softmax(logits_BxTx256)
         nats_BxT = -jnp.take_along_axis(log_p_BxTx256, batch.next_BxT[..., None], axis=-1)[..., 0]
         bits_BxT = nats_BxT / jnp.log(2)
-        over = lambda where: (jnp.sum(bits_BxT, where=where), jnp.sum(where, dtype=jnp.float32))
-        metrics = {"bits_per_byte": over(jnp.ones_like(bits_BxT, bool))}
-        metrics |= {f"bits_per_byte_{name}": over(among_BxT) for name, among_BxT in self.groups(batch).items()}
+        metrics = {"bits_per_byte": over(bits_BxT, jnp.ones_like(bits_BxT, bool))}
+        metrics |= {
+            f"bits_per_byte_{name}": over(bits_BxT, among_BxT) for name, among_BxT in self.groups(batch).items()
+        }
         return jnp.mean(nats_BxT), metrics
 
     def groups(self, batch: TextBatch) -> dict[str, Bool[Array, "B T"]]:

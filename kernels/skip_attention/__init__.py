@@ -24,10 +24,10 @@ BACKENDS = {
         forward=partial(gpu.forward, interpret=True), backward=partial(gpu.backward, interpret=True)
     ),
 }
-SHORT = 128  # rows and keys: up to here a batch of small products is faster on a CPU than a loop over them
-# ... and so many of both on a GPU, which would start the loop's every product by itself: 2.8 ms and 0.9 where 1.6% of
-# 8 x 2048 rows are routed (an H200, `experiments/gpu.py`)
-MANY = 2048
+# Rows and keys up to which a batch of products over all of them is faster than a loop over tiles, by platform. A GPU
+# starts every product of the loop by itself: where 1.6% of 8 x 2048 rows are routed, in bfloat16, 2.9 ms against 0.9
+# (`others_2048` of `experiments/gpu.py`, an H200). It takes rows x keys numbers a head.
+SHORT = {"cpu": 128, "gpu": 2048}
 
 __all__ = [
     "SkipPlan",
@@ -56,24 +56,17 @@ def resolve(backend: str, rows: int, keys: int, dtype=jnp.float32, platform: str
     """
     platform = platform or jax.default_backend()
     if backend == "auto":
-        backend = {"cpu": _on_cpu, "gpu": _on_gpu, "tpu": lambda *_: "tpu"}.get(platform, lambda *_: "xla")(
-            rows, keys, dtype
-        )
+        if platform == "gpu" and dtype == jnp.bfloat16 and gpu.is_hopper():
+            backend = "gpu"
+        elif max(rows, keys) <= SHORT.get(platform, 0):
+            backend = "reference"
+        else:
+            backend = "tpu" if platform == "tpu" else "xla"
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {('auto', *BACKENDS)}, got {backend!r}")
     if backend == "gpu" and platform == "gpu" and not gpu.is_hopper():
         raise ValueError('backend "gpu" is for Hopper GPUs (compute capability 9.0): here, take "auto"')
     return backend
-
-
-def _on_cpu(rows: int, keys: int, dtype) -> str:
-    return "reference" if max(rows, keys) <= SHORT else "xla"
-
-
-def _on_gpu(rows: int, keys: int, dtype) -> str:
-    if dtype == jnp.bfloat16 and gpu.is_hopper():
-        return "gpu"
-    return "reference" if max(rows, keys) <= MANY else "xla"
 
 
 def _check(q, k, v, plan: SkipPlan, whole: bool) -> None:
