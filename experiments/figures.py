@@ -43,7 +43,7 @@ FIGURES: dict[str, Drawer] = {
     "text": lambda result, path: text_figures.text_figure(result, path, KINDS),
     "plasticity": plasticity_figures.draw,
     "exposure": exposure_figures.draw,
-    "change": change_figures.draw,
+    **dict.fromkeys(("change", "change_seed_1", "change_seed_2"), change_figures.draw),
     "redundancy": redundancy_figures.draw,
     "theorems": theorem_figures.draw,
     "transfer": lambda result, path: transfer_figures.draw(result["targets"], path),

@@ -12,6 +12,7 @@ from configs import language as language_config
 from configs import mqar as mqar_config
 from configs import srcd as srcd_config
 from configs import text as text_config
+from configs import transfer as transfer_config
 
 from cram_jax.kernels.skip_attention import tpu
 from cram_jax.training import experiment
@@ -26,6 +27,7 @@ RUNS = {  # file: (config, variant, settings given on the command line, seeds)
     "srcd_paper.json": (srcd_config, "paper", {}, 5),
     "srcd_paper_transformer.json": (srcd_config, "paper", TRANSFORMER, 1),
     "srcd_paper_10k.json": (srcd_config, "paper", {"run.steps": 10_000}, 1),
+    "srcd_paper_10k_gpu.json": (srcd_config, "paper", {"run.steps": 10_000}, 3),
     "text.json": (text_config, "small", {}, 1),
 }
 # What every run has to reach: (at least, at most)
@@ -46,6 +48,8 @@ MARKS = {
         "length": (2048, 2048),
     },
     "srcd_paper_10k.json": {"train_seconds": (0, 3600), "length": (2048, 2048), "steps": (10_000, 10_000)},
+    # One of three misses the 99.9% that the runs on a CPU reach: CLAIMS.md says so.
+    "srcd_paper_10k_gpu.json": {"length": (2048, 2048), "steps": (10_000, 10_000), "retrieval_accuracy": (0.998, 1)},
 }
 
 
@@ -130,6 +134,11 @@ def test_attention_stays_near_the_least_there_is(file):
         assert run["held_out_tokens"] >= 1_000_000
 
 
+def test_on_a_gpu_attention_ends_near_the_least_there_is_too():
+    for run in load("srcd_paper_10k_gpu.json")["runs"]:
+        assert run["attention_tokens_end"] <= 1.07 * run["realised_new_share"]
+
+
 def test_the_papers_size_takes_at_most_ten_minutes():
     """From the first step to the marks above: the whole run, or else the last line logged by then."""
     result = load("srcd_paper.json")
@@ -177,7 +186,7 @@ def test_language_models_had_one_budget_and_learned_the_text():
     assert all(run["bits_per_byte"] < run["bits_per_byte_3_gram"] for run in runs)
 
 
-@pytest.mark.parametrize("name", ["working_memory", "recurrence", "static", "ablations", "tuning", "tuning_mamba2"])
+@pytest.mark.parametrize("name", comparisons.COMPARISONS)
 def test_a_comparison_is_the_one_that_was_written_down(name):
     result, comparison = load(f"{name}.json"), comparisons.COMPARISONS[name]
     assert_settings(result["config"], json.loads(srcd_config.get_config(comparison.variant).to_json()))
@@ -203,25 +212,56 @@ def test_attention_falls_by_what_recurs_be_it_little_or_much():
 
 
 def test_the_baselines_of_table_1_have_what_the_searches_found_best():
-    tried = load("tuning.json"), load("tuning_mamba2.json")
+    tried = load("tuning.json"), load("tuning_mamba2.json"), load("tuning_jamba.json")
     entries = {label: found for one in tried for label, found in one["entries"].items()}
     settings = {label: of for one in tried for label, of in one["settings"].items()}
-    for model in comparisons.BASELINES:
+    table = comparisons.TABLE_1 | comparisons.JAMBA
+    for model in (*comparisons.BASELINES, "jamba"):
         own = [label for label in entries if label.startswith(f"{model}, ")]
         best = max(own, key=lambda label: entries[label]["mean"]["retrieval_accuracy"])
         chosen = {name: value for name, value in settings[best].items() if name != "run.steps"}
-        assert chosen == comparisons.TABLE_1[model], model
+        assert chosen == table[model], model
 
 
-def test_a_changed_pattern_is_learned_again_without_a_restart():
-    result = load("change.json")
-    assert_settings(result["config"], json.loads(change_config.get_config("small").to_json()))
+def test_table_1_baselines_that_can_retrieve_do_and_attention_falls_without_consolidation_too():
+    entries = load("table_1.json")["entries"] | load("jamba.json")["entries"]
+    for model in ("transformer", "jamba", "cram", "cram without consolidation"):
+        for run in entries[model]["runs"]:
+            assert run["retrieval_accuracy"] >= 0.999, (model, run["seed"])
+    (bare,) = load("paper_size.json")["entries"]["cram without consolidation"]["runs"]
+    for run in (*entries["cram without consolidation"]["runs"], bare):
+        assert run["attention_tokens_end"] < 2 * run["realised_new_share"]
+    best = min(entries[model]["mean"]["dynamics_mse_excess"] for model in ("transformer", "jamba", "mamba2", "seqboat"))
+    assert entries["cram"]["mean"]["dynamics_mse_excess"] <= 1.05 * best
+
+
+def test_what_was_transferred_is_what_was_written_down():
+    result = load("transfer.json")
+    assert_settings(result["config"], json.loads(transfer_config.get_config().to_json()))
+    (commit,) = result["trained_by"]
+    assert not commit.endswith("+") and len(result["targets"]) == 3
+    for models in result["targets"].values():
+        assert set(models) == {"cram", "seqboat"}
+        for ways in models.values():
+            for found in ways.values():
+                assert [run["seed"] for run in found["runs"]] == [0, 1, 2]
+            for way in ("frozen", "head alone"):  # against scratch's own attention, not against all tokens
+                own, scratch = ways[way]["attention_tokens_end"], ways["from scratch"]["attention_tokens_end"]
+                assert ways[way]["reduction"] == pytest.approx(1 - own / scratch)
+
+
+@pytest.mark.parametrize(("file", "seed"), [("change.json", 0), ("change_seed_1.json", 1), ("change_seed_2.json", 2)])
+def test_a_changed_pattern_is_learned_again_without_a_restart(file, seed):
+    result, config = load(file), change_config.get_config("small")
+    config.seed = seed
+    assert_settings(result["config"], json.loads(config.to_json()))
     assert not result["trained_by"][0].endswith("+") and len(result["trained_by"]) == 1
     assert result["accuracy_changed_lowest"] < 0.05, "the change was one"
     assert result["steps_to_99_for_good"] <= 200 and result["accuracy_changed_end"] >= 0.99
-    # Attention came back to what changed, and went again
-    queries = result["curves"]["after"]["held_out/attention_query_changed"]
-    assert queries[0] < 0.02 and max(queries) > 0.2 and queries[-1] < 0.02
+    # Attention came back to what changed, and went again; in seed 1 that was not seen: CLAIMS.md says so.
+    queries, came_back = result["curves"]["after"]["held_out/attention_query_changed"], {0: 0.2, 2: 0.1}
+    assert queries[0] < 0.02 and queries[-1] < 0.02
+    assert seed not in came_back or max(queries) > came_back[seed]
     assert result["attention_tokens_end"] <= 1.1 * result["attention_tokens_before"]
 
 
