@@ -83,8 +83,8 @@ def figure_2(result: dict, path: Path) -> None:
         accuracy.set(ylabel="answered right; quality of recall (%)", title="Retrieval, and quality of recall")
         _densities(axes[3], result["quality"])
 
-    machine = f"a training step on\n{runs[0]['cpu']}"
-    band(clock, curves, "step_ms", machine, dict(color="k", ls="-"), scale=1.0)
+    machine = runs[0]["cpu"] if runs[0].get("device", "cpu").startswith("cpu") else runs[0]["device"]
+    band(clock, curves, "step_ms", f"a training step on\n{machine}", dict(color="k", ls="-"), scale=1.0)
     clock.set(ylabel="time (ms)", title="Time of a step", ylim=(0, 1.05 * clock.get_ylim()[1]))
 
     for axis in axes[:3]:
