@@ -10,6 +10,7 @@ Each comparison is a variant of experiments/configs/srcd.py, seeds, and by label
 | tuning_jamba | small, half the steps | 9 alone | 3 | yes: on a GPU (H200) |
 | jamba | small | 5 | 5 | yes: on a GPU (H200), three minutes a run, six at a time |
 | paper_size | paper; CRAM and the transformer are srcd_paper.json and srcd_paper_transformer.json | 1 | 1 | yes |
+| jamba_paper_size | paper | 1 | 1 | not yet |
 | ablations | tiny | 3 | 90 | yes |
 | working_memory | small | 3 | 6 | yes: 10 to 13 minutes a run on one core of an Intel Xeon, two at a time |
 | recurrence | tiny | 3 | 15 | yes |
@@ -136,6 +137,7 @@ COMPARISONS = {
     "jamba": Comparison("small", range(5), JAMBA),
     "tuning_jamba": Comparison("small", range(9, 10), TUNING_JAMBA),
     "paper_size": Comparison("paper", range(1), WITHOUT_CONSOLIDATION),
+    "jamba_paper_size": Comparison("paper", range(1), JAMBA),
     "ablations": Comparison("tiny", range(3), ABLATIONS),
     "working_memory": Comparison("small", range(3), WORKING_MEMORY),
     "recurrence": Comparison("tiny", range(3), RECURRENCE),
