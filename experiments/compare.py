@@ -32,6 +32,7 @@ RESULTS = flags.DEFINE_string("results", "experiments/results", "Folder for resu
 HEADLINES = (
     "seed", "retrieval_accuracy", "retrieval_accuracy_new", "attention_tokens_end", "transition_step",
     "realised_query_share", "realised_new_share", "dynamics_mse_excess", "training_teraflops", "total_flops",
+    "trained_on",
 )  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 python experiments/exposure.py RESULT.json LABEL [RESULT.json LABEL ...]
 
 Reads entries of results of experiments/compare.py, fits each, and writes experiments/results/exposure.json and .png.
+Each is fitted twice: to all exposures, and to those from which on some query chose otherwise. Up to the release every
+query attends by design, which no power law can follow.
 """
 
 import json
@@ -30,9 +32,25 @@ def pooled(runs: list[dict]) -> dict[str, list]:
     }
 
 
+def one(data: dict) -> power_law.PowerLawFit:
+    """Eq 14's fit to these counts."""
+    return power_law.fit(data["k"], np.divide(data["episodic"], data["count"]), data["count"])
+
+
+def once_free(data: dict) -> dict | None:
+    """The fit to the exposures after the last at which every query attended; None where fewer than 4 bins are left."""
+    every = np.flatnonzero(np.equal(data["episodic"], data["count"]))
+    first = every[-1] + 1 if every.size else 0
+    left = {name: values[first:] for name, values in data.items()}
+    if len(left["k"]) < 4:
+        return None
+    found = one(left)
+    goodness = {"power_law": found.goodness, **found.alternatives}
+    return {"first_k": left["k"][0], "bins": len(left["k"]), "exponent": found.exponent, "goodness": goodness}
+
+
 def fitted(runs: list[dict]) -> dict:
-    """Eq 14's fit over all seeds, and the exponents of each by itself."""
-    one = lambda data: power_law.fit(data["k"], np.divide(data["episodic"], data["count"]), data["count"])
+    """Eq 14's fits over all seeds, and the exponents of each by itself."""
     data, each = pooled(runs), [one(run) for run in runs]
     together = one(data)
     exponents = [fit.exponent for fit in each]
@@ -42,9 +60,28 @@ def fitted(runs: list[dict]) -> dict:
         "interval": together.interval,
         "goodness": {"power_law": together.goodness, **together.alternatives},
         "parameters": together.parameters,
+        "once_free": once_free(data),
         "exponent_by_seed": exponents,
         "exponent_sd": spread,
         "data": data,
+    }
+
+
+def transitions(runs: list[dict]) -> dict:
+    """Whether patterns stop attending together or each at its own time, over seeds, in steps.
+
+    Returns:
+      width: from 90% to 10% of a pattern's queries attending, median of all patterns. width_of_mean: of their mean, by
+      seed averaged. settled: between which steps nine of ten patterns fell below a half. patterns: how many those are
+      of, since some never fell.
+    """
+    settled = np.array([step for run in runs for step in run["settled"] if step is not None])
+    widths = [width for run in runs for width in run["widths"] if width is not None]
+    return {
+        "width": float(np.median(widths)),
+        "width_of_mean": float(np.mean([run["width_of_mean"] for run in runs if run["width_of_mean"] is not None])),
+        "settled": np.quantile(settled, (0.05, 0.95)).tolist(),
+        "patterns": len(settled),
     }
 
 
@@ -53,8 +90,12 @@ def main(*arguments: str) -> None:
     entries = {}
     for path, label in pairs:
         result = json.loads(Path(path).read_text())
-        runs = result["entries"][label]["exposures"]
-        entries[f"{label} ({result['variant']})"] = fitted(runs) | {"from": [path, label], "seeds": len(runs)}
+        found = result["entries"][label]
+        runs = found["exposures"]
+        entry = fitted(runs) | {"from": [path, label], "seeds": len(runs)}
+        if found.get("patterns"):
+            entry["transitions"] = transitions(found["patterns"])
+        entries[f"{label} ({result['variant']})"] = entry
     out = strict({"entries": entries, **summary.versions()})
     TARGET.with_suffix(".json").write_text(json.dumps(out) + "\n")
     exposure_figures.draw(out, TARGET.with_suffix(".png"))
@@ -63,6 +104,9 @@ def main(*arguments: str) -> None:
         low, high = found["interval"]
         goodness = "  ".join(f"{name} {value:.3f}" for name, value in found["goodness"].items())
         rows.append((label, f"gamma {found['exponent']:.2f} ({low:.2f} to {high:.2f})  explained: {goodness}"))
+        if free := found["once_free"]:
+            goodness = "  ".join(f"{name} {value:.3f}" for name, value in free["goodness"].items())
+            rows.append((f"... from {free['first_k']:.0f} on", f"gamma {free['exponent']:.2f}  explained: {goodness}"))
     summary.show("Eq 14: chance to attend by exposure", rows)
 
 

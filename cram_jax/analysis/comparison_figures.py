@@ -22,13 +22,16 @@ def draw(result: dict, path: Path) -> None:
 
     Args:
       result: `entries`, by label `runs`, each with the numbers of PANELS that it has, and `mean`, as
-        experiments/compare.py makes them; its settings, if there are any, say how long sequences are.
+        experiments/compare.py makes them; its settings, if there are any, say how long sequences are. Where no entry
+        routes there is no panel of attention.
     """
     entries = result["entries"]
+    routes = any(run.get("attention_tokens_end") is not None for found in entries.values() for run in found["runs"])
+    panels = dict(list(PANELS.items())[: 3 if routes else 2])
     place = np.arange(len(entries))[::-1]
-    size = (12, 0.28 * len(entries) + 1.5)
-    figure, axes = plt.subplots(1, 3, figsize=size, sharey=True, constrained_layout=True)
-    for axis, (name, label) in zip(axes, PANELS.items(), strict=True):
+    size = (4 * len(panels), 0.28 * len(entries) + 1.5)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, constrained_layout=True)
+    for axis, (name, label) in zip(axes, panels.items(), strict=True):
         for y, found in zip(place, entries.values(), strict=True):
             seeds = [100 * run[name] for run in found["runs"] if run.get(name) is not None]
             axis.plot(seeds, [y] * len(seeds), "k|", ms=9)
@@ -36,18 +39,9 @@ def draw(result: dict, path: Path) -> None:
                 axis.plot(np.mean(seeds), y, "o", color="0.5", ms=4, zorder=0)
         axis.set(xlabel=label)
         axis.grid(alpha=0.2)
-    floor = [found["mean"].get("realised_new_share") for found in entries.values()]
-    marks = [(100 * share, y) for share, y in zip(floor, place, strict=True) if share]
-    axes[2].plot(*zip(*marks, strict=True), "kx", ms=4, label="queries of new bindings")
-    axes[2].legend(fontsize=7, frameon=False)
-    low, high = axes[2].get_xlim()
-    if high > 5 * max(low, 0.1):  # from a floor to all tokens
-        axes[2].set_xscale("log")
-        axes[2].minorticks_off()
-        low = max(min(x for line in axes[2].lines for x in line.get_xdata()) / 2, PERCENT[0])
-        ticks = [tick for tick in PERCENT if low <= tick <= high]
-        axes[2].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes[2].set_xlim(low, high)
+    if routes:
+        floor = [found["mean"].get("realised_new_share") for found in entries.values()]
+        _with_floor(axes[2], [(100 * share, y) for share, y in zip(floor, place, strict=True) if share])
     axes[0].set_yticks(place, list(entries), fontsize=8)
     axes[0].set_ylim(-0.7, len(entries) - 0.3)
     length = f", {result['config']['run']['length']} events" if "config" in result else ""
@@ -56,3 +50,18 @@ def draw(result: dict, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _with_floor(axis, marks: list[tuple[float, float]]) -> None:
+    """Adds the least there is, and takes a logarithmic axis where shares lie far apart."""
+    axis.plot(*zip(*marks, strict=True), "kx", ms=4, label="queries of new bindings")
+    axis.legend(fontsize=7, frameon=False)
+    low, high = axis.get_xlim()
+    if high <= 5 * max(low, 0.1):
+        return
+    axis.set_xscale("log")
+    axis.minorticks_off()
+    low = max(min(x for line in axis.lines for x in line.get_xdata()) / 2, PERCENT[0])
+    ticks = [tick for tick in PERCENT if low <= tick <= high]
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_xlim(low, high)

@@ -128,9 +128,12 @@ def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]
 
 
 def report(workdir: Path, title: str, out: dict, rows: list[tuple[str, str]]) -> None:
-    """Writes `summary.json`, with the commits that trained the run, and prints the table."""
-    commits = {launch["commit"] for launch in read(workdir / "launches.jsonl")}
+    """Writes `summary.json`, with the commits and machines that trained the run, and prints the table."""
+    launches = read(workdir / "launches.jsonl")
+    commits = {launch["commit"] for launch in launches}
+    machines = {f"{launch['device']} of {launch['cpu']}, jax {launch['jax']}" for launch in launches}
     out |= {"trained_by": sorted(commit for commit in commits if isinstance(commit, str))}
+    out |= {"trained_on": sorted(machines)}
     (workdir / "summary.json").write_text(json.dumps(strict(out), indent=1) + "\n")
     summary.show(title, rows)
 

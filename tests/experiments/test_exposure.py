@@ -43,6 +43,25 @@ def test_a_power_law_is_found_over_seeds(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "out.png").stat().st_size > 5000 and "gamma 0.4" in capsys.readouterr().out
 
 
+def test_exposures_at_which_all_attend_by_design_are_left_out_of_the_second_fit():
+    k = np.geomspace(1, 2000, 20)
+    free = np.where(k < 100, 1.0, (k / 100 + 1) ** -1.5)
+    found = exposure.fitted([{"k": k.tolist(), "count": [500.0] * 20, "episodic": (500 * free).tolist()}])
+    assert found["once_free"]["first_k"] == k[k >= 100][0] and found["once_free"]["bins"] == np.sum(k >= 100)
+    assert found["once_free"]["goodness"]["power_law"] > 0.97 > found["goodness"]["power_law"] + 0.1
+    early = {"k": k.tolist(), "count": [500.0] * 20, "episodic": [500.0] * 17 + [400.0, 300.0, 200.0]}
+    assert exposure.fitted([early])["once_free"] is None
+
+
+def test_patterns_that_fall_each_at_its_own_time_are_told_from_their_mean():
+    one = {"settled": [700.0, 800.0, 900.0, None], "widths": [50.0, 100.0, None, 150.0], "width_of_mean": 400.0}
+    found = exposure.transitions([one, one | {"width_of_mean": 600.0}])
+    assert (found["width"], found["width_of_mean"], found["patterns"]) == (100, 500, 6)
+    assert 700 <= found["settled"][0] < found["settled"][1] <= 900
+    gone = one | {"width_of_mean": None}
+    assert exposure.transitions([one, gone])["width_of_mean"] == 400
+
+
 def test_the_figure_draws_every_curve(tmp_path, monkeypatch):
     drawn, plot = [], exposure_figures.plt.Axes.plot
     monkeypatch.setattr(
