@@ -52,8 +52,8 @@ def draw(result: dict, path: Path) -> None:
     plt.close(figure)
 
 
-def _with_floor(axis, marks: list[tuple[float, float]]) -> None:
-    """Adds the least there is, and takes a logarithmic axis where shares lie far apart."""
+def _with_floor(axis, marks: list[tuple]) -> None:
+    """Adds the least there is, as (percent, place), and takes a logarithmic axis where shares lie far apart."""
     axis.plot(*zip(*marks, strict=True), "kx", ms=4, label="queries of new bindings")
     axis.legend(fontsize=7, frameon=False)
     low, high = axis.get_xlim()

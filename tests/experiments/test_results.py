@@ -30,12 +30,13 @@ RUNS = {  # file: (config, variant, settings given on the command line, seeds)
     "srcd_paper_10k_gpu.json": (srcd_config, "paper", {"run.steps": 10_000}, 3),
     "text.json": (text_config, "small", {}, 1),
 }
-# What every run has to reach: (at least, at most)
+# What every run has to reach: (at least, at most). After 2400 steps at 256 events two of five seeds stand at 99.8%,
+# below the 99.9% that 10,000 steps and the paper's size reach: CLAIMS.md names them.
 MARKS = {
     "srcd_small.json": {
-        "retrieval_accuracy": (0.99, 1),
+        "retrieval_accuracy": (0.997, 1),
         "retrieval_accuracy_new": (0.98, 1),
-        "attention_tokens_end": (0, 0.025),
+        "attention_tokens_end": (0, 0.0165),
         "attention_tokens_rise_last_fifth": (0, 0.10),
         "kept_share": (0, 0.20),
         "kept_share_busiest": (0, 0.20),
@@ -197,20 +198,6 @@ def test_a_comparison_is_the_one_that_was_written_down(name):
         assert [run["seed"] for run in found["runs"]] == list(comparison.seeds) and not found["diverged"]
 
 
-def test_whatever_the_working_memory_new_bindings_are_answered_by_attention():
-    for found in load("working_memory.json")["entries"].values():
-        assert found["mean"]["retrieval_accuracy_new"] > 0.98
-        assert found["mean"]["attention_tokens_end"] > found["mean"]["realised_new_share"]
-
-
-def test_attention_falls_by_what_recurs_be_it_little_or_much():
-    entries = load("recurrence.json")["entries"].values()
-    end, floor = ([found["mean"][name] for found in entries] for name in ("attention_tokens_end", "realised_new_share"))
-    assert end == sorted(end) and floor == sorted(floor) and floor[0] == 0
-    for found in entries:
-        assert found["mean"]["retrieval_accuracy"] > 0.97
-
-
 def test_the_baselines_of_table_1_have_what_the_searches_found_best():
     tried = load("tuning.json"), load("tuning_mamba2.json"), load("tuning_jamba.json")
     entries = {label: found for one in tried for label, found in one["entries"].items()}
@@ -228,6 +215,8 @@ def test_table_1_baselines_that_can_retrieve_do_and_attention_falls_without_cons
     for model in ("transformer", "jamba", "cram", "cram without consolidation"):
         for run in entries[model]["runs"]:
             assert run["retrieval_accuracy"] >= 0.999, (model, run["seed"])
+    for run in entries["cram"]["runs"]:
+        assert run["attention_tokens_end"] <= 1.1 * run["realised_new_share"]
     (bare,) = load("paper_size.json")["entries"]["cram without consolidation"]["runs"]
     for run in (*entries["cram without consolidation"]["runs"], bare):
         assert run["attention_tokens_end"] < 2 * run["realised_new_share"]
@@ -353,19 +342,3 @@ def test_a_gpu_gains_by_skipping_and_its_numbers_are_right():
     assert result["times_8192"]["forward_backward"]["gpu_16"]["cheaper_than_dense"] >= 2.9
     others = result["others_2048"]  # why `auto` takes "reference" where rows and keys are not many
     assert others["reference_16"]["ms"] < 0.5 * others["xla_16"]["ms"]
-
-
-def test_static_routers_keep_theorem_1_unless_parameters_answer():
-    theorem_1 = load("theorems.json")["theorem_1"]
-    assert all(entry["kept"] for label, entry in theorem_1.items() if label.endswith("nothing recurs"))
-    assert all(run["over_least"] < 1 for run in theorem_1["the event alone, 70% recur"]["runs"])
-
-
-def test_what_the_router_must_see_and_how_it_must_start():
-    mean = {label: found["mean"] for label, found in load("ablations.json")["entries"].items()}
-    assert mean["released at once"]["retrieval_accuracy_new"] < 0.1 < 0.9 < mean["cram"]["retrieval_accuracy_new"]
-    found = load("ablations.json")["entries"]["the paper's inputs"]["runs"]
-    lowest = sorted(run["retrieval_accuracy_new"] for run in found)
-    assert lowest[1] < 0.1  # two of three seeds never find the queries
-    assert mean["circular q"]["attention_tokens_end"] == 1
-    assert mean["no price"]["attention_tokens_end"] > 3 * mean["cram"]["attention_tokens_end"]
