@@ -8,6 +8,7 @@ command after them only gathers, into --results/NAME.json and .png.
 """
 
 import json
+import logging
 from pathlib import Path
 
 import collect
@@ -23,9 +24,11 @@ from cram_jax.analysis import comparison_figures, summary
 from cram_jax.training import experiment
 from cram_jax.training.metrics import read, strict
 
+log = logging.getLogger(__name__)
+
 NAME = flags.DEFINE_enum("name", "ablations", sorted(comparisons.COMPARISONS), "Which comparison.")
 RUNS = flags.DEFINE_string("runs", "runs/compare", "Where the runs are.")
-PART = flags.DEFINE_string("part", "0/1", "i/n: only every n-th run, from the i-th on, and then no result.")
+PART = flags.DEFINE_string("part", "0/1", "i/n, i from 0: only every n-th run, from the i-th on, no result.")
 RESULTS = flags.DEFINE_string("results", "experiments/results", "Folder for result and figure.")
 
 # What a table needs of each run; of all others mean and deviation are enough.
@@ -79,17 +82,34 @@ def table(entries: dict) -> list[tuple[str, str]]:
     return rows
 
 
+def parted(text: str) -> tuple[int, int]:
+    """(i, n) of --part.
+
+    Raises:
+      ValueError: unless it is i/n with i from 0 to n - 1.
+    """
+    numbers = text.split("/")
+    if len(numbers) != 2 or not all(one.isdigit() for one in numbers) or not int(numbers[0]) < int(numbers[1]):
+        raise ValueError(f"--part must be i/n with i from 0 to n - 1, such as 0/2 and 1/2, got {text!r}")
+    return int(numbers[0]), int(numbers[1])
+
+
 def main(_) -> None:
     experiment.quiet()
     comparison, runs = comparisons.COMPARISONS[NAME.value], Path(RUNS.value)
-    part, parts = map(int, PART.value.split("/"))
+    part, parts = parted(PART.value)
     seeds = comparison.seeds
     todo = [(label, seed) for seed in seeds for label in comparison.entries]
     configs = {run: comparisons.settings(comparison, *run) for run in todo}
     for config in configs.values():
         srcd.build(config)  # what is wrong shows before the first run
     at = {(label, seed): runs / folder(label) / f"seed_{seed}" for label, seed in todo}
-    found = {run: grid.once(srcd.train, configs[run], at[run]) for run in todo[part::parts]}
+    mine = todo[part::parts]
+    grid.check_code([at[run] for run in mine])
+    found = {}
+    for i, run in enumerate(mine):
+        log.info("run %d of %d: %s, seed %d, in %s", i + 1, len(mine), *run, at[run])
+        found[run] = grid.once(srcd.train, configs[run], at[run])
     if parts > 1:
         return  # a part is no result
     trained_by = grid.one_code([run for run in found.values() if run])

@@ -40,6 +40,28 @@ def rated(config: ConfigDict, rate: float, seed: int) -> ConfigDict:
     return config
 
 
+def check_code(workdirs: list[Path]) -> None:
+    """Before the first of these runs is trained: finished ones must be of one code, and it must be this one if any is
+    left.
+
+    Raises:
+      ValueError: where they are not, naming the directories by commit.
+    """
+    done, left = {}, 0
+    for workdir in workdirs:
+        if (summary_file := workdir / "summary.json").exists():
+            done.setdefault(tuple(json.loads(summary_file.read_text())["trained_by"]), []).append(str(workdir))
+        else:
+            left += not (workdir / "diverged").exists()
+    now = summary.versions()["commit"]
+    if len(done) > 1 or (left and done and now is not None and (now,) not in done):
+        by = "; ".join(f"{', '.join(commits)} {' '.join(dirs)}" for commits, dirs in sorted(done.items()))
+        raise ValueError(
+            f"runs to compare must be trained by one code: this is {now}, {left} runs are left, and done are, by "
+            f"commit, {by}. Go on from their commit, or name another directory for the runs"
+        )
+
+
 def one_code(runs: list[dict]) -> list[str]:
     """The commits that trained all of these runs.
 

@@ -34,14 +34,22 @@ def draw(result: dict, path: Path) -> None:
     for axis, (name, label) in zip(axes, panels.items(), strict=True):
         for y, found in zip(place, entries.values(), strict=True):
             seeds = [100 * run[name] for run in found["runs"] if run.get(name) is not None]
-            axis.plot(seeds, [y] * len(seeds), "k|", ms=9)
             if seeds:
+                axis.plot(seeds, [y] * len(seeds), "k|", ms=9, clip_on=False)
                 axis.plot(np.mean(seeds), y, "o", color="0.5", ms=4, zorder=0)
         axis.set(xlabel=label)
         axis.grid(alpha=0.2)
     if routes:
+        attends = [found["mean"].get("attention_tokens_end") is not None for found in entries.values()]
         floor = [found["mean"].get("realised_new_share") for found in entries.values()]
-        _with_floor(axes[2], [(100 * share, y) for share, y in zip(floor, place, strict=True) if share])
+        _with_floor(
+            axes[2],
+            [(100 * share, y) for share, y, routed in zip(floor, place, attends, strict=True) if share and routed],
+        )
+        for y in place[~np.array(attends)]:  # all tokens attend, or there is no attention
+            axes[2].text(
+                0.98, y, "no router", transform=axes[2].get_yaxis_transform(), ha="right", va="center", fontsize=7
+            )
     axes[0].set_yticks(place, list(entries), fontsize=8)
     axes[0].set_ylim(-0.7, len(entries) - 0.3)
     length = f", {result['config']['run']['length']} events" if "config" in result else ""
@@ -54,7 +62,8 @@ def draw(result: dict, path: Path) -> None:
 
 def _with_floor(axis, marks: list[tuple]) -> None:
     """Adds the least there is, as (percent, place), and takes a logarithmic axis where shares lie far apart."""
-    axis.plot(*zip(*marks, strict=True), "kx", ms=4, label="queries of new bindings")
+    if marks:
+        axis.plot(*zip(*marks, strict=True), "kx", ms=4, label="least possible: queries of new bindings")
     axis.legend(fontsize=7, frameon=False)
     low, high = axis.get_xlim()
     if high <= 5 * max(low, 0.1):

@@ -37,11 +37,13 @@ def band(axis, curves: list[dict], name: str, label: str, style: dict, scale: fl
 
 
 def mark(axis, steps: list[int | None], what: str, style: dict) -> None:
-    """A line over the height of a panel at the median of the steps at which it came, by seed, which the label names."""
+    """A line over the height of a panel at the median of the steps at which it came, by seed, on a shade from the first
+    to the last, which the label names."""
     steps = sorted(step for step in steps if step is not None)
     if steps:
         when = f"step {steps[0]}" if steps[0] == steps[-1] else f"steps {steps[0]} to {steps[-1]}"
         axis.axvline(np.median(steps), zorder=0, label=f"{what}, {when}", **style)
+        axis.axvspan(steps[0], steps[-1], zorder=-1, color="0.93", lw=0)
 
 
 def seeds(runs: list[dict]) -> str:

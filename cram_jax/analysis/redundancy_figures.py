@@ -34,11 +34,14 @@ def draw(result: dict, path: Path) -> None:
     right.plot([], [], "k_", ms=10, label="a head by itself")
     right.plot([], [], "o", color="0.5", label="the layer's sum")
     for level in (0.5, 0.8):
-        right.axhline(level, color="0.7", lw=0.8, ls=":")
+        right.axhline(level, color="0.7", lw=0.8, ls=":", label="the paper's levels" if level == 0.5 else None)
     right.set(xlabel="layer", xticks=range(len(heads)), ylabel="R", title=f"By head, step {steps[-1]}")
+    right.set(xlim=(-0.6, len(heads) - 0.4), ylim=(min(0, heads.min() - 0.05), 1.15))
+    left.legend(fontsize=7, frameon=False)
+    right.legend(fontsize=7, frameon=False, loc="upper right", ncols=3)  # above all that is measured
     for axis in (left, right):
-        axis.legend(fontsize=7, frameon=False)
         axis.grid(alpha=0.2)
+    figure.suptitle(f"one seed ({result['config']['seed']})" if "config" in result else "one seed", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -69,8 +69,9 @@ def attention_curve(lines: list[dict]) -> dict:
     for unit in ("attention_tokens", "attention_utilisation"):
         curve = [line[f"held_out/{unit}"] for line in lines]
         out |= {f"{unit}_start": curve[0], f"{unit}_peak": max(curve)}
-    # That all tokens attend before the release is by design; the transition is what the router does after it.
-    free = [line for line in lines if line.get("train/released", 0) == 1]
+    # That all tokens attend before the release is by design; the transition is what the router does after it. Lines
+    # hold means over steps: a line's evaluation comes after the release if one of its steps did.
+    free = [line for line in lines if line.get("train/released", 0) > 0]
     out["router_released_step"] = free[0]["step"] if free else None
     tokens = [line["held_out/attention_tokens"] for line in free]
     out["attention_tokens_peak_after_release"] = max(tokens, default=None)
@@ -82,7 +83,7 @@ def attention_curve(lines: list[dict]) -> dict:
 
 def busiest_layer(lines: list[dict]) -> int:
     """The layer that attends most once the router decides (over the whole run where it never did)."""
-    after = [line for line in lines if line.get("train/released", 0) == 1] or lines
+    after = [line for line in lines if line.get("train/released", 0) > 0] or lines
     layers = [n for n in lines[0] if n.startswith("held_out/attention_layer_")]
     return int(np.argmax([np.mean([line[n] for line in after]) for n in layers]))
 
@@ -142,6 +143,7 @@ def attention_rows(out: dict, token: str = "token") -> list[tuple[str, str]]:
     """How attention went, as (what, figure) rows. token: what the task calls one."""
     when = ("start", "peak", "end")
     curve = lambda unit: "  ".join(percent(out[f"{unit}_{moment}"]) for moment in when)
+    step = lambda name: "-" if out[name] is None else str(out[name])
     return [
         (f"{token}s that attend: start, peak, end", curve("attention_tokens")),
         (f"({token}, layer) pairs that attend: start, peak, end", curve("attention_utilisation")),
@@ -149,7 +151,10 @@ def attention_rows(out: dict, token: str = "token") -> list[tuple[str, str]]:
             f"{token}s that attend in training, audits included, end",
             percent(out["attention_tokens_training_end"]),
         ),
-        ("router released by step, transition at step", f"{out['router_released_step']}  {out['transition_step']}"),
+        (
+            "router released by step, transition at step",
+            f"{step('router_released_step')}  {step('transition_step')}",
+        ),
         (
             f"{token}s kept: the layer that attends most, all ({token}, layer) pairs",
             f"{percent(out['kept_share_busiest'])}  {percent(out['kept_share'])}",

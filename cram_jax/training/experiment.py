@@ -92,6 +92,7 @@ def build(config: ConfigDict, task: Task) -> tuple[Learner, RunConfig]:
     Raises:
       ValueError, KeyError: for settings out of range, unknown, or that do not fit each other.
     """
+    run = from_config(RunConfig(), config.run)  # first: other settings follow its own
     models = sorted(name for name in MODELS if name in config)
     if config.model not in models:
         raise ValueError(f"config.model must be one of {models}, got {config.model!r}")
@@ -102,7 +103,7 @@ def build(config: ConfigDict, task: Task) -> tuple[Learner, RunConfig]:
         objective=from_config(ObjectiveConfig(), config.objective),
         price=from_config(PriceConfig(), config.price),
     )
-    return learner, from_config(RunConfig(), config.run)
+    return learner, run
 
 
 def train(config: ConfigDict, learner: Learner, run: RunConfig, workdir: Path, patterns: int = 0):
@@ -143,6 +144,8 @@ def explained():
     """Inside, an error that names its cause ends the program in one line, and CRAM_TRACEBACK=1 in a traceback."""
     try:
         yield
+    except KeyboardInterrupt:
+        sys.exit("error: stopped by SIGINT; the same command goes on from the last checkpoint")
     except EXPLAINED as error:
         if os.environ.get("CRAM_TRACEBACK") == "1":
             raise

@@ -78,6 +78,8 @@ class OptimizerConfig:
 
     def __post_init__(self):
         at_least_one(self, "steps")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
         if self.semantic_rate <= 0:
             raise ValueError(f"semantic_rate must be above 0, got {self.semantic_rate}")
         if self.clip <= 0:

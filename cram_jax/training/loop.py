@@ -64,7 +64,7 @@ class RunConfig:
 
 
 class Interrupted(Exception):
-    """SIGTERM came; the state was saved, and the same command goes on from it."""
+    """SIGTERM or SIGINT came; the state was saved, and the same command goes on from it."""
 
 
 def evaluate(
@@ -99,7 +99,8 @@ def train(
     Raises:
       ValueError: where `workdir` holds a checkpoint of another model.
       FloatingPointError: after 10 steps in a row whose loss or gradient was not finite.
-      Interrupted: after SIGTERM, with the state saved.
+      Interrupted: after SIGTERM or SIGINT, with the state saved after the step that was under way; of the logged line
+        around it, means over training steps are then of those after it. A second signal ends the program at once.
     """
     state = learning.init(learner, seed, patterns)
     saves = Checkpoints(workdir / "checkpoints")
@@ -111,15 +112,24 @@ def train(
     learning.check_batch(learner, state.params, learner.task.batch("train", seed, first, *run.shape(first)))
     records = Records(workdir, first if restored else -1)
     stopped = []
-    previous = signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
+
+    def stop(number, _):
+        stopped.append(signal.Signals(number).name)
+        signal.signal(number, previous[number])
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
+        if first < run.steps:
+            due = first - first % run.log_every + run.log_every
+            log.info("step %d/%d  compiling; a line at step %d, then every %d", first, run.steps, due, run.log_every)
         if not records.lines:
             _write(records, learner, run, state, seed, {}, float("nan"), 0.0)
         if first < run.steps:
             records.launch(versions())
         return _steps(learner, run, seed, state, records, saves, stopped), records.lines
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
         records.close()
         saves.close()
 
@@ -139,6 +149,9 @@ def _steps(learner, run, seed, state, records, saves, stopped: list) -> TrainSta
             jax.block_until_ready(state.step)
             timed_step, timed_from = done, time.perf_counter()
         if done % run.log_every:
+            if stopped:
+                saves.save(done, state)
+                raise _interrupted(stopped, done)
             continue
 
         reports = jax.device_get(reports)
@@ -155,9 +168,13 @@ def _steps(learner, run, seed, state, records, saves, stopped: list) -> TrainSta
         if done % run.checkpoint_every == 0 or done == run.steps or stopped:
             saves.save(done, state)
         if stopped and done < run.steps:
-            raise Interrupted(f"stopped by SIGTERM at step {done}; the same command goes on from there")
+            raise _interrupted(stopped, done)
         timed_step, timed_from = done, time.perf_counter()
     return state
+
+
+def _interrupted(stopped: list[str], done: int) -> Interrupted:
+    return Interrupted(f"stopped by {stopped[0]} at step {done}; the same command goes on from there")
 
 
 def _write(records, learner, run, state, seed, trained: dict, step_ms: float, seconds: float) -> dict:

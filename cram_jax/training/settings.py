@@ -54,7 +54,9 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
     new = json.loads(config.to_json())
     if path.exists():
         found, wanted = _flat(json.loads(path.read_text())), _flat(new)
-        for name in sorted(found.keys() | wanted.keys()):
+        # Settings that others follow come first.
+        leading = lambda name: (name.count("."), not name.startswith("run."), name)
+        for name in sorted(found.keys() | wanted.keys(), key=leading):
             if found.get(name) != wanted.get(name):
                 raise ValueError(
                     f"{workdir} holds a run with config.{name}={found.get(name)}, this one has {wanted.get(name)}; "

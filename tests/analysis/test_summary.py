@@ -20,7 +20,7 @@ def line(step, released, tokens, layers):
 LINES = [
     line(0, 0, 1.0, (1.0, 1.0)),
     line(10, 0, 1.0, (1.0, 1.0)),
-    line(20, 1, 0.40, (0.1, 0.4)),
+    line(20, 0.6, 0.40, (0.1, 0.4)),  # released after four of these ten steps
     line(30, 1, 0.20, (0.1, 0.2)),
     line(40, 1, 0.05, (0.0, 0.05)),
     line(50, 1, 0.05, (0.0, 0.05)),

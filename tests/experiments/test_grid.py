@@ -65,6 +65,23 @@ def test_runs_of_other_code_or_settings_are_refused(tmp_path):
         compare(trainer()[0], tmp_path, base=ConfigDict({**BASE, "depth": 3}))
 
 
+def test_code_that_changed_between_runs_is_noticed_before_any_is_trained(tmp_path, monkeypatch):
+    def finished(name, commit):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps({"trained_by": [commit]}))
+        return tmp_path / name
+
+    a, b, left = finished("a", "abc"), finished("b", "abc"), tmp_path / "left"
+    monkeypatch.setattr(grid.summary, "versions", lambda: {"commit": "abc"})
+    grid.check_code([a, b, left])
+    monkeypatch.setattr(grid.summary, "versions", lambda: {"commit": "def"})
+    grid.check_code([a, b])  # nothing left: they are only gathered
+    with pytest.raises(ValueError, match=f"this is def, 1 runs are left, and done are, by commit, abc {a} {b}"):
+        grid.check_code([a, b, left])
+    with pytest.raises(ValueError, match="must be trained by one code"):
+        grid.check_code([a, finished("c", "def")])
+
+
 def test_a_written_result_names_no_paths_of_the_machine(tmp_path):
     grid.write(tmp_path / "out", ConfigDict({"files": ("here",), "depth": 2}), gain=[0.5])
     out = json.loads((tmp_path / "out.json").read_text())

@@ -14,6 +14,7 @@ from configs import srcd as srcd_config
 from configs import text as text_config
 from configs import transfer as transfer_config
 
+from cram_jax.analysis.transition import transition_step
 from cram_jax.kernels.skip_attention import tpu
 from cram_jax.training import experiment
 
@@ -118,6 +119,17 @@ def test_settings_are_those_of_the_config_but_for_what_is_named(file):
 def test_one_clean_commit_trained_them(file):
     (commits,) = {tuple(run["trained_by"]) for run in load(file)["runs"]}
     assert len(commits) == 1 and not commits[0].endswith("+")
+
+
+@pytest.mark.parametrize("file", ["srcd_paper.json", "srcd_paper_10k.json", "srcd_paper_10k_gpu.json"])
+def test_release_and_transition_are_those_of_the_curves(file):
+    result = load(file)
+    for run, curve in zip(result["runs"], result["curves"], strict=True):
+        attend = curve["held_out/attention_tokens"]
+        first = next(i for i, share in enumerate(attend) if share < 1)  # before the release all attend
+        assert run["router_released_step"] == curve["step"][first]
+        assert run["attention_tokens_peak_after_release"] == pytest.approx(max(attend[first:]), rel=1e-4)
+        assert run["transition_step"] == transition_step(curve["step"][first:], attend[first:])
 
 
 @pytest.mark.parametrize("file", MARKS)

@@ -1,8 +1,12 @@
 """The loop notices what a person would want to know of."""
 
 import dataclasses
+import os
+import signal
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from cram_jax.functional.attention import AttentionConfig
@@ -39,3 +43,39 @@ def test_ten_bad_steps_in_a_row_end_a_run_though_good_ones_follow(tmp_path):
     assert state.step == 20 and state.skipped == 0 and len(lines) == 2
     with pytest.raises(FloatingPointError, match="not finite for 10 steps up to step 20; lower"):
         train(10, tmp_path / "ten")
+
+
+@dataclasses.dataclass(frozen=True)
+class Signalled(SRCDTask):
+    """While batch 7 is made, the process gets a signal, so many times."""
+
+    number: int = 0
+    times: int = 0
+
+    def batch(self, split: str, seed: int, index: int, length: int, size: int):
+        if split == "train" and index == 7:
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.number)
+        return super().batch(split, seed, index, length, size)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_after_the_step_under_way_and_the_rest_is_as_if_none_had_come(number, tmp_path):
+    def run(workdir, times):
+        task = Signalled(SRCDConfig(patterns=5, answers=4), number=number, times=times)
+        return loop.train(Learner(task=task, model=Stack(AttentionConfig(D=8, F=8), 1)), RUN, 0, workdir, 5)
+
+    handler = signal.getsignal(number)
+    with pytest.raises(loop.Interrupted, match=f"stopped by {signal.Signals(number).name} at step 8; the same"):
+        run(tmp_path / "stopped", 1)
+    assert signal.getsignal(number) is handler
+    (state, lines), (whole, wanted) = run(tmp_path / "stopped", 0), run(tmp_path / "whole", 0)
+    jax.tree.map(np.testing.assert_array_equal, (state.params, state.opt_state), (whole.params, whole.opt_state))
+    assert [line["step"] for line in lines] == [line["step"] for line in wanted] == [0, 20]
+    assert lines[-1]["held_out/answer_nats"] == wanted[-1]["held_out/answer_nats"]
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+    task = Signalled(SRCDConfig(patterns=5, answers=4), number=signal.SIGINT, times=2)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(Learner(task=task, model=Stack(AttentionConfig(D=8, F=8), 1)), RUN, 0, tmp_path, 5)
