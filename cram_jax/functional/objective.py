@@ -56,7 +56,7 @@ def memory_loss(sums: CRAMSums, price: Scalar, cfg: ObjectiveConfig) -> tuple[Sc
     """All of Eq 8 but L_task.
 
     Args:
-      sums: of all layers, each field with a leading L axis.
+      sums: of all layers, each field with a leading L axis; or those of one.
       price: lambda_E.
 
     Returns:

@@ -116,3 +116,17 @@ def test_the_baselines_dynamics_are_in_the_papers_order_and_crams_are_not():
 def test_quality_of_what_is_not_attended_to_is_the_lower_one_at_the_papers_size():
     ends = lambda name: [load(name)["mean"][f"quality_query_{which}_busiest"] for which in ("recurring", "new")]
     assert np.diff(ends("srcd_small")) < 0 < np.diff(ends("srcd_paper"))
+
+
+VERDICTS = ("reproduced", "partly", "not reproduced", "not well posed", "pending", "ours")
+
+
+def test_every_claim_has_one_of_the_verdicts():
+    lines = (RESULTS.parents[1] / "CLAIMS.md").read_text().split("\n")
+    tables = [i + 2 for i, line in enumerate(lines) if line == "| claim | the paper | ours | verdict |"]
+    assert len(tables) == 2
+    for i in tables:
+        while lines[i]:
+            verdict = lines[i].strip("| ").split(" | ")[3]
+            assert verdict.startswith(tuple(f"**{word}**" for word in VERDICTS)), lines[i][:60]
+            i += 1
