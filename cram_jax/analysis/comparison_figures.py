@@ -37,6 +37,9 @@ def draw(result: dict, path: Path) -> None:
             if seeds:
                 axis.plot(seeds, [y] * len(seeds), "k|", ms=9, clip_on=False)
                 axis.plot(np.mean(seeds), y, "o", color="0.5", ms=4, zorder=0)
+        low, high = axis.get_xlim()
+        if high > 100:  # no share is more
+            axis.set_xlim(min(low, 99.5), 100 + 0.02 * (100 - min(low, 99.5)))
         axis.set(xlabel=label)
         axis.grid(alpha=0.2)
     if routes:
