@@ -2,8 +2,9 @@
 
 python experiments/exposure.py RESULT.json LABEL [RESULT.json LABEL ...]
 
-Reads entries of results of experiments/compare.py, fits each, and writes experiments/results/exposure.json and .png.
-Each is fitted twice: to all exposures, and to those from which on some query chose otherwise. Up to the release every
+Reads entries of results of experiments/compare.py, fits each, and writes experiments/results/exposure.json and .png. The
+committed ones are "70% recur" and "100% recur" of recurrence.json, "semantic rate x 10" of ablations.json and cram of
+table_1.json, in this order. Each is fitted twice: to all exposures, and to those from which on some query chose otherwise. Up to the release every
 query attends by design, which no power law can follow.
 """
 
@@ -46,7 +47,13 @@ def once_free(data: dict) -> dict | None:
         return None
     found = one(left)
     goodness = {"power_law": found.goodness, **found.alternatives}
-    return {"first_k": left["k"][0], "bins": len(left["k"]), "exponent": found.exponent, "goodness": goodness}
+    return {
+        "first_k": left["k"][0],
+        "bins": len(left["k"]),
+        "exponent": found.exponent,
+        "interval": found.interval,
+        "goodness": goodness,
+    }
 
 
 def fitted(runs: list[dict]) -> dict:

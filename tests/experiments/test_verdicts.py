@@ -62,6 +62,11 @@ def test_each_pattern_stops_attending_at_its_own_time():
     assert found["width"] <= 100 < 400 < found["width_of_mean"]
     early, late = found["settled"]
     assert late - early > 500 and found["patterns"] > 480
+    # At `tiny`, too, but not where all recur: there they fall together
+    mixed, all_recur = (
+        load("exposure")["entries"][name]["transitions"] for name in ("70% recur (tiny)", "100% recur (tiny)")
+    )
+    assert 2 * mixed["width"] < mixed["width_of_mean"] and all_recur["width_of_mean"] < all_recur["width"]
 
 
 def test_attention_falls_further_with_consolidation_at_256_events_alone():
