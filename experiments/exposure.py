@@ -2,10 +2,10 @@
 
 python experiments/exposure.py RESULT.json LABEL [RESULT.json LABEL ...]
 
-Reads entries of results of experiments/compare.py, fits each, and writes experiments/results/exposure.json and .png. The
-committed ones are "70% recur" and "100% recur" of recurrence.json, "semantic rate x 10" of ablations.json and cram of
-table_1.json, in this order. Each is fitted twice: to all exposures, and to those from which on some query chose otherwise. Up to the release every
-query attends by design, which no power law can follow.
+Reads entries of results of experiments/compare.py, fits each, and writes experiments/results/exposure.json and .png.
+The committed ones are "70% recur" and "100% recur" of recurrence.json, "semantic rate x 10" of ablations.json and cram
+of table_1.json, in this order. Each is fitted twice: to all exposures, and to those from which on some query chose
+otherwise. Up to the release every query attends by design, which no power law can follow.
 """
 
 import json
