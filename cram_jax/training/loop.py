@@ -117,7 +117,10 @@ def train(
         stopped.append(signal.Signals(number).name)
         signal.signal(number, previous[number])
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
+    for number, handler in previous.items():
+        if handler is not signal.SIG_IGN:  # as SIGINT is in the background of a shell: it is meant for others
+            signal.signal(number, stop)
     try:
         if first < run.steps:
             due = first - first % run.log_every + run.log_every

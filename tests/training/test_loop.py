@@ -61,8 +61,16 @@ class Signalled(SRCDTask):
         return super().batch(split, seed, index, length, size)
 
 
+@pytest.fixture
+def heard():
+    """SIGINT as in the foreground, however the tests were started."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_after_the_step_under_way_and_the_rest_is_as_if_none_had_come(number, tmp_path):
+def test_a_signal_saves_after_the_step_under_way_and_the_rest_is_as_if_none_had_come(number, tmp_path, heard):
     def run(workdir, times):
         task = Signalled(SRCDConfig(patterns=5, answers=4), number=number, times=times)
         return loop.train(Learner(task=task, model=Stack(AttentionConfig(D=8, F=8), 1)), RUN, 0, workdir, 5)
@@ -77,7 +85,11 @@ def test_a_signal_saves_after_the_step_under_way_and_the_rest_is_as_if_none_had_
     assert lines[-1]["held_out/answer_nats"] == wanted[-1]["held_out/answer_nats"]
 
 
-def test_a_second_signal_ends_at_once(tmp_path):
+def test_a_second_signal_ends_at_once_and_one_that_was_ignored_is(tmp_path, heard):
     task = Signalled(SRCDConfig(patterns=5, answers=4), number=signal.SIGINT, times=2)
+    learner = Learner(task=task, model=Stack(AttentionConfig(D=8, F=8), 1))
     with pytest.raises(KeyboardInterrupt):
-        loop.train(Learner(task=task, model=Stack(AttentionConfig(D=8, F=8), 1)), RUN, 0, tmp_path, 5)
+        loop.train(learner, RUN, 0, tmp_path / "heard", 5)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    state, _ = loop.train(learner, RUN, 0, tmp_path / "ignored", 5)
+    assert state.step == 20 and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
