@@ -82,22 +82,10 @@ def table(entries: dict) -> list[tuple[str, str]]:
     return rows
 
 
-def parted(text: str) -> tuple[int, int]:
-    """(i, n) of --part.
-
-    Raises:
-      ValueError: unless it is i/n with i from 0 to n - 1.
-    """
-    numbers = text.split("/")
-    if len(numbers) != 2 or not all(one.isdigit() for one in numbers) or not int(numbers[0]) < int(numbers[1]):
-        raise ValueError(f"--part must be i/n with i from 0 to n - 1, such as 0/2 and 1/2, got {text!r}")
-    return int(numbers[0]), int(numbers[1])
-
-
 def main(_) -> None:
     experiment.quiet()
     comparison, runs = comparisons.COMPARISONS[NAME.value], Path(RUNS.value)
-    part, parts = parted(PART.value)
+    part, parts = grid.parted(PART.value)
     seeds = comparison.seeds
     todo = [(label, seed) for seed in seeds for label in comparison.entries]
     configs = {run: comparisons.settings(comparison, *run) for run in todo}

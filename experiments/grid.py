@@ -40,6 +40,18 @@ def rated(config: ConfigDict, rate: float, seed: int) -> ConfigDict:
     return config
 
 
+def parted(text: str) -> tuple[int, int]:
+    """(i, n) of --part.
+
+    Raises:
+      ValueError: unless it is i/n with i from 0 to n - 1.
+    """
+    numbers = text.split("/")
+    if len(numbers) != 2 or not all(one.isdigit() for one in numbers) or not int(numbers[0]) < int(numbers[1]):
+        raise ValueError(f"--part must be i/n with i from 0 to n - 1, such as 0/2 and 1/2, got {text!r}")
+    return int(numbers[0]), int(numbers[1])
+
+
 def check_code(workdirs: list[Path]) -> None:
     """Before the first of these runs is trained: finished ones must be of one code, and it must be this one if any is
     left.
@@ -115,11 +127,12 @@ def compare(
     """
     worst, best_of = (math.inf, min) if lower else (-math.inf, max)
     out, trained = {}, []
+    at = lambda label, rate, seed: runs / label.replace(", ", "_").replace(" ", "_") / f"rate_{rate:g}_seed_{seed}"
+    check_code([at(label, rate, seed) for label in entries for rate in rates[label] for seed in range(seeds)])
     for label, config in entries.items():
-        folder = runs / label.replace(", ", "_").replace(" ", "_")
 
-        def run(rate: float, seed: int, config=config, folder=folder) -> dict | None:
-            settings, workdir = rated(config, rate, seed), folder / f"rate_{rate:g}_seed_{seed}"
+        def run(rate: float, seed: int, config=config, label=label) -> dict | None:
+            settings, workdir = rated(config, rate, seed), at(label, rate, seed)
             found = once(train, settings, workdir)
             if found is not None:
                 trained.append(found)

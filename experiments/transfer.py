@@ -39,7 +39,7 @@ SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds, of both phases.")
 DATA = flags.DEFINE_string("data", None, "Folder with the published files; generated ones stand in without.")
 MODEL = flags.DEFINE_multi_enum("model", [], MODELS, "What to transfer; every model by default.")
 TARGET = flags.DEFINE_multi_string("target", [], "What to transfer to; every target by default.")
-PART = flags.DEFINE_string("part", "0/1", "i/n: only every n-th pair of model and seed, from the i-th, and no result.")
+PART = flags.DEFINE_string("part", "0/1", "i/n, i from 0: only every n-th pair of model and seed, no result.")
 RESULTS = flags.DEFINE_string("results", "experiments/results/transfer", "Where result and figure go.")
 
 SELECTION = {"cram": ("semantic", "router"), "seqboat": ("working", "choice_Dx2", "log_temperature")}
@@ -187,6 +187,16 @@ def train(config: ConfigDict, workdir: Path, paths: tuple[str, ...], called: str
     return out
 
 
+def source_folder(runs: Path, model: str, seed: int) -> Path:
+    """Of the training on SRCD."""
+    return runs / "source" / f"{model}_seed_{seed}"
+
+
+def target_folder(runs: Path, target: str, way: str, model: str, seed: int) -> Path:
+    """Of what comes of it."""
+    return runs / target / f"{model}_{way.replace(' ', '_')}_seed_{seed}"
+
+
 def chain(config: ConfigDict, targets: dict, model: str, seed: int, runs: Path) -> tuple[dict, dict]:
     """A model's training on SRCD with one seed, and all that comes of it: (its summary, summaries by target and way).
 
@@ -196,7 +206,7 @@ def chain(config: ConfigDict, targets: dict, model: str, seed: int, runs: Path) 
     Raises:
       ValueError: where one diverged.
     """
-    trained, source = runs / "source" / f"{model}_seed_{seed}", source_settings(config, model, seed)
+    trained, source = source_folder(runs, model, seed), source_settings(config, model, seed)
 
     def settled(found: dict | None, workdir: Path) -> dict:
         if found is None:
@@ -207,7 +217,7 @@ def chain(config: ConfigDict, targets: dict, model: str, seed: int, runs: Path) 
     out = {}
     for target, (called, paths) in targets.items():
         for way in WAYS:
-            workdir = runs / target / f"{model}_{way.replace(' ', '_')}_seed_{seed}"
+            workdir = target_folder(runs, target, way, model, seed)
 
             def run(settings: ConfigDict, workdir: Path, way=way, paths=paths, called=called) -> dict:
                 if way != "from scratch":
@@ -279,9 +289,12 @@ def main(_) -> None:
     for (target, (_, paths)), model, way in itertools.product(targets.items(), models, WAYS):
         build(target_settings(config, target, model, way, 0, paths), paths)  # what is wrong shows before the first run
 
-    part, parts = map(int, PART.value.split("/"))
-    todo = list(itertools.product(models, seeds))
-    done = {one: chain(config, targets, *one, runs) for one in todo[part::parts]}
+    part, parts = grid.parted(PART.value)
+    mine = list(itertools.product(models, seeds))[part::parts]
+    ways = list(itertools.product(targets, WAYS))
+    at = lambda *one: [source_folder(runs, *one), *(target_folder(runs, target, way, *one) for target, way in ways)]
+    grid.check_code([folder for one in mine for folder in at(*one)])
+    done = {one: chain(config, targets, *one, runs) for one in mine}
     if parts > 1:
         return  # a part is no result
     trained_by = grid.one_code([run for first, rest in done.values() for run in (first, *rest.values())])

@@ -38,10 +38,9 @@ def draw(out: dict, path: Path) -> None:
     right.set_yscale("symlog", linthresh=1)
     right.set(ylabel="attend (%), linear below 1", ylim=(-0.05, 110))
     right.set_title("Attention, held-out (dotted: all tokens, before)")
-    if "config" in out:
-        data, run = out["config"]["data"], out["config"]["run"]
-        changed = f"{out['config']['change']['patterns']} of {data['patterns']} patterns change"
-        figure.suptitle(f"{changed}, {run['length']} events, seed {out['seed']}", fontsize=10)
+    config = out["config"]
+    changed = f"{config['change']['patterns']} of {config['data']['patterns']} patterns change"
+    figure.suptitle(f"{changed}, {config['run']['length']} events, seed {out['seed']}", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -26,8 +26,8 @@ def draw(result: dict, path: Path) -> None:
         routes there is no panel of attention.
     """
     entries = result["entries"]
-    routes = any(run.get("attention_tokens_end") is not None for found in entries.values() for run in found["runs"])
-    panels = dict(list(PANELS.items())[: 3 if routes else 2])
+    attends = np.array([found["mean"].get("attention_tokens_end") is not None for found in entries.values()])
+    panels = dict(list(PANELS.items())[: 3 if any(attends) else 2])
     place = np.arange(len(entries))[::-1]
     size = (4 * len(panels), 0.28 * len(entries) + 1.5)
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, constrained_layout=True)
@@ -42,14 +42,13 @@ def draw(result: dict, path: Path) -> None:
             axis.set_xlim(min(low, 99.5), 100 + 0.02 * (100 - min(low, 99.5)))
         axis.set(xlabel=label)
         axis.grid(alpha=0.2)
-    if routes:
-        attends = [found["mean"].get("attention_tokens_end") is not None for found in entries.values()]
+    if any(attends):
         floor = [found["mean"].get("realised_new_share") for found in entries.values()]
         _with_floor(
             axes[2],
             [(100 * share, y) for share, y, routed in zip(floor, place, attends, strict=True) if share and routed],
         )
-        for y in place[~np.array(attends)]:  # all tokens attend, or there is no attention
+        for y in place[~attends]:  # all tokens attend, or there is no attention
             axes[2].text(
                 0.98, y, "no router", transform=axes[2].get_yaxis_transform(), ha="right", va="center", fontsize=7
             )

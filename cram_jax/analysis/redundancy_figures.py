@@ -41,7 +41,7 @@ def draw(result: dict, path: Path) -> None:
     right.legend(fontsize=7, frameon=False, loc="upper right", ncols=3)  # above all that is measured
     for axis in (left, right):
         axis.grid(alpha=0.2)
-    figure.suptitle(f"one seed ({result['config']['seed']})" if "config" in result else "one seed", fontsize=10)
+    figure.suptitle("one seed", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -41,7 +41,7 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
     """Makes the directory, or checks that it was made for the same settings; writes `config.json` there.
 
     Raises:
-      ValueError: where it cannot be written, or holds a run with other settings, naming the first that differs.
+      ValueError: where it cannot be written, or holds a run with other settings, naming all that differ.
     """
     path = Path(workdir) / "config.json"
     try:
@@ -54,14 +54,13 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
     new = json.loads(config.to_json())
     if path.exists():
         found, wanted = _flat(json.loads(path.read_text())), _flat(new)
-        # Settings that others follow come first.
-        leading = lambda name: (name.count("."), not name.startswith("run."), name)
-        for name in sorted(found.keys() | wanted.keys(), key=leading):
-            if found.get(name) != wanted.get(name):
-                raise ValueError(
-                    f"{workdir} holds a run with config.{name}={found.get(name)}, this one has {wanted.get(name)}; "
-                    "give the same settings to go on with it, or another --workdir"
-                )
+        names = sorted(found.keys() | wanted.keys())
+        other = [name for name in names if found.get(name) != wanted.get(name)]
+        if other:
+            said = "; ".join(f"config.{name}={found.get(name)}, this one has {wanted.get(name)}" for name in other)
+            raise ValueError(
+                f"{workdir} holds a run with {said}; give the same settings to go on with it, or another --workdir"
+            )
     path.write_text(json.dumps(new, indent=1, sort_keys=True) + "\n")
 
 

@@ -67,23 +67,6 @@ def test_finished_runs_are_kept(finished):
     assert [file.stat().st_mtime_ns for file in summaries] == before
 
 
-PARTS = """
-import compare
-for text in ("half", "2/2", "0/0", "-1/2", "1"):
-    try:
-        print(text, compare.parted(text))
-    except ValueError as error:
-        assert f"such as 0/2 and 1/2, got {text!r}" in str(error)
-print(compare.parted("1/2"))
-"""
-
-
-def test_a_part_that_is_none_is_refused():
-    env = environment() | {"PYTHONPATH": f"{ROOT}/experiments"}
-    done = subprocess.run([sys.executable, "-c", PARTS], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout == "(1, 2)\n", done.stderr[-2000:]
-
-
 @pytest.mark.parametrize("name", comparisons.COMPARISONS)
 def test_all_that_is_listed_can_be_built(name):
     comparison = comparisons.COMPARISONS[name]

@@ -10,6 +10,11 @@ BASE = ConfigDict({"seed": 0, "optimizer": {"learning_rate": 0.0}})
 CHOSEN_BY = {0.1: (1.0, 1.0), 0.2: (3.0, 2.5), 0.3: (4.0, 0.0)}  # on validation data, by rate and seed
 
 
+@pytest.fixture(autouse=True)
+def of_one_commit(monkeypatch):
+    monkeypatch.setattr(grid.summary, "versions", lambda: {"commit": "abc", "jax": "0"})
+
+
 def trainer(commit="abc", diverges=()):
     """(a training that takes no time, the rates and seeds it was called with)."""
     calls = []
@@ -58,11 +63,25 @@ def test_a_rate_at_which_one_diverged_is_not_chosen_and_not_tried_again(tmp_path
 
 def test_runs_of_other_code_or_settings_are_refused(tmp_path):
     compare(trainer()[0], tmp_path)
-    (tmp_path / "a_model" / "rate_0.3_seed_0" / "summary.json").unlink()
-    with pytest.raises(ValueError, match="trained by different code"):
-        compare(trainer(commit="another")[0], tmp_path)
     with pytest.raises(ValueError, match="holds a run with config.depth="):
         compare(trainer()[0], tmp_path, base=ConfigDict({**BASE, "depth": 3}))
+    (tmp_path / "a_model" / "rate_0.3_seed_0" / "summary.json").unlink()
+    with pytest.raises(ValueError, match="trained by different code"):  # while they were trained
+        compare(trainer(commit="another")[0], tmp_path)
+    with pytest.raises(ValueError, match="must be trained by one code"):  # before any is
+        compare(trainer()[0], tmp_path)
+
+
+def test_parts_count_from_0():
+    assert grid.parted("0/1") == (0, 1) and grid.parted("1/2") == (1, 2)
+
+
+@pytest.mark.parametrize("part", ["half", "2/2", "0/0", "-1/2", "1"])
+def test_a_part_that_is_none_is_refused(part):
+    with pytest.raises(
+        ValueError, match=f"--part must be i/n with i from 0 to n - 1, such as 0/2 and 1/2, got '{part}'"
+    ):
+        grid.parted(part)
 
 
 def test_code_that_changed_between_runs_is_noticed_before_any_is_trained(tmp_path, monkeypatch):
@@ -72,7 +91,6 @@ def test_code_that_changed_between_runs_is_noticed_before_any_is_trained(tmp_pat
         return tmp_path / name
 
     a, b, left = finished("a", "abc"), finished("b", "abc"), tmp_path / "left"
-    monkeypatch.setattr(grid.summary, "versions", lambda: {"commit": "abc"})
     grid.check_code([a, b, left])
     monkeypatch.setattr(grid.summary, "versions", lambda: {"commit": "def"})
     grid.check_code([a, b])  # nothing left: they are only gathered
