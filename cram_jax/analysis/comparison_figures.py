@@ -29,7 +29,7 @@ def draw(result: dict, path: Path) -> None:
     attends = np.array([found["mean"].get("attention_tokens_end") is not None for found in entries.values()])
     panels = dict(list(PANELS.items())[: 3 if any(attends) else 2])
     place = np.arange(len(entries))[::-1]
-    size = (4 * len(panels), 0.28 * len(entries) + 1.5)
+    size = (12, 0.28 * len(entries) + 1.5)
     figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, constrained_layout=True)
     for axis, (name, label) in zip(axes, panels.items(), strict=True):
         for y, found in zip(place, entries.values(), strict=True):
