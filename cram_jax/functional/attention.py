@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax import kernels
-from cram_jax.dims import Array, Float, Gap, Gaps, Int, Key, Segments, Token, Tokens
+from cram_jax.dims import Array, Float, Gap, Gaps, Int, Key, Token, Tokens
 from cram_jax.functional import operations
 from cram_jax.functional.common import (
     FeedForward,

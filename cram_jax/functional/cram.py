@@ -24,10 +24,10 @@ from cram_jax.functional.common import (
     uniforms,
 )
 from cram_jax.functional.consolidation import ConsolidationConfig, ConsolidationState
-from cram_jax.functional.episodic import EpisodicConfig
+from cram_jax.functional.episodic import EpisodicConfig, Writes
 from cram_jax.functional.layer import Layer, LayerAux, Operations, apply, init, init_cache, init_state, step
 from cram_jax.functional.objective import MemorySums
-from cram_jax.functional.routing import RoutingConfig
+from cram_jax.functional.routing import Gates, RoutingConfig
 from cram_jax.functional.semantic import SemanticConfig
 from cram_jax.functional.working import WorkingConfig
 
@@ -252,7 +252,7 @@ class CRAMConfig(Layer):
 
     def _route(
         self, params: CRAMParams, state, z, gap, magnitude, novelty, uniform, position, train: bool, retrieve: Retrieve
-    ) -> routing.Routes:
+    ) -> Gates:
         """Routes and audits of each token, from the token, its gap and the memories' states; nothing is retrieved."""
         features = {
             "content": z,
@@ -264,7 +264,7 @@ class CRAMConfig(Layer):
         noise = None if uniform is None else uniform[..., :4]
         return routing.route(params.router, features, noise, state.released, position, cfg=self.routing, train=train)
 
-    def _report(self, routes: routing.Routes, writes: episodic.Writes, novelty, found: Retrieval, released):
+    def _report(self, routes: Gates, writes: Writes, novelty, found: Retrieval, released):
         first, second = jnp.moveaxis(jax.lax.top_k(jnp.log(routes.mean_BxTx3), 2)[0], -1, 0)
         route_margin = jnp.where(released, self.routing.temperature * (first - second), jnp.inf)
         margin = jax.lax.stop_gradient(jnp.minimum(route_margin, jnp.abs(writes.logit_BxT)))

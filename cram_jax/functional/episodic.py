@@ -11,8 +11,8 @@ from cram_jax import kernels
 from cram_jax.dims import Array, Bool, Float, Int, Key, Marks, Segments, Token, Tokens
 from cram_jax.functional.common import FeedForward, check_at_least_one, feed_forward, init_feed_forward, normal, rotate
 
-# Shares of a sequence's (queries, keys). After the release, training attends with some 5% of tokens, audits included, and
-# keeps under 20%.
+# Shares of a sequence's (queries, keys). After the release, training attends with some 5% of tokens, audits included,
+# and keeps under 20%.
 BUCKET_SIZES = ((1 / 8, 1 / 4), (1, 1))
 
 
@@ -22,8 +22,8 @@ class EpisodicConfig:
     """heads: H. head_dim: K, of keys and of values; one coordinate of the values carries the write gate's gradient.
     memory: M, kept events that the buffer holds; the oldest leaves first.
     rotary: rotates queries and keys by their position; without it attention sees content alone.
-    write_audit_rate: in training, an event that the write gate refuses is kept with chance exp(logit), and at least with
-        this one. So a binding that was dropped, and whose queries are therefore routed away, is tried again in
+    write_audit_rate: in training, an event that the write gate refuses is kept with chance exp(logit), and at least
+        with this one. So a binding that was dropped, and whose queries are therefore routed away, is tried again in
         proportion to the reads expected of it. With a constant 2%, two keys of 400 were never kept again in 10,000
         steps.
     write_bias: initial logit of the write gate; above 0 it keeps all events. The gate's gradient begins at
@@ -65,7 +65,8 @@ class EpisodicParams(NamedTuple):
 class EpisodicCache(NamedTuple):
     """A ring of the last M kept events: Eq 3's (k_i, v_i).
 
-    Eq 3's tau_i is in the key if that is rotated. Its c_i, the novelty, went into the write gate; nothing reads it later.
+    Eq 3's tau_i is in the key if that is rotated. Its c_i, the novelty, went into the write gate; nothing reads it
+    later.
 
     Attributes:
       k_NxMxK, v_NxMxV: keys and values; sequences and heads are one axis (`kernels.read_cache`).
@@ -121,8 +122,8 @@ def decide_writes(
     """Which events are kept: those with logit > 0 and, if random numbers are given, others with chance exp(logit).
 
     The gate learns only from reads: the attention that an event receives from routed queries, mean over heads. It
-    regresses them (`objective.write_loss`). A log-bias on the event's key could not teach the gate: once a query matches,
-    the attention weight is 1 whatever the bias.
+    regresses them (`objective.write_loss`). A log-bias on the event's key could not teach the gate: once a query
+    matches, the attention weight is 1 whatever the bias.
     """
     seen = jnp.concatenate([jax.lax.stop_gradient(x), novelty[..., None]], axis=-1)
     logit = feed_forward(params.write, seen)[..., 0] + cfg.write_bias

@@ -82,4 +82,5 @@ def recurrent(weights: int, state: int, metaplastic: bool, shape: tuple[int, int
       weights: multiply-adds a token with parameters.
       state: numbers in the state of one sequence.
     """
-    return Operations(0.0, float(shape[0] * shape[1] * per_token(2 * weights + (10 if metaplastic else 5) * state, 1, train)))
+    forward = 2 * weights + (10 if metaplastic else 5) * state
+    return Operations(0.0, float(per_token(forward, shape[0] * shape[1], train)))

@@ -16,7 +16,7 @@ LEAST_RATE = 1e-3  # near 0, log A runs to minus infinity
 def causal_conv(
     x_BxTxX: Float[Array, "B T X"], weight_WxX: Float[Array, "W X"], segment_BxT: Segments | None
 ) -> Float[Array, "B T X"]:
-    """Depthwise convolution: each channel over its last W values in the same segment; the last weight is the newest's."""
+    """Depthwise convolution over a channel's last W values in the same segment; the last weight is the newest's."""
     T, W = x_BxTxX.shape[1], len(weight_WxX)
     past = jnp.pad(x_BxTxX, ((0, 0), (W - 1, 0), (0, 0)))
     out_BxTxX = x_BxTxX * weight_WxX[-1]

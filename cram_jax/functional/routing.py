@@ -59,7 +59,7 @@ class RoutingConfig:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
 
 
-class Routes(NamedTuple):
+class Gates(NamedTuple):
     """Attributes:
     soft_BxTx3: Gumbel-softmax probabilities (softmax without noise), through which the gradient goes.
     mean_BxTx3: the same without noise; these are priced. At temperature 1 they are a token's chances in training.
@@ -97,7 +97,7 @@ def route(
     *,
     cfg: RoutingConfig,
     train: bool,
-) -> Routes:
+) -> Gates:
     """Chooses a memory for each token, hard in training and evaluation alike (Eq 7).
 
     Args:
@@ -129,7 +129,7 @@ def route(
     if cfg.decide == "learned" and uniform_BxTx4 is not None:
         audited_BxT = ~routed_BxT & (uniform_BxTx4[..., 3] < rate_BxT)
     soft_BxTx3 = jax.nn.softmax(noisy_BxTx3 / cfg.temperature)
-    return Routes(soft_BxTx3, mean_BxTx3, choice_BxT, routed_BxT, audited_BxT, 1 / jnp.maximum(rate_BxT, 1e-6))
+    return Gates(soft_BxTx3, mean_BxTx3, choice_BxT, routed_BxT, audited_BxT, 1 / jnp.maximum(rate_BxT, 1e-6))
 
 
 def _fixed(uniform_BxTx4, position, cfg: RoutingConfig) -> Bool[Array, "..."]:
@@ -142,7 +142,7 @@ def _fixed(uniform_BxTx4, position, cfg: RoutingConfig) -> Bool[Array, "..."]:
 
 
 def mix(
-    routes: Routes,
+    routes: Gates,
     working_BxTxD: Array,
     retrieved_BxTxD: Array,
     recalled_BxTxD: Array,
@@ -152,8 +152,8 @@ def mix(
     """Sum of the three memories, each times its gate. Gates are hard, with a straight-through gradient (Eq 7).
 
     A token that did not retrieve has no r^E, so its episodic gate gets neither value nor gradient, whatever its row
-    holds. An audited token adds the value 0. The gradient of its gate is weighted by 1 / (chance of an audit), so that the
-    router's expected gradient is that of a dense computation.
+    holds. An audited token adds the value 0. The gradient of its gate is weighted by 1 / (chance of an audit), so that
+    the router's expected gradient is that of a dense computation.
     """
     hard_BxTx3 = jax.nn.one_hot(routes.choice_BxT, 3, dtype=routes.soft_BxTx3.dtype)
     through_BxTx3 = routes.soft_BxTx3 - jax.lax.stop_gradient(routes.soft_BxTx3)  # 0, with soft's gradient

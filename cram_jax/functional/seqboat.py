@@ -2,8 +2,8 @@
 
 From the memory's output, a two-way softmax with a learned temperature says "attend" or "pass". Each token takes the
 likelier one, and attention's output is multiplied by that probability, which is how the rule learns: no noise, no
-audits. Tokens that attend see only earlier tokens that attended. Shapes are static here: a plan lists the chosen tokens,
-where the authors' code gathers as many as there are.
+audits. Tokens that attend see only earlier tokens that attended. Shapes are static here: a plan lists the chosen
+tokens, where the authors' code gathers as many as there are.
 """
 
 import dataclasses
