@@ -273,6 +273,10 @@ class CRAMConfig(Layer):
             routes.choice_BxT, attended, found.found, writes.kept_BxT, margin, 1 - novelty, found.quality
         )
 
+    def mixer_params(self, params):
+        """Without the feed-forward network."""
+        return params._replace(norm_ff_D=(), feed_forward=())
+
     def feed(self, params: CRAMParams, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """x + W_out gelu(W_in norm(x) + b)."""
         network = cast(params.feed_forward, self.compute_dtype)
