@@ -286,8 +286,8 @@ def apply(
     x_BxTxD = x_BxTxD + routing.mix(routes, worked_BxTxD, retrieved_BxTxD, recalled_BxTxD, cfg=cfg.routing)
     y_BxTxD = x_BxTxD + _feed_forward(heavy, x_BxTxD, cfg)
 
-    distillation, stats = kernels.on_ladder(
-        _lessons, plan, heavy.semantic, c_BxTxD, retrieved_BxTxD, rungs=episodic.RUNGS
+    distillation, stats = kernels.in_buckets(
+        _lessons, plan, heavy.semantic, c_BxTxD, retrieved_BxTxD, sizes=episodic.BUCKET_SIZES
     )
     prediction, predicted = uncertainty.loss(params.uncertainty_DxU, z_BxTxD, segment_BxT)
     sums = CRAMSums(

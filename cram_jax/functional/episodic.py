@@ -12,7 +12,7 @@ from cram_jax.dims import Array, Bool, Float, Int, Key, Marks, Segments, Token, 
 from cram_jax.functional.common import FeedForward, at_least_one, feed_forward, init_feed_forward, normal, rotate
 
 # After the release a training attends with some 5% of tokens, audits included, and keeps under 20%.
-RUNGS = ((8, 4), (1, 1))
+BUCKET_SIZES = ((1 / 8, 1 / 4), (1, 1))
 
 
 @jax.tree_util.register_static
@@ -164,11 +164,11 @@ def read(
     """What the tokens that attend read in the buffer (Eq 3), and the use the write gate learns from; 0 elsewhere.
 
     Queries and outputs are projected for rows of the plan, keys and values for its slots: for as many as the shortest
-    of RUNGS has that holds them, in the longest sequence of the batch.
+    of BUCKET_SIZES has that holds them, in the longest sequence of the batch.
     """
     T, kind = x_BxTxD.shape[1], jnp.result_type(x_BxTxD, params.q_DxHxK)
     cfg = dataclasses.replace(cfg, backend=kernels.resolve(cfg.backend, T, T, kind))
-    return kernels.on_ladder(partial(_read, cfg), plan, params, x_BxTxD, worth_BxT, rungs=RUNGS)
+    return kernels.in_buckets(partial(_read, cfg), plan, params, x_BxTxD, worth_BxT, sizes=BUCKET_SIZES)
 
 
 def _read(cfg: EpisodicConfig, plan, params, x_BxTxD, worth_BxT):

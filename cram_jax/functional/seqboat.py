@@ -22,7 +22,7 @@ from cram_jax.functional.episodic import EpisodicCache, EpisodicConfig
 from cram_jax.functional.working_memory import WorkingConfig
 
 PASS, ATTEND = 0, 1
-RUNGS = ((8, 8), (1, 1))  # rows and slots are the same tokens, in lists of different length
+BUCKET_SIZES = ((1 / 8, 1 / 8), (1, 1))  # rows and slots are the same tokens, in lists of different length
 
 
 @jax.tree_util.register_static
@@ -146,7 +146,7 @@ def apply(
     plan = kernels.make_plan(attends_BxT, kept_BxT=attends_BxT, memory=cfg.memory, segment_BxT=segment_BxT)
     kind = jnp.dtype(cfg.attention.compute_dtype or x_BxTxD.dtype)
     read = partial(_read, cfg.attention, kernels.resolve("auto", T, T, kind))
-    read_BxTxD = kernels.on_ladder(read, plan, params.attention, x_BxTxD, rungs=RUNGS).astype(x_BxTxD.dtype)
+    read_BxTxD = kernels.in_buckets(read, plan, params.attention, x_BxTxD, sizes=BUCKET_SIZES).astype(x_BxTxD.dtype)
     x_BxTxD = x_BxTxD + worked_BxTxD + share_BxT[..., None] * read_BxTxD
     return attention.feed(params.attention, x_BxTxD, cfg.attention), SeqBoatAux(SeqBoatRoutes(attends_BxT, attends_BxT))
 
