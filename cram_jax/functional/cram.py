@@ -339,3 +339,132 @@ def _distill(plan: kernels.SkipPlan, params: semantic.SemanticParams, z_BxTxD, r
     r_BxCxD, found_BxC = plan.gather_queries(retrieved_BxTxD), plan.end_BxC > plan.start_BxC
     distilled = semantic.distillation(recalled_BxCxD, r_BxCxD, found_BxC)
     return distilled, consolidation.statistics(r_BxCxD, found_BxC)
+<<<<<<< HEAD
+=======
+
+
+def apply(
+    params: CRAMParams,
+    state: consolidation.ConsolidationState,
+    x_BxTxD: Tokens,
+    *,
+    cfg: CRAMConfig,
+    gap_BxT: Gaps | None = None,
+    key: Key | None = None,
+    train: bool = False,
+    segment_BxT: Segments | None = None,
+) -> tuple[Tokens, CRAMAux]:
+    """A whole sequence through the layer; causal, differentiable (Eq 2 to 7).
+
+    Args:
+      state: read, never changed here; `consolidation.update(state, aux.stats)` once a training step.
+      gap_BxT: time since the previous event; 1 everywhere by default.
+      key: for audits, and in training for Gumbel noise and sampled writes. Without one there are none.
+      train: hard decisions either way; in training they are sampled.
+      segment_BxT: packed sequences, which do not see each other.
+
+    Returns:
+      The tokens after the layer, and sums, counts and routes of this batch.
+
+    Raises:
+      ValueError, TypeError: for shapes or dtypes that do not fit the layer.
+    """
+    check_inputs(x_BxTxD, cfg.D, gap_BxT, segment_BxT)
+    B, T, _ = x_BxTxD.shape
+    gap_BxT = jnp.ones((B, T), x_BxTxD.dtype) if gap_BxT is None else gap_BxT
+    z_BxTxD = rms_norm(params.norm_D, x_BxTxD)
+    uniform_BxTx5 = None if key is None else uniforms(key, jnp.arange(T), B, 5)
+
+    worked_BxTxD, magnitude_BxT = working_memory.apply(params.working, z_BxTxD, gap_BxT, segment_BxT, cfg.working)
+    heavy, c_BxTxD = _computed(params, cfg), cast(z_BxTxD, cfg.compute_dtype)
+    recalled_BxTxD = semantic.recall(heavy.semantic, c_BxTxD).astype(x_BxTxD.dtype)
+    sigma2 = consolidation.variance(state)
+
+    def retrieve(writes, attended_BxT):
+        plan = episodic.plan_reads(writes, attended_BxT, segment_BxT, cfg=cfg.episodic)
+        read = episodic.read(heavy.episodic, plan, c_BxTxD, writes.worth_BxT, cfg=cfg.episodic)
+        retrieved_BxTxD, use_BxT = (a.astype(x_BxTxD.dtype) for a in read)
+        # Who attends an empty buffer retrieves nothing, and there is nothing to learn from it.
+        retrieved_BxT = attended_BxT & plan.scatter(plan.end_BxC > plan.start_BxC, T)
+        quality_BxT = consolidation.quality(recalled_BxTxD, retrieved_BxTxD, retrieved_BxT, sigma2)
+        return plan, retrieved_BxTxD, use_BxT, retrieved_BxT, quality_BxT
+
+    decided = _decide(
+        params, state, z_BxTxD, gap_BxT, magnitude_BxT, jnp.arange(T), uniform_BxTx5, cfg=cfg, train=train,
+        quality=lambda writes: retrieve(writes, jnp.ones((B, T), bool))[-1],
+    )  # fmt: skip
+    routes = decided.routes
+    attended_BxT = routes.routed_BxT | routes.audited_BxT
+    plan, retrieved_BxTxD, use_BxT, retrieved_BxT, quality_BxT = retrieve(decided.writes, attended_BxT)
+    x_BxTxD = x_BxTxD + routing.mix(routes, worked_BxTxD, retrieved_BxTxD, recalled_BxTxD, cfg=cfg.routing)
+    y_BxTxD = x_BxTxD + _feed_forward(heavy, x_BxTxD, cfg)
+
+    distillation, stats = kernels.in_buckets(
+        _lessons, plan, heavy.semantic, c_BxTxD, retrieved_BxTxD, sizes=episodic.BUCKET_SIZES
+    )
+    prediction, predicted = uncertainty.loss(params.uncertainty_DxU, z_BxTxD, segment_BxT)
+    sums = CRAMSums(
+        tokens=jnp.asarray(B * T, stats.count.dtype),
+        retrieved=stats.count,
+        episodic=jnp.sum(routes.mean_BxTx3[..., routing.EPISODIC]),
+        familiar=jnp.sum(routes.mean_BxTx3[..., routing.SEMANTIC] * (1 - decided.novelty)),
+        # While every token attends, use says nothing about worth: the gate does not learn yet.
+        write=jnp.sum(jnp.exp(decided.writes.logit_BxT), where=state.released),
+        use=jnp.sum(use_BxT, where=routes.routed_BxT & state.released),
+        routed=jnp.sum(routes.routed_BxT, dtype=stats.count.dtype),
+        distillation=distillation / sigma2,
+        familiarity=consolidation.familiarity_loss(decided.familiarity_logit, quality_BxT, retrieved_BxT),
+        prediction=prediction,
+        predicted=predicted,
+    )
+    margin_BxT = _margin(decided, state.released, cfg)
+    kept_BxT = decided.writes.kept_BxT
+    seen = CRAMRoutes(
+        routes.choice_BxT, attended_BxT, retrieved_BxT, kept_BxT, margin_BxT, 1 - decided.novelty, quality_BxT
+    )
+    return y_BxTxD, CRAMAux(stats, sums, seen)
+
+
+def step(
+    params: CRAMParams,
+    state: consolidation.ConsolidationState,
+    cache: CRAMCache,
+    x_BxD: Token,
+    *,
+    cfg: CRAMConfig,
+    gap_B: Gap | None = None,
+    key: Key | None = None,
+) -> tuple[Token, CRAMCache, CRAMRoutes]:
+    """One token, streaming; equals `apply` with `train=False` at that position. Routes have shape (B,)."""
+    gap_B = jnp.ones(x_BxD.shape[0], x_BxD.dtype) if gap_B is None else gap_B
+    check_inputs(x_BxD[:, None], cfg.D, gap_B[:, None], None)
+    z_BxD = rms_norm(params.norm_D, x_BxD)
+    uniform_Bx5 = None if key is None else uniforms(key, cache.position[None], x_BxD.shape[0], 5)[:, 0]
+
+    worked_BxD, working_BxW, magnitude_B = working_memory.step(
+        params.working, cache.working_BxW, z_BxD, gap_B, cfg.working
+    )
+    heavy, c_BxD = _computed(params, cfg), cast(z_BxD, cfg.compute_dtype)
+    recalled_BxD = semantic.recall(heavy.semantic, c_BxD).astype(x_BxD.dtype)
+    sigma2 = consolidation.variance(state)
+
+    def retrieve(writes, attended_B):
+        ring = episodic.write(heavy.episodic, cache.episodic, c_BxD, writes.kept_BxT, cache.position, cfg=cfg.episodic)
+        read = episodic.read_cache(heavy.episodic, ring, c_BxD, attended_B, cache.position, cfg=cfg.episodic)
+        retrieved_BxD, retrieved_B = read.astype(x_BxD.dtype), attended_B & (ring.written_B > 0)
+        quality_B = consolidation.quality(recalled_BxD, retrieved_BxD, retrieved_B, sigma2)
+        return ring, retrieved_BxD, retrieved_B, quality_B
+
+    decided = _decide(
+        params, state, z_BxD, gap_B, magnitude_B, cache.position, uniform_Bx5, cfg=cfg, train=False,
+        quality=lambda writes: retrieve(writes, jnp.ones_like(gap_B, bool))[-1],
+    )  # fmt: skip
+    routes = decided.routes
+    attended_B = routes.routed_BxT | routes.audited_BxT
+    ring, retrieved_BxD, retrieved_B, quality_B = retrieve(decided.writes, attended_B)
+    x_BxD = x_BxD + routing.mix(routes, worked_BxD, retrieved_BxD, recalled_BxD, cfg=cfg.routing)
+    y_BxD = x_BxD + _feed_forward(heavy, x_BxD, cfg)
+    margin_B, kept_B = _margin(decided, state.released, cfg), decided.writes.kept_BxT
+    seen = CRAMRoutes(routes.choice_BxT, attended_B, retrieved_B, kept_B, margin_B, 1 - decided.novelty, quality_B)
+    return y_BxD, CRAMCache(cache.position + 1, working_BxW, ring), seen
+>>>>>>> kernels

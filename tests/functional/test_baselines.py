@@ -99,7 +99,7 @@ def test_seqboat_on_short_lists_equals_the_whole_ones_and_a_stream(share, monkey
     (y, aux), slope = both(params)
     most = int(jnp.max(jnp.sum(aux.routes.attended_BxT, axis=1)))
     assert 0 < most <= 40 if share < 0.1 else most > 64
-    monkeypatch.setattr(seqboat, "RUNGS", ((1, 1),))
+    monkeypatch.setattr(seqboat, "BUCKET_SIZES", ((1, 1),))
     jax.tree.map(lambda *pair: np.testing.assert_allclose(*pair, atol=2e-5), ((y, aux), slope), both(params))
     step = lambda cache, x_BxD: seqboat.step(params, (), cache, x_BxD, cfg=SEQBOAT)[1::-1]
     _, streamed = jax.lax.scan(step, seqboat.init_cache(SEQBOAT, B), x_BxTxD.swapaxes(0, 1))
