@@ -115,7 +115,7 @@ class Claim:
 
     def results(self) -> list[str]:
         """The results that the page quotes, its figure's first."""
-        names = references.results("\n".join((self.did, self.measured())))
+        names = references.named("\n".join((self.did, self.measured())))
         return list(dict.fromkeys(([self.figure] if self.figure else []) + names))
 
 
@@ -126,15 +126,19 @@ def read(path: Path) -> Claim:
       ValueError: if a field is unknown or missing, or the verdict is none of VERDICTS.
     """
     source = tomllib.loads(path.read_text())
-    known = {field.name: field for field in fields(Claim)}
+    tables = []
+    for table in source.pop("tables", ()):
+        if wrong := table.keys() - {"columns", "rows", "corner", "caption"}:
+            raise ValueError(f"{path.name}: {', '.join(sorted(wrong))} stands below [[tables]]: tables come last")
+        tables.append(Table(**table))
+    known = {field.name for field in fields(Claim)}
     needed = {"title", "where", "paper", "ours", "verdict", "summary", "says", "did", "why", "open"}
-    if wrong := (source.keys() - known.keys()) | (needed - source.keys()):
+    if wrong := (source.keys() - known) | (needed - source.keys()):
         raise ValueError(f"{path.name}: unknown or missing: {', '.join(sorted(wrong))}")
     if source["verdict"] not in VERDICTS:
         raise ValueError(f"{path.name}: verdict {source['verdict']!r} is not one of {', '.join(VERDICTS)}")
-    tables = tuple(Table(**table) for table in source.pop("tables", ()))
     texts = {name: text.strip() if isinstance(text, str) else text for name, text in source.items()}
-    return Claim(name=path.stem, tables=tables, **texts)
+    return Claim(name=path.stem, tables=tuple(tables), **texts)
 
 
 @dataclass(frozen=True)
