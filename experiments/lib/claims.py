@@ -6,7 +6,7 @@
 | claims/NAME.toml: a claim | docs/claims/NAME.md |
 | claims/pages/NAME.md: a text | docs/claims/NAME.md |
 
-Figures of ours are references (`lib/references.py`); those of the papers are typed. claims/README.md says how to write a claim.
+Figures of ours are references (`lib/references.py`), those of the papers are typed. claims/README.md says how.
 """
 
 import tomllib
@@ -14,11 +14,12 @@ from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
-from lib import references
+from lib import references, results
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "claims"
 PAGES = ROOT / "docs" / "claims"
+RESULT, FIGURE = (f"../../experiments/results/{{}}/{file}" for file in ("result.json", "figure.png"))
 VERDICTS = {
     "reproduced": "measured, and as the paper says",
     "partly": "part of it is as the paper says, or under a condition",
@@ -109,9 +110,10 @@ class Claim:
     typed: dict[str, str] | None = None
 
     def measured(self) -> str:
-        """Everything that may quote our figures."""
-        tables = "\n".join(table.markdown() for table in self.tables)
-        return "\n".join((self.ours, self.summary, self.found, self.caption, tables, self.why, self.open))
+        """Everything that may quote our figures: of tables the captions, and the cells without their labels."""
+        cells = [cell for table in self.tables for row in table.cells() for cell in row[1:]]
+        captions = [table.caption for table in self.tables]
+        return "\n".join((self.ours, self.summary, self.found, self.caption, *captions, *cells, self.why, self.open))
 
     def results(self) -> list[str]:
         """The results that the page quotes, its figure's first."""
@@ -172,11 +174,15 @@ def made(names: list[str], load: references.Load) -> str:
     notes = []
     for name in names:
         marks = load(name)["made_by"]
-        versions = ", ".join(f"{what} {version}" for what, version in marks["versions"].items() if what in ("python", "jax"))
-        cells = ["; ".join(marks["machines"]), versions, marks["date"], ", ".join(mark[:7] for mark in marks["commits"])]
-        rows.append(f"| [{name}](../../experiments/results/{name}/result.json) | {' | '.join(cells)} |")
+        versions = ", ".join(f"{what} {marks['versions'][what]}" for what in ("python", "jax"))
+        commits = ", ".join(mark[:7] + "+" * mark.endswith("+") for mark in marks["commits"])
+        cells = [f"[{name}]({RESULT.format(name)})", "; ".join(marks["machines"]), versions, marks["date"], commits]
+        rows.append(f"| {' | '.join(cells)} |")
         notes += [f"- `{name}`: {note}" for note in marks["notes"]]
-    return "\n".join(rows + ([""] + notes if notes else []))
+    if not notes:
+        return "\n".join(rows)
+    fold = ["", f"<details><summary>Notes on these results ({len(notes)})</summary>", "", *notes, "", "</details>"]
+    return "\n".join(rows + fold)
 
 
 def commands(claim: Claim, load: references.Load) -> str:
@@ -187,28 +193,34 @@ def commands(claim: Claim, load: references.Load) -> str:
 
 def page(claim: Claim, load: references.Load) -> str:
     """The page of a claim."""
-    show = f"![{claim.alt}](../../experiments/results/{claim.figure}/figure.png)\n\n*{claim.caption}*" if claim.figure else ""
+    show = f"![{claim.alt}]({FIGURE.format(claim.figure)})\n\n*{claim.caption}*" if claim.figure else ""
     found = [claim.found, show, *(table.markdown() for table in claim.tables)]
-    typed = "\n".join(f"- {figure} is typed: {reason}" for figure, reason in (claim.typed or {}).items())
-    names = claim.results()
     parts = {
         "What the paper says": f"*{claim.where}.* {claim.says}",
         "What we did": claim.did,
         "What we found": "\n\n".join(part for part in found if part),
         "Why this verdict": claim.why,
         "What is left open": claim.open,
-        "Run it again": f"```\n{text}\n```" if (text := commands(claim, load)) else "",
-        "Where the numbers come from": "\n\n".join(part for part in (made(names, load) if names else "", typed) if part),
     }
-    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items() if text)
-    top = f"**Verdict: {claim.verdict}.** {claim.summary}"
-    links = "[All claims](../../CLAIMS.md) · [What is counted, and the sizes](definitions.md)"
-    return references.filled(f"# {claim.title}\n\n{top}\n\n{links}\n\n{body}\n", load)
+    texts = [
+        f"# {claim.title}",
+        f"**Verdict: {claim.verdict}.** {claim.summary}",
+        "[All claims](../../CLAIMS.md) · [What is counted, and the sizes](definitions.md)",
+        *(f"## {title}\n\n{text}" for title, text in parts.items() if text),
+    ]
+    ours = references.filled("\n\n".join(texts), load)
+    names = claim.results()
+    origin = [made(names, load)] if names else []
+    origin += [f"{figure} is typed: {reason}." for figure, reason in (claim.typed or {}).items()]
+    how = "From the repository's root; SEED is 0, 1 and so on. [What a size takes](definitions.md#sizes)."
+    again = f"## Run it again\n\n{how}\n\n```\n{text}\n```" if (text := commands(claim, load)) else ""
+    sources = f"## Where the numbers come from\n\n{chr(10).join(origin)}" if origin else ""
+    return "\n\n".join(part for part in (ours, again, sources) if part) + "\n"
 
 
 def table(claims: list[Claim], folder: str, load: references.Load) -> str:
     """A row for each claim."""
-    rows = ["| claim | paper | ours | verdict | |", "|---|---|---|---|---|"]
+    rows = ["| claim | paper | ours | verdict | link |", "|---|---|---|---|---|"]
     for one in claims:
         rows.append(f"| {one.title} | {one.paper} | {one.ours} | {one.verdict} | [page]({folder}{one.name}.md) |")
     return references.filled("\n".join(rows), load)
@@ -216,8 +228,8 @@ def table(claims: list[Claim], folder: str, load: references.Load) -> str:
 
 def overview(found: Sources, load: references.Load) -> str:
     """CLAIMS.md: all claims on one screen."""
-    groups = "\n\n".join(f"## {title}\n\n{table(claims, 'docs/claims/', load)}" for title, claims in found.groups.items())
-    return f"# Claims\n\n{references.filled(found.summary, load)}\n\n{groups}\n"
+    groups = [f"## {title}\n\n{table(claims, 'docs/claims/', load)}" for title, claims in found.groups.items()]
+    return "\n\n".join(["# Claims", references.filled(found.summary, load), *groups]) + "\n"
 
 
 def by_verdict(found: Sources) -> str:
@@ -234,8 +246,6 @@ def by_verdict(found: Sources) -> str:
 
 def generate() -> dict[Path, str]:
     """Every page by its path."""
-    from lib import results
-
     load = cache(results.load)
     found = sources()
     pages = {PAGES / f"{name}.md": references.filled(text, load) for name, text in found.pages.items()}
