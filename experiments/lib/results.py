@@ -54,7 +54,7 @@ def load(name: str, folder: Path = RESULTS) -> dict:
     """
     path = Path(folder) / name / "result.json"
     if not path.exists():
-        raise FileNotFoundError(f"no result {name!r}; there are {', '.join(names(folder))}")
+        raise FileNotFoundError(f"no result {name!r} in {folder}; there are {', '.join(names(folder)) or 'none'}")
     result = json.loads(path.read_text())
     check(result)
     return result
@@ -91,13 +91,13 @@ def at(result: dict, path: str) -> float:
 
 
 def write(folder: Path, result: dict) -> Path:
-    """Writes a result into a folder of its own name: `folder`/NAME/result.json.
+    """Writes a result into its folder, which is made: `folder`/result.json.
 
     Raises:
       ValueError: where the result does not follow the schema; nothing is written then.
     """
     check(result)
-    path = Path(folder) / result["name"] / "result.json"
+    path = Path(folder) / "result.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".tmp")
     new.write_text(text(result) + "\n")
@@ -146,9 +146,8 @@ def _faults(result: dict):
         yield "there must be entries or data"
     yield from _typed("made_by", result["made_by"], MADE_BY, {"from": list})
     for label, entry in result["entries"].items():
-        yield from _typed(label, entry, ENTRY, PARTS)
-        if ENTRY.keys() <= entry.keys():
-            yield from _entry_faults(label, entry)
+        wrong = list(_typed(label, entry, ENTRY, PARTS))
+        yield from wrong or _entry_faults(label, entry)
     if path := _not_finite(result):
         yield f"{path} is not finite; null says that there is no number"
 
