@@ -13,6 +13,7 @@ attention alone on gathered rows (kernel), and of cuDNN's for all places (dense)
 """
 
 import json
+import time
 from functools import partial
 from pathlib import Path
 
@@ -111,8 +112,8 @@ def times(B: int, T: int, rounds: int) -> dict:
                 compact = plan.gather_queries(q), k, v, *map(plan.gather_queries, do)
                 calls[f"kernel_{1000 * share:g}"] = partial(alone, *compact, plan)
         out[way] = measured(calls, rounds)
-        for time in out[way].values():
-            time["cheaper_than_dense"] = out[way]["dense"]["ms"] / time["ms"]
+        for found in out[way].values():
+            found["cheaper_than_dense"] = out[way]["dense"]["ms"] / found["ms"]
     return out
 
 
@@ -129,21 +130,24 @@ def others(B: int, T: int, rounds: int) -> dict:
 def measured(calls: dict, rounds: int) -> dict:
     """`timed`, by the call."""
     found = timed({name: lambda call=call: [call() for _ in range(CALLS)] for name, call in calls.items()}, rounds)
-    return {name: {part: ms / CALLS for part, ms in time.items()} for name, time in found.items()}
+    return {name: {part: ms / CALLS for part, ms in each.items()} for name, each in found.items()}
 
 
 def main(_) -> None:
     experiment.quiet()
     if jax.default_backend() != "gpu":
         raise SystemExit(f"this measures an NVIDIA GPU, and JAX runs on {jax.default_backend()!r}")
-    result = {"errors": errors()}
-    for B, T in ((2, 8192), (8, 2048)):
-        result[f"times_{T}"] = times(B, T, ROUNDS.value)
-    result["others_2048"] = others(8, 2048, ROUNDS.value)
-    print(json.dumps(result, indent=1))
-    out, folder = {"result": result, **versions()}, Path(RESULTS.value)
+    parts = {"times_8192": partial(times, 2, 8192, ROUNDS.value), "times_2048": partial(times, 8, 2048, ROUNDS.value)}
+    parts |= {"errors": errors, "others_2048": partial(others, 8, 2048, ROUNDS.value)}
+    folder, result = Path(RESULTS.value), {}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gpu.json").write_text(json.dumps(out, indent=1) + "\n")
+    for name, measure in parts.items():
+        start = time.perf_counter()
+        result[name] = measure()
+        print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+        # After every part: what was measured before an interruption is kept.
+        out = {"result": result, **versions()}
+        (folder / "gpu.json").write_text(json.dumps(out, indent=1) + "\n")
     kernel_figures.gpu(out, folder / "gpu.png")
 
 
