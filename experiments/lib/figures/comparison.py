@@ -80,54 +80,47 @@ def _grouped(entries: dict, what: Callable[[str, dict], str], called: Callable[[
 
 
 def _figure(result: dict, groups: Rows, unchanged: dict | None = None) -> Figure:
-    """A mark for each seed, a larger one for their mean."""
+    """A mark for each seed, and one for their mean."""
     entries = [found for rows in groups.values() for found in rows.values()]
     routes = [found["mean"].get("attention_tokens_end") is not None for found in entries]
     panels = dict(list(PANELS.items())[: 3 if any(routes) else 2])
-    headings = [what for what in groups if what]
-    count = len(entries) + len(headings)
-    figure, axes = style.panels(1, len(panels), 0.155 * count + 1.35, sharey=True)
-    place = iter(range(count))
-    ticks: dict[int, str] = {}
+    count = len(entries) + sum(1 for what in groups if what)
+    figure, axes = style.panels(1, len(panels), 0.155 * count + 1.75, sharey=True)
+    ticks = {}
     for what, rows in groups.items():
         if what:
-            axes[0, 0].annotate(
-                what, (0, next(place)), (-6, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
-                ha="right", va="center", weight="bold",
-            )  # fmt: skip
+            ticks[len(ticks)] = what
         for label, found in rows.items():
-            ticks[(y := next(place))] = label
             for axis, name in zip(axes.flat, panels, strict=True):
-                _row(axis, y, found, name)
+                _row(axis, len(ticks), found, name)
+            ticks[len(ticks)] = label
+    axes[0, 0].set_yticks(list(ticks), list(ticks.values()))
+    for text in axes[0, 0].get_yticklabels():
+        text.set_weight("bold" if text.get_text() in groups else "normal")
+    axes[0, 0].set_ylim(count - 0.4, -0.6)
     for axis, (name, label) in zip(axes.flat, panels.items(), strict=True):
         axis.set_xlabel(label)
         if unchanged:
             _line(axis, unchanged, name)
         _limits(axis, name)
-    axes[0, 0].set_yticks(list(ticks), list(ticks.values()))
-    axes[0, 0].set_ylim(count - 0.4, -0.6)
-    for axis in axes.flat:
         axis.tick_params(axis="y", length=0)
-    style.under_all(figure, _legend(entries, unchanged), ncols=4)
-    if result["config"]:
-        figure.suptitle(f"{_called(result['name'])}: SRCD, sequences of {result['config']['run']['length']} events",
-                        x=0.01, ha="left")  # fmt: skip
+    style.under_all(figure, _legend(entries, unchanged))
+    about = [f"SRCD, sequences of {result['config']['run']['length']} events"] if result["config"] else []
+    style.headline(figure, result, *about)
     return figure
-
-
-def _called(name: str) -> str:
-    return name.replace("_", " ").capitalize()
 
 
 def _row(axis, y: float, found: dict, name: str) -> None:
     seeds = [100 * run[name] for run in found["runs"] if run.get(name) is not None]
     if name == "attention_tokens_end" and found["mean"].get(name) is None:
-        axis.annotate("no router", (0.98, y), xycoords=("axes fraction", "data"), ha="right", va="center", color="0.35")
+        no_router = axis.annotate("no router", (0.98, y), xycoords=("axes fraction", "data"), ha="right", va="center")
+        style.on_white(no_router)
         return
     if not seeds:
         return
-    axis.plot(seeds, [y] * len(seeds), "|", color=style.BLACK, ms=6, mew=0.9, zorder=3, clip_on=False)
-    axis.plot(np.mean(seeds), y, "o", color=style.BLUE, ms=4.5, zorder=2, clip_on=False)
+    if len(seeds) > 1:
+        axis.plot(seeds, [y] * len(seeds), "|", color=style.BLACK, ms=7, mew=0.9, zorder=3, clip_on=False)
+    axis.plot(np.mean(seeds), y, "o", color=style.BLUE, ms=4, zorder=2, clip_on=False)
     floor = found["mean"].get("realised_new_share")
     if name == "attention_tokens_end" and floor:
         axis.plot(100 * floor, y, "x", color=style.RED, ms=4, mew=1.1, zorder=4)
@@ -154,10 +147,10 @@ def _limits(axis, name: str) -> None:
 def _legend(entries: list[dict], unchanged: dict | None) -> list[Line2D]:
     mark = lambda label, **how: Line2D([], [], ls=how.pop("ls", ""), label=label, **how)
     several = max(len(found["runs"]) for found in entries)
-    handles = [mark("a seed", marker="|", color=style.BLACK, ms=6)] * (several > 1)
-    handles += [mark("mean of the seeds" if several > 1 else "the one seed", marker="o", color=style.BLUE, ms=4.5)]
+    handles = [mark("a seed", marker="|", color=style.BLACK, ms=7)] * (several > 1)
+    handles += [mark("mean of the seeds" if several > 1 else "one seed", marker="o", color=style.BLUE, ms=4)]
     if any(found["mean"].get("attention_tokens_end") and found["mean"].get("realised_new_share") for found in entries):
         handles += [mark("floor: queries of new bindings", marker="x", color=style.RED, ms=4)]
     if unchanged:
-        handles += [mark("unchanged: mean, and all seeds", color=style.BLUE, ls="--", lw=1.0)]
+        handles += [mark("unchanged (band: its seeds)", color=style.BLUE, ls="--", lw=1.0)]
     return handles

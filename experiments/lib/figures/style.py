@@ -6,14 +6,16 @@ shown, and drawing leaves no global state behind.
 """
 
 import functools
+import io
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.transforms import ScaledTranslation
+from PIL import Image
 
 WIDTH = 7.2  # inches, of every figure: type has the same size wherever two figures are shown at one width
 TYPE = 8.0  # points
@@ -100,24 +102,33 @@ def save(figure: Figure, folder: Path, name: str = "figure") -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, dpi=DPI)
-    figure.savefig(folder / f"{name}.png", metadata={"Software": None}, dpi=DPI)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=DPI)
+    few = Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    few.save(folder / f"{name}.png", optimize=True, dpi=(DPI, DPI))  # 256 colours: less than half the size
     return folder / f"{name}.png"
 
 
-def panels(rows: int, columns: int, height: float, letters: bool = True, **how) -> tuple[Figure, np.ndarray]:
-    """A figure of WIDTH and its axes as an array (rows, columns), each with a letter at its upper left corner.
+def panels(rows: int, columns: int, height: float, **how) -> tuple[Figure, np.ndarray]:
+    """A figure of WIDTH and its axes as an array (rows, columns), lettered from a where there are several.
 
     Args:
-      height: in inches. letters: from a on; none where there is one panel only. how: more for `Figure.subplots`.
+      height: in inches. how: more for `Figure.subplots`.
     """
     figure = Figure(figsize=(WIDTH, height))
     axes = figure.subplots(rows, columns, squeeze=False, **how)
-    if letters and axes.size > 1:
+    if axes.size > 1:
         for letter, axis in zip("abcdefghijkl", axes.flat, strict=False):
-            axis.annotate(
-                letter, (0, 1), (-20, 6), xycoords="axes fraction", textcoords="offset points", weight="bold"
-            ).set_in_layout(False)
+            left = -20 if not how.get("sharey") else -6
+            where = {"xycoords": "axes fraction", "textcoords": "offset points"}
+            axis.annotate(letter, (0, 1), (left, 6), weight="bold", **where)
     return figure, axes
+
+
+def headline(figure: Figure, result: dict, *more: str) -> None:
+    """The question that the result answers, above everything, and lines of what a reader must know about it."""
+    lines = textwrap.wrap(result["question"], 122) + list(more)
+    figure.suptitle("\n".join(lines), x=0.01, ha="left")
 
 
 def below(axis, ncols: int = 1, points: float = 32, **how) -> None:
@@ -135,8 +146,8 @@ def under_all(figure: Figure, handles: Iterable | None = None, ncols: int = 4) -
 
 
 def on_white(text, color: str = "0.2", **how):
-    """The text readable over lines: it cuts them."""
-    text.set(color=color, zorder=9, path_effects=[withStroke(linewidth=2.5, foreground="white")], **how)
+    """The text readable over lines: it covers them."""
+    text.set(color=color, zorder=9, bbox={"fc": "white", "ec": "none", "pad": 0.8, "alpha": 0.85}, **how)
     return text
 
 
@@ -155,11 +166,12 @@ def moment(axis, x: float, text: str, ha: str = "center", **line) -> None:
     on_white(axis.annotate(text, (x, 1), (0, 2), **where))
 
 
-def percent_ticks(axis, which: str = "y", marks: Iterable[float] = PERCENT) -> None:
-    """A logarithmic scale of percent, with whole numbers of them instead of powers of ten, within the present limits."""
+def percent_ticks(axis, which: str = "y") -> None:
+    """A logarithmic scale of percent in plain numbers, within the present limits; powers of ten where these are wide."""
     low, high = getattr(axis, f"get_{which}lim")()
     getattr(axis, f"set_{which}scale")("log")
-    ticks = [mark for mark in marks if low <= mark <= high]
+    ticks = [mark for mark in PERCENT if low <= mark <= high]
+    ticks = ticks if len(ticks) <= 9 else [mark for mark in ticks if f"{mark:e}".startswith("1.0")]
     getattr(axis, f"set_{which}ticks")(ticks, [f"{tick:g}" for tick in ticks])
     getattr(axis, f"{which}axis").set_minor_locator(matplotlib.ticker.NullLocator())
     getattr(axis, f"set_{which}lim")(low, high)

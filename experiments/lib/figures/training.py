@@ -1,6 +1,7 @@
 """One model over its training: the paper's Figure 2, and in a second figure what lies behind it."""
 
 import functools
+import textwrap
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,7 +16,6 @@ ACCURACY = {
 }
 FLOOR = "held_out/realised_new_share"
 QUALITY = "probe/quality_query_recurring_busiest"
-HEIGHTS = {"router_released_step": 0.15, "transition_step": 0.45}  # of labels: one never meets the other
 
 
 def only(result: dict) -> tuple[str, dict]:
@@ -47,31 +47,28 @@ def band(axis, curves: list[dict], name: str, label: str, line: dict, scale: flo
     axis.fill_between(steps, low, high, color=line["color"], alpha=0.2, lw=0)
 
 
-def came(axis, found: dict, name: str, what: str, above: bool) -> None:
+def came(axis, found: dict, name: str, what: str, label: str | None, **how) -> None:
     """Marks when something came: a line at the median of the seeds, on a shade from the first to the last. Nothing
     where it came in no seed.
 
     Args:
-      found: an entry of a result. name: of the step. above: whether the label stands above the panel; else beside the
-        line, with the steps.
+      found: an entry of a result. name: of the step. what: the line's name above the panel. label: in the legend,
+        which adds the steps; None keeps it out of there. how: more for `style.moment`.
     """
     steps = sorted(run[name] for run in found["runs"] if run.get(name) is not None)
     if not steps and len(found["runs"]) == 1 and name in found["mean"]:  # runs keep a few of their numbers only
         steps = [int(found["mean"][name])]
-    if not steps:
-        return
-    style.moment(axis, float(np.median(steps)), what if above else "")
-    axis.axvspan(steps[0], steps[-1], zorder=0.1, color="0.92", lw=0)
-    if not above:
+    if steps:
         when = f"step {steps[0]}" if steps[0] == steps[-1] else f"steps {steps[0]} to {steps[-1]}"
-        where = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "bottom"}
-        style.on_white(axis.annotate(f"{what}\n{when}", (steps[-1], HEIGHTS[name]), (3, 0), **where))
+        style.moment(axis, float(np.median(steps)), what, label=label and f"{label}, {when}", **how)
+        axis.axvspan(steps[0], steps[-1], zorder=0.1, color="0.92", lw=0)
 
 
-def moments(axis, found: dict, above: bool = True) -> None:
-    """Release of the router and transition, where there are some."""
-    came(axis, found, "router_released_step", "release" if above else "router released", above)
-    came(axis, found, "transition_step", "transition", above)
+def moments(axis, found: dict, named: bool = True) -> None:
+    """Release of the router and transition, where there are some; `named` in the legend, too."""
+    release, transition = ("router released", "transition") if named else (None, None)
+    came(axis, found, "router_released_step", "release", release)
+    came(axis, found, "transition_step", "transition", transition, ls="--", ha="left")
 
 
 def _about(result: dict) -> str:
@@ -92,7 +89,7 @@ def draw(result: dict) -> Figure:
     _, found = only(result)
     mean = found["mean"]
     routes, tokens = "attention_tokens_end" in mean, result["config"]["run"]["final_tokens"]
-    figure, axes = style.panels(1, 1 + routes, 3.3)
+    figure, axes = style.panels(1, 1 + routes, 3.7)
     if routes:
         _attention(axes[0, 0], found)
     axis = axes[0, -1]
@@ -101,9 +98,9 @@ def draw(result: dict) -> Figure:
     axis.set(ylabel="held-out queries answered right (%)", ylim=(-2, 103))
     for axis in axes.flat:
         over_steps(axis, found["curves"])
-        moments(axis, found, above=axis is not axes[0, -1])
+        moments(axis, found, named=axis is axes[0, 0])
         style.below(axis)
-    figure.suptitle(f"{_headline(found, tokens)}\n{_about(result)}", x=0.01, ha="left")
+    style.headline(figure, result, _headline(found, tokens), _about(result))
     return figure
 
 
@@ -129,7 +126,7 @@ def _attention(axis, found: dict) -> None:
     band(axis, curves, FLOOR, "floor: queries of new bindings", line)  # of the same tokens, where these are known
     known = FLOOR in curves[0]
     floor = np.median([curve[FLOOR][-1] for curve in curves]) if known else mean["realised_new_share"]
-    style.level(axis, 100 * floor, "floor: queries of new bindings", over=False, **({"lw": 0} if known else line))
+    style.level(axis, 100 * floor, "floor", over=False, **({"lw": 0} if known else line))
     last, end = curves[0]["step"][-1], 100 * mean["attention_tokens_end"]
     axis.annotate("", (0.94 * last, 1.1 * end), (0.94 * last, 97), arrowprops={"arrowstyle": "->", "lw": 1.0})
     fewer = axis.annotate(f"{100 / end:.0f} times\nfewer", (0.92 * last, 10 * np.sqrt(end)), ha="right", va="center")
@@ -156,9 +153,9 @@ def details(result: dict) -> Figure:
         panel(axis, found)
         if panel is not _densities:
             over_steps(axis, found["curves"])
-            moments(axis, found)
+            moments(axis, found, named=axis is axes[0, 0])
         style.below(axis)
-    figure.suptitle(_about(result), x=0.01, ha="left")
+    style.headline(figure, result, _about(result))
     return figure
 
 
@@ -171,13 +168,13 @@ def _pairs(axis, found: dict) -> None:
 
 
 def _clock(axis, found: dict, machines: list[str]) -> None:
-    label = "on " + "\nand ".join(machines)
+    label = "\n".join(textwrap.wrap("on " + " and ".join(machines), 45))
     band(axis, found["curves"], "step_ms", label, {"color": style.BLUE, "ls": "-"}, scale=1.0)
     axis.set(ylabel="time of a training step (ms)", ylim=(0, 1.05 * axis.get_ylim()[1]))
 
 
 def _quality(axis, found: dict) -> None:
-    label = "queries of recurring bindings, layer that attends most"
+    label = "queries of recurring bindings,\nin the layer that attends most"
     band(axis, found["curves"], QUALITY, label, {"color": style.BLUE, "ls": "-"}, scale=1.0)
     axis.set(ylabel="mean quality of recall, q", ylim=(0, 1.02))
 
