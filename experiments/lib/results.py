@@ -1,20 +1,23 @@
 """Result files: the one schema, the one reader and the one writer.
 
-A result is a folder NAME with `result.json`, and `figure.png` and `figure.svg` where there is a figure. Committed results
-stand in experiments/results; a main writes its own below runs/, and `experiments/promote.py` moves it over.
+A result is a folder NAME with `result.json`, and `figure.png` and `figure.svg` where there is a figure. Committed
+results stand in experiments/results. A main writes its own below runs/; `experiments/promote.py` moves it over.
 
 | key | what it holds |
 |---|---|
 | schema, name, question, command | 1; the folder's name; one sentence; the command that makes the numbers |
-| made_by | `commits` that trained the runs (a + marks a tree with uncommitted changes), `date` (the day on which the numbers \
-were committed), `machines`, `versions`, `notes` (what a reader must know), `from` (results it was computed from) |
+| made_by | who made it: see below |
 | config | all settings, as they were; null where there are none |
 | entries | by label: `settings` that differ from config, `runs`, `mean`, `sd`, `missing`, and what PARTS lists |
 | data | what is no run: tables of a benchmark, fits, theorems |
 
-A run is flat: numbers by name (null where there is none), and perhaps `commit` and `machine`, where runs differ in them.
-`mean` and `sd` (of a sample) may hold more names than `runs`, which keep what a table needs. `missing` counts, for each
-number that some runs lack, how many lack it: mean and sd leave those numbers out.
+`made_by`: `commits` that trained the runs (a + marks a tree with uncommitted changes), `date` (the day on which the
+numbers were committed), `machines`, `versions`, `notes` (what a reader must know), `from` (results it was computed
+from, where it was).
+
+A run is flat: numbers by name (null where there is none), and perhaps `commit` and `machine`. `mean` and `sd` (of a
+sample) may hold more names than `runs`, which keep what a table needs. `missing` counts, for each number that some runs
+lack, how many lack it: mean and sd leave those numbers out.
 """
 
 import json
@@ -51,7 +54,7 @@ def load(name: str, folder: Path = RESULTS) -> dict:
     """
     path = Path(folder) / name / "result.json"
     if not path.exists():
-        raise FileNotFoundError(f"no result {name!r}; there are {', '.join(names(folder))}")
+        raise FileNotFoundError(f"no result {name!r} in {folder}; there are {', '.join(names(folder)) or 'none'}")
     result = json.loads(path.read_text())
     check(result)
     return result
@@ -88,13 +91,13 @@ def at(result: dict, path: str) -> float:
 
 
 def write(folder: Path, result: dict) -> Path:
-    """Writes a result into a folder of its own name: `folder`/NAME/result.json.
+    """Writes a result into its folder, which is made: `folder`/result.json.
 
     Raises:
       ValueError: where the result does not follow the schema; nothing is written then.
     """
     check(result)
-    path = Path(folder) / result["name"] / "result.json"
+    path = Path(folder) / "result.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".tmp")
     new.write_text(text(result) + "\n")
@@ -103,7 +106,7 @@ def write(folder: Path, result: dict) -> Path:
 
 
 def text(value, indent: int = 0) -> str:
-    """JSON with a line for each name, and one for each list of numbers, however long; sentences have lines of their own."""
+    """JSON with one line for each name and each list of numbers, and for each sentence of a list."""
     inner, outer = " " * (indent + 1), " " * indent
     if isinstance(value, dict) and value:
         rows = (f"{inner}{json.dumps(name)}: {text(item, indent + 1)}" for name, item in value.items())
@@ -143,9 +146,8 @@ def _faults(result: dict):
         yield "there must be entries or data"
     yield from _typed("made_by", result["made_by"], MADE_BY, {"from": list})
     for label, entry in result["entries"].items():
-        yield from _typed(label, entry, ENTRY, PARTS)
-        if ENTRY.keys() <= entry.keys():
-            yield from _entry_faults(label, entry)
+        wrong = list(_typed(label, entry, ENTRY, PARTS))
+        yield from wrong or _entry_faults(label, entry)
     if path := _not_finite(result):
         yield f"{path} is not finite; null says that there is no number"
 
