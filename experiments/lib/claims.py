@@ -212,8 +212,9 @@ def page(claim: Claim, load: references.Load) -> str:
     names = claim.results()
     origin = [made(names, load)] if names else []
     origin += [f"{figure} is typed: {reason}." for figure, reason in (claim.typed or {}).items()]
-    how = "From the repository's root; SEED is 0, 1 and so on. [What a size takes](definitions.md#sizes)."
-    again = f"## Run it again\n\n{how}\n\n```\n{text}\n```" if (text := commands(claim, load)) else ""
+    text = commands(claim, load)
+    seed = " SEED is 0, 1 and so on. [What a size takes](definitions.md#sizes)." if "SEED" in text else ""
+    again = f"## Run it again\n\nFrom the repository's root.{seed}\n\n```\n{text}\n```" if text else ""
     sources = f"## Where the numbers come from\n\n{chr(10).join(origin)}" if origin else ""
     return "\n\n".join(part for part in (ours, again, sources) if part) + "\n"
 
