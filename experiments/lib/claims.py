@@ -9,6 +9,7 @@
 Figures of ours are references (`lib/references.py`), those of the papers are typed. claims/README.md says how.
 """
 
+import re
 import tomllib
 from dataclasses import dataclass, fields
 from functools import cache
@@ -19,6 +20,7 @@ from lib import references, results
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "claims"
 PAGES = ROOT / "docs" / "claims"
+END = re.compile(rf":{references.FORMAT.pattern}$")
 RESULT, FIGURE = (f"../../experiments/results/{{}}/{file}" for file in ("result.json", "figure.png"))
 VERDICTS = {
     "reproduced": "measured, and as the paper says",
@@ -34,9 +36,11 @@ VERDICTS = {
 class Table:
     """A table of numbers.
 
+    A number may be said in two parts, START (NAME:PATH) and END (PATH:FORMAT): one by the column, the other by the row.
+
     Attributes:
-      columns: headings of the columns after the first; with `HEADING = PATH:FORMAT`, where to find its numbers.
-      rows: `LABEL = NAME:PATH`, whose path the columns go on from; or a list of cells, written out.
+      columns: headings of the columns after the first, `HEADING` or `HEADING = PART`.
+      rows: `LABEL = PART`, or a list of cells, written out.
       corner: heading of the first column.
       caption: what the table shows.
     """
@@ -47,13 +51,18 @@ class Table:
     caption: str = ""
 
     def cells(self) -> list[list[str]]:
-        """The cells of each row, with references."""
-        paths = [column.rpartition(" = ")[2] for column in self.columns]
+        """The cells of each row, with references.
+
+        Raises:
+          ValueError: if a row does not have as many cells as the table has columns.
+        """
+        parts = [column.rpartition(" = ")[2] for column in self.columns]
         grid = []
         for row in self.rows:
             if isinstance(row, str):
-                label, _, start = row.rpartition(" = ")
-                row = [label, *(f"{{{start}.{path}}}" for path in paths)]
+                label, _, part = row.rpartition(" = ")
+                ends = END.search(part)
+                row = [label, *(f"{{{other}.{part}}}" if ends else f"{{{part}.{other}}}" for other in parts)]
             if len(row) != 1 + len(self.columns):
                 raise ValueError(f"{row} has {len(row)} cells, its table {1 + len(self.columns)} columns")
             grid.append(row)
@@ -204,8 +213,8 @@ def page(claim: Claim, load: references.Load) -> str:
     }
     texts = [
         f"# {claim.title}",
-        f"**Verdict: {claim.verdict}.** {claim.summary}",
-        "[All claims](../../CLAIMS.md) · [What is counted, and the sizes](definitions.md)",
+        f"**Verdict: {claim.verdict}{' (no claim of a paper)' * (claim.verdict == 'ours')}.** {claim.summary}",
+        "[All claims](../../CLAIMS.md) · [The task, the model, and what is counted](definitions.md)",
         *(f"## {title}\n\n{text}" for title, text in parts.items() if text),
     ]
     ours = references.filled("\n\n".join(texts), load)

@@ -190,10 +190,12 @@ def test_a_source_that_is_wrong_says_how(tmp_path: Path, source, message):
         claims.read(tmp_path / "claim.toml")
 
 
-def test_a_tables_columns_go_on_from_its_rows():
+def test_columns_and_rows_say_a_number_in_two_parts():
     table = claims.Table(["mean = mean.x:.1f", "seeds = runs.*.x:.2f"], ["one = r:entries.alone", ["two", "–", "3"]])
     lines = references.filled(table.markdown(), lambda name: RESULT).split("\n")
-    assert lines[2:] == ["| one | 0.5 | 0.50 |", "| two | – | 3 |"]
+    assert lines == ["|   | mean | seeds |", "| --- | ---: | ---: |", "| one | 0.5 | 0.50 |", "| two | – | 3 |"]
+    turned = claims.Table(["one = r:entries.alone"], ["mean = mean.x:.1f", "seeds = runs.*.x:.2f"])
+    assert references.filled(turned.markdown(), lambda name: RESULT).endswith("| mean | 0.5 |\n| seeds | 0.50 |")
     with pytest.raises(ValueError, match="2 cells, its table 3"):
         claims.Table(["a", "b"], [["label", "1"]]).markdown()
 
