@@ -5,6 +5,7 @@
 | claims/index.toml: the summary, and the groups of claims in their order | CLAIMS.md, docs/claims/index.md |
 | claims/NAME.toml: a claim | docs/claims/NAME.md |
 | claims/pages/NAME.md: a text | docs/claims/NAME.md |
+| claims/results.md: results in ten lines | README.md, between `<!-- results -->` and `<!-- /results -->` |
 
 Figures of ours are references (`lib/references.py`), those of the papers are typed. claims/README.md says how.
 """
@@ -20,6 +21,7 @@ from lib import references, results
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "claims"
 PAGES = ROOT / "docs" / "claims"
+README = ROOT / "README.md"
 END = re.compile(rf":{references.FORMAT.pattern}$")
 RESULT, FIGURE = (f"../../experiments/results/{{}}/{file}" for file in ("result.json", "figure.png"))
 VERDICTS = {
@@ -254,6 +256,18 @@ def by_verdict(found: Sources) -> str:
     return "\n\n".join(["# Claims by verdict", top, *parts, f"## About all of them\n\n{pages}\n"])
 
 
+def with_results(text: str, found: str) -> str:
+    """README.md's text with its results in place.
+
+    Raises:
+      ValueError: if the text does not have the two marks once each.
+    """
+    start, end = "<!-- results -->\n", "<!-- /results -->"
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise ValueError(f"README.md must have {start.strip()} and {end} once, on lines of their own")
+    return text.split(start)[0] + start + found + end + text.split(end)[1]
+
+
 def generate() -> dict[Path, str]:
     """Every page by its path."""
     load = cache(results.load)
@@ -265,7 +279,9 @@ def generate() -> dict[Path, str]:
                 pages[PAGES / f"{one.name}.md"] = page(one, load)
             except (KeyError, ValueError) as error:
                 raise ValueError(f"claims/{one.name}.toml: {error}") from error
-    return pages | {ROOT / "CLAIMS.md": overview(found, load), PAGES / "index.md": by_verdict(found)}
+    pages |= {ROOT / "CLAIMS.md": overview(found, load), PAGES / "index.md": by_verdict(found)}
+    results_block = references.filled((SOURCES / "results.md").read_text(), load)
+    return pages | {README: with_results(README.read_text(), results_block)}
 
 
 def main() -> None:
