@@ -10,173 +10,15 @@
 Figures of ours are references (`lib/references.py`), those of the papers are typed. claims/README.md says how.
 """
 
-import re
-import tomllib
-from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
 from lib import references, results
+from lib.claim_sources import RESULTS, VERDICTS, Claim, Sources, read_all
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ROOT / "claims"
 PAGES = ROOT / "docs" / "claims"
 README = ROOT / "README.md"
-END = re.compile(rf":{references.FORMAT.pattern}$")
-RESULT, FIGURE = (f"../../experiments/results/{{}}/{file}" for file in ("result.json", "figure.png"))
-VERDICTS = {
-    "reproduced": "measured, and as the paper says",
-    "partly": "part of it is as the paper says, or under a condition",
-    "not reproduced": "measured, and not as the paper says",
-    "not well posed": "the statement contradicts itself, or nothing could contradict it",
-    "pending": "not yet measured on what the paper measured it on",
-    "ours": "no claim of a paper: something we add",
-}
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of numbers.
-
-    A number may be said in two parts, START (NAME:PATH) and END (PATH:FORMAT): one by the column, the other by the row.
-
-    Attributes:
-      columns: headings of the columns after the first, `HEADING` or `HEADING = PART`.
-      rows: `LABEL = PART`, or a list of cells, written out.
-      corner: heading of the first column.
-      caption: what the table shows.
-    """
-
-    columns: list[str]
-    rows: list[str | list[str]]
-    corner: str = ""
-    caption: str = ""
-
-    def cells(self) -> list[list[str]]:
-        """The cells of each row, with references.
-
-        Raises:
-          ValueError: if a row does not have as many cells as the table has columns.
-        """
-        parts = [column.rpartition(" = ")[2] for column in self.columns]
-        grid = []
-        for row in self.rows:
-            if isinstance(row, str):
-                label, _, part = row.rpartition(" = ")
-                ends = END.search(part)
-                row = [label, *(f"{{{other}.{part}}}" if ends else f"{{{part}.{other}}}" for other in parts)]
-            if len(row) != 1 + len(self.columns):
-                raise ValueError(f"{row} has {len(row)} cells, its table {1 + len(self.columns)} columns")
-            grid.append(row)
-        return grid
-
-    def markdown(self) -> str:
-        """The table, with references."""
-        heads = [column.rpartition(" = ")[0] or column for column in self.columns]
-        lines = [[self.corner or " ", *heads], ["---", *("---:" for _ in heads)], *self.cells()]
-        table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-        return f"{self.caption}\n\n{table}" if self.caption else table
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim as its source has it; texts hold references.
-
-    Attributes:
-      name: of its source and page.
-      title: what is claimed, in a few words.
-      where: equation, table, figure or section of the paper.
-      paper: the paper's figure, short.
-      ours: our one figure, short.
-      verdict: one of VERDICTS.
-      summary: the verdict and its reason in two or three sentences.
-      says: what the paper says.
-      did: what we did: model, size, seeds.
-      found: what we measured, in words.
-      why: why this verdict.
-      open: what is left open.
-      figure: result whose figure is shown, with `alt` for those who do not see it and a `caption`.
-      tables: the numbers.
-      command: more commands than those that the results name, or a check that takes a minute.
-      typed: figures of ours that no result file holds, each with the reason.
-    """
-
-    name: str
-    title: str
-    where: str
-    paper: str
-    ours: str
-    verdict: str
-    summary: str
-    says: str
-    did: str
-    why: str
-    open: str
-    found: str = ""
-    figure: str = ""
-    alt: str = ""
-    caption: str = ""
-    tables: tuple[Table, ...] = ()
-    command: str = ""
-    typed: dict[str, str] | None = None
-
-    def measured(self) -> str:
-        """Everything that may quote our figures: of tables the captions, and the cells without their labels."""
-        cells = [cell for table in self.tables for row in table.cells() for cell in row[1:]]
-        captions = [table.caption for table in self.tables]
-        return "\n".join((self.ours, self.summary, self.found, self.caption, *captions, *cells, self.why, self.open))
-
-    def results(self) -> list[str]:
-        """The results that the page quotes, its figure's first."""
-        names = references.named("\n".join((self.did, self.measured())))
-        return list(dict.fromkeys(([self.figure] if self.figure else []) + names))
-
-
-def read(path: Path) -> Claim:
-    """The claim of a source.
-
-    Raises:
-      ValueError: if a field is unknown or missing, or the verdict is none of VERDICTS.
-    """
-    source = tomllib.loads(path.read_text())
-    tables = []
-    for table in source.pop("tables", ()):
-        if wrong := table.keys() - {"columns", "rows", "corner", "caption"}:
-            raise ValueError(f"{path.name}: {', '.join(sorted(wrong))} stands below [[tables]]: tables come last")
-        tables.append(Table(**table))
-    known = {field.name for field in fields(Claim)}
-    needed = {"title", "where", "paper", "ours", "verdict", "summary", "says", "did", "why", "open"}
-    if wrong := (source.keys() - known) | (needed - source.keys()):
-        raise ValueError(f"{path.name}: unknown or missing: {', '.join(sorted(wrong))}")
-    if source["verdict"] not in VERDICTS:
-        raise ValueError(f"{path.name}: verdict {source['verdict']!r} is not one of {', '.join(VERDICTS)}")
-    texts = {name: text.strip() if isinstance(text, str) else text for name, text in source.items()}
-    return Claim(name=path.stem, tables=tuple(tables), **texts)
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Attributes: summary, opening lines of CLAIMS.md; groups, claims by heading; pages, texts by name."""
-
-    summary: str
-    groups: dict[str, list[Claim]]
-    pages: dict[str, str]
-
-
-def sources() -> Sources:
-    """Everything in claims/.
-
-    Raises:
-      ValueError: if claims/index.toml does not name every claim exactly once.
-    """
-    index = tomllib.loads((SOURCES / "index.toml").read_text())
-    listed = [name for group in index["groups"] for name in group["claims"]]
-    there = {path.stem for path in SOURCES.glob("*.toml")} - {"index"}
-    if wrong := set(listed) ^ there or len(listed) - len(there):
-        raise ValueError(f"claims/index.toml must name each claim once: {wrong}")
-    groups = {group["title"]: [read(SOURCES / f"{name}.toml") for name in group["claims"]] for group in index["groups"]}
-    pages = {path.stem: path.read_text() for path in sorted((SOURCES / "pages").glob("*.md"))}
-    return Sources(index["summary"].strip(), groups, pages)
 
 
 def made(names: list[str], load: references.Load) -> str:
@@ -187,7 +29,8 @@ def made(names: list[str], load: references.Load) -> str:
         marks = load(name)["made_by"]
         versions = ", ".join(f"{what} {marks['versions'][what]}" for what in ("python", "jax"))
         commits = ", ".join(mark[:7] + "+" * mark.endswith("+") for mark in marks["commits"])
-        cells = [f"[{name}]({RESULT.format(name)})", "; ".join(marks["machines"]), versions, marks["date"], commits]
+        link = f"[{name}]({RESULTS}/{name}/result.json)"
+        cells = [link, "; ".join(marks["machines"]), versions, marks["date"], commits]
         rows.append(f"| {' | '.join(cells)} |")
         notes += [f"- `{name}`: {note}" for note in marks["notes"]]
     if not notes:
@@ -204,8 +47,7 @@ def commands(claim: Claim, load: references.Load) -> str:
 
 def page(claim: Claim, load: references.Load) -> str:
     """The page of a claim."""
-    show = f"![{claim.alt}]({FIGURE.format(claim.figure)})\n\n*{claim.caption}*" if claim.figure else ""
-    found = [claim.found, show, *(table.markdown() for table in claim.tables)]
+    found = [claim.found, *(one.markdown() for one in claim.figures + claim.tables)]
     parts = {
         "What the paper says": f"*{claim.where}.* {claim.says}",
         "What we did": claim.did,
@@ -246,7 +88,7 @@ def overview(found: Sources, load: references.Load) -> str:
 
 def by_verdict(found: Sources) -> str:
     """docs/claims/index.md: the claims by their verdict, and the other pages."""
-    claims = [one for group in found.groups.values() for one in group]
+    claims = found.claims()
     parts = []
     for verdict, meaning in VERDICTS.items():
         links = [f"- [{one.title}]({one.name}.md)" for one in claims if one.verdict == verdict]
@@ -271,17 +113,15 @@ def with_results(text: str, found: str) -> str:
 def generate() -> dict[Path, str]:
     """Every page by its path."""
     load = cache(results.load)
-    found = sources()
+    found = read_all()
     pages = {PAGES / f"{name}.md": references.filled(text, load) for name, text in found.pages.items()}
-    for claims in found.groups.values():
-        for one in claims:
-            try:
-                pages[PAGES / f"{one.name}.md"] = page(one, load)
-            except (KeyError, ValueError) as error:
-                raise ValueError(f"claims/{one.name}.toml: {error}") from error
+    for one in found.claims():
+        try:
+            pages[PAGES / f"{one.name}.md"] = page(one, load)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"claims/{one.name}.toml: {error}") from error
     pages |= {ROOT / "CLAIMS.md": overview(found, load), PAGES / "index.md": by_verdict(found)}
-    results_block = references.filled((SOURCES / "results.md").read_text(), load)
-    return pages | {README: with_results(README.read_text(), results_block)}
+    return pages | {README: with_results(README.read_text(), references.filled(found.results, load))}
 
 
 def main() -> None:

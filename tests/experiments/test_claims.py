@@ -6,11 +6,11 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-from lib import claims, references, results
+from lib import claim_sources, claims, references, results
 
 ROOT = claims.ROOT
 PAGES = claims.generate()
-CLAIMS = [one for group in claims.sources().groups.values() for one in group]
+CLAIMS = claim_sources.read_all().claims()
 LOAD = cache(results.load)
 
 # Every number of the papers that a claim is about, by the page that has it: CRAM's redundancy (section 2), theory (5),
@@ -110,7 +110,7 @@ def test_no_figure_of_ours_is_typed(claim):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_no_figure_of_ours_is_typed_on_other_pages(name):
     papers = set(chain.from_iterable(typed(f"{one.paper}\n{one.says}") for one in CLAIMS))
-    (source,) = claims.SOURCES.rglob(f"{name}.md")
+    (source,) = claim_sources.SOURCES.rglob(f"{name}.md")
     assert typed(source.read_text()) - papers == SETTINGS[name]
 
 
@@ -190,32 +190,38 @@ open = "o"
         (SOURCE.replace('why = "w"\n', ""), "missing: why"),
         (SOURCE + 'extra = "e"', "unknown or missing: extra"),
         (SOURCE.replace('"partly"', '"perhaps"'), "'perhaps' is not one of"),
-        (SOURCE.replace('why = "w"\n', "") + '[[tables]]\ncolumns = []\nrows = []\nwhy = "w"', "tables come last"),
+        (
+            SOURCE.replace('why = "w"\n', "") + '[[tables]]\ncolumns = []\nrows = []\nwhy = "w"',
+            "figures and tables come last",
+        ),
     ],
 )
 def test_a_source_that_is_wrong_says_how(tmp_path: Path, source, message):
     (tmp_path / "claim.toml").write_text(source)
     with pytest.raises(ValueError, match=message):
-        claims.read(tmp_path / "claim.toml")
+        claim_sources.read(tmp_path / "claim.toml")
 
 
 def test_columns_and_rows_say_a_number_in_two_parts():
-    table = claims.Table(["mean = mean.x:.1f", "seeds = runs.*.x:.2f"], ["one = r:entries.alone", ["two", "–", "3"]])
+    table = claim_sources.Table(
+        ["mean = mean.x:.1f", "seeds = runs.*.x:.2f"], ["one = r:entries.alone", ["two", "–", "3"]]
+    )
     lines = references.filled(table.markdown(), lambda name: RESULT).split("\n")
     assert lines == ["|   | mean | seeds |", "| --- | ---: | ---: |", "| one | 0.5 | 0.50 |", "| two | – | 3 |"]
-    turned = claims.Table(["one = r:entries.alone"], ["mean = mean.x:.1f", "seeds = runs.*.x:.2f"])
+    turned = claim_sources.Table(["one = r:entries.alone"], ["mean = mean.x:.1f", "seeds = runs.*.x:.2f"])
     assert references.filled(turned.markdown(), lambda name: RESULT).endswith("| mean | 0.5 |\n| seeds | 0.50 |")
     with pytest.raises(ValueError, match="2 cells, its table 3"):
-        claims.Table(["a", "b"], [["label", "1"]]).markdown()
+        claim_sources.Table(["a", "b"], [["label", "1"]]).markdown()
 
 
 def test_every_claim_is_in_the_index_once(monkeypatch, tmp_path):
     (tmp_path / "pages").mkdir()
     (tmp_path / "here.toml").write_text(SOURCE)
-    monkeypatch.setattr(claims, "SOURCES", tmp_path)
+    (tmp_path / "results.md").write_text("r")
+    monkeypatch.setattr(claim_sources, "SOURCES", tmp_path)
     for listed in ([], ["here", "here"], ["here", "gone"]):
         (tmp_path / "index.toml").write_text(f'summary = ""\n[[groups]]\ntitle = "g"\nclaims = {listed}')
         with pytest.raises(ValueError, match="each claim once"):
-            claims.sources()
+            claim_sources.read_all()
     (tmp_path / "index.toml").write_text('summary = ""\n[[groups]]\ntitle = "g"\nclaims = ["here"]')
-    assert [one.name for one in claims.sources().groups["g"]] == ["here"]
+    assert [one.name for one in claim_sources.read_all().groups["g"]] == ["here"]
