@@ -99,6 +99,13 @@ def made_by(runs: list[dict], notes: Iterable[str] = ()) -> dict:
     }
 
 
+def made_by_launches(launches: list[dict], notes: Iterable[str] = ()) -> dict:
+    """`made_by` of trainings, given by the lines of their `launches.jsonl`."""
+    place = lambda one: f"{one['device']} of {one['cpu']}, jax {one['jax']}"
+    commit = lambda one: [one["commit"]] if isinstance(one["commit"], str) else []
+    return made_by([one | {"trained_by": commit(one), "trained_on": [place(one)]} for one in launches], notes)
+
+
 def made_here(notes: Iterable[str] = (), **more) -> dict:
     """`made_by` of a result that this process measured or computed.
 

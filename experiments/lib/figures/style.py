@@ -121,6 +121,7 @@ def save(figure: Figure, folder: Path, name: str = "figure", about: str | None =
     few.save(folder / f"{name}.png", optimize=True, dpi=(DPI, DPI))  # 256 colours: less than half the size
     figure.set_layout_engine("none")  # it has its layout now, and keeps it
     FigureCanvasSVG(figure).print_svg(folder / f"{name}.svg", metadata={"Date": None, "Description": about})
+    figure.dpi = DPI  # an SVG counts in points
     return folder / f"{name}.png"
 
 
