@@ -2,24 +2,31 @@
 
 python experiments/change.py --config=experiments/configs/change.py:small --workdir=runs/change [--config.seed=1]
 
-Both trainings are in directories of their own below --workdir: stopped, the same command goes on where it was.
+Both trainings are in directories of their own below --workdir: stopped, the same command goes on where it was. Result
+and figure are left in --workdir; `experiments/promote.py change DIR DIR ...` makes one result of several seeds.
 """
 
-import json
 from pathlib import Path
 
-import collect
 import jax
 import numpy as np
 import srcd
+from lib import gather, results
+from lib.figures import change as change_figures
 from ml_collections import ConfigDict
 
-from cram_jax.analysis import change_figures, summary
+from cram_jax.analysis import summary
 from cram_jax.training import experiment, loop
 from cram_jax.training import learner as learning
 from cram_jax.training.checkpoints import Checkpoints
 from cram_jax.training.consolidate import consolidate
-from cram_jax.training.metrics import read, strict
+from cram_jax.training.metrics import read
+
+QUESTION = "Is a pattern that changes learned again, and does attention come back for it?"
+COMMAND = (
+    "python experiments/change.py --config=experiments/configs/change.py:small --config.seed=SEED "
+    "--workdir=runs/change_seed_SEED"
+)
 
 # What the figure shows of the changed patterns' queries
 SHOWN = (
@@ -128,27 +135,46 @@ def table(out: dict) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
+def entry(out: dict, before: list[dict], after: list[dict], made: dict) -> dict:
+    """One run of both trainings. The second begins at the step at which the first ended, in a changed world.
+
+    Args:
+      out: what `table` shows. before, after: the logged lines. made: as `gather.made_by` says.
+    """
+    call = out["consolidate"]
+    run = {name: value for name, value in out.items() if name != "consolidate"}
+    for when in ("before", "after"):
+        run |= {f"{when}_consolidate_{name}": value for name, value in call[when].items()}
+    run |= {f"consolidate_{name}": call[name] for name in ("batches", "loss_first", "loss_last")}
+    run = gather.flat(run | {"trained_by": made["commits"], "trained_on": made["machines"]})
+    found, lacking = gather.columns(after, SHOWN), [np.nan] * len(before)
+    early = gather.columns(before, SHOWN)
+    curve = {name: early.get(name, lacking) + values for name, values in found.items()}
+    curve["changed"] = [0] * len(before) + [1] * len(after)
+    return {"settings": {}, "runs": [run], **gather.statistics([run]), "curves": [curve]}
+
+
 def train(config: ConfigDict, workdir: Path) -> dict:
-    """Both trainings and the call: the summary, which is shown and written into the directory with its figure."""
+    """Both trainings and the call: the result, which is shown and written into the directory with its figure."""
     before, after = phases(config)
     at = {name: workdir / name for name in ("before", "after")}
-    grid_of = {}
+    lines = {}
     for name, settings in (("before", before), ("after", after)):
         learner, run = srcd.build(settings)
         if name == "after":
             hand_over(before, after, at["before"], at["after"])
-        _, grid_of[name] = experiment.train(settings, learner, run, at[name], patterns=learner.task.data.patterns)
-    out = {"seed": config.seed, "at": config.change.at} | recovery(grid_of["before"], grid_of["after"])
-    out |= {"wrong_answers": wrong_answers(after, grid_of["after"])}
+        _, lines[name] = experiment.train(settings, learner, run, at[name], patterns=learner.task.data.patterns)
+    out = {"seed": config.seed, "at": config.change.at} | recovery(lines["before"], lines["after"])
+    out |= {"wrong_answers": wrong_answers(after, lines["after"])}
     out |= {"consolidate": without_training(config, after, at["before"])}
-    out |= {"curves": {name: collect.columns(lines, SHOWN) for name, lines in grid_of.items()}}
-    commits = {launch["commit"] for name in at for launch in read(at[name] / "launches.jsonl")}
-    out |= {"config": json.loads(config.to_json()), "trained_by": sorted(map(str, commits))} | summary.versions()
-    (workdir / "summary.json").write_text(json.dumps(strict(out)) + "\n")
     title = f"{config.change.patterns} of {config.data.patterns} patterns change at step {config.change.at}"
     summary.show(f"{title}, seed {config.seed}", table(out))
-    change_figures.draw(out, workdir / "figures" / "change.png")
-    return out
+    made = gather.made_by_launches([one for name in at for one in read(at[name] / "launches.jsonl")])
+    entries = {f"seed {config.seed}": entry(out, lines["before"], lines["after"], made)}
+    result = gather.result("change", QUESTION, COMMAND, made, config=config, entries=entries)
+    results.write(workdir, result)
+    change_figures.draw(result, workdir)
+    return result
 
 
 def main(_) -> None:

@@ -4,38 +4,38 @@ python experiments/compare.py --name=ablations --runs=runs/ablations [--part=0/2
 
 Every run is one of experiments/srcd.py, in a directory of its own below --runs: stopped, the same command goes on where
 it was, and finished runs are not run again. Two processes with --part=0/2 and --part=1/2 use two cores; the whole
-command after them only gathers, into --results/NAME.json and .png.
+command after them only gathers. Result and figure go to --results.
 """
 
-import json
 import logging
 from pathlib import Path
 
-import collect
+import figures
 import grid
 import numpy as np
 import srcd
 from absl import flags
 from configs import comparisons
 from configs import srcd as srcd_config
+from lib import gather, results
 from ml_collections import ConfigDict
 
-from cram_jax.analysis import comparison_figures, summary
+from cram_jax.analysis import summary
 from cram_jax.training import experiment
-from cram_jax.training.metrics import read, strict
+from cram_jax.training.metrics import read
 
 log = logging.getLogger(__name__)
 
 NAME = flags.DEFINE_enum("name", "ablations", sorted(comparisons.COMPARISONS), "Which comparison.")
 RUNS = flags.DEFINE_string("runs", "runs/compare", "Where the runs are.")
 PART = flags.DEFINE_string("part", "0/1", "i/n, i from 0: only every n-th run, from the i-th on, no result.")
-RESULTS = flags.DEFINE_string("results", "experiments/results", "Folder for result and figure.")
+RESULTS = flags.DEFINE_string("results", "", "Where result and figure go; runs/NAME by default.")
 
 # What a table needs of each run; of all others mean and deviation are enough.
 HEADLINES = (
-    "seed", "retrieval_accuracy", "retrieval_accuracy_new", "attention_tokens_end", "transition_step",
-    "realised_query_share", "realised_new_share", "dynamics_mse_excess", "training_teraflops", "total_flops",
-    "trained_on",
+    "seed", "retrieval_accuracy", "retrieval_accuracy_new", "attention_tokens_end", "router_released_step",
+    "transition_step", "realised_query_share", "realised_new_share", "dynamics_mse_excess", "training_teraflops",
+    "total_flops", "commit", "machine",
 )  # fmt: skip
 
 
@@ -44,29 +44,17 @@ def folder(label: str) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in label)
 
 
-def entry(runs: list[dict], configs: list[ConfigDict], workdirs: list[Path]) -> dict:
-    """Means, deviations, headlines by seed, curves, quality, Eq 14's data and each pattern's transition of an entry,
-    over its runs that did not diverge.
-
-    How many did is said beside them.
-    """
+def entry(runs: list[dict | None], configs: list[ConfigDict], workdirs: list[Path], settings: dict) -> dict:
+    """An entry of its runs that did not diverge, with the HEADLINES of each; how many did is said beside them."""
     done = [i for i, run in enumerate(runs) if run is not None]
     if not done:
-        return {"diverged": len(runs), "runs": [], "mean": {}, "sd": {}, "missing": {}, "curves": []}
+        return {"settings": settings, "runs": [], "mean": {}, "sd": {}, "missing": {}, "diverged": len(runs)}
     lines = [read(workdirs[i] / "metrics.jsonl") for i in done]
-    found = collect.result([runs[i] for i in done], [json.loads(configs[i].to_json()) for i in done], lines)
+    found = gather.entry([runs[i] for i in done], [gather.portable(configs[i]) for i in done], lines, settings)
     slim = lambda numbers: {name: value for name, value in numbers.items() if "_layer_" not in name}
-    return {
-        "diverged": len(runs) - len(done),
-        "runs": [{name: runs[i][name] for name in HEADLINES if name in runs[i]} for i in done],
-        "mean": slim(found["mean"]),
-        "sd": slim(found.get("sd", {})),
-        "missing": slim(found.get("missing", {})),
-        "curves": found["curves"],
-        "exposures": [one for one in map(collect.exposures, lines) if one],
-        "patterns": [strict(one) for one in map(collect.patterns, lines) if one],
-        **{name: found[name] for name in ("quality",) if name in found},
-    }
+    headlines = [{name: run[name] for name in HEADLINES if name in run} for run in found["runs"]]
+    means = {part: slim(found[part]) for part in ("mean", "sd", "missing")}
+    return found | means | {"runs": headlines, "diverged": len(runs) - len(done)}
 
 
 def table(entries: dict) -> list[tuple[str, str]]:
@@ -100,15 +88,23 @@ def main(_) -> None:
         found[run] = grid.once(srcd.train, configs[run], at[run])
     if parts > 1:
         return  # a part is no result
-    trained_by = grid.one_code([run for run in found.values() if run])
+    done = [run for run in found.values() if run]
+    grid.one_code(done)
     of = lambda where, label: [where[label, seed] for seed in seeds]
-    entries = {label: entry(*(of(where, label) for where in (found, configs, at))) for label in comparison.entries}
+    entries = {
+        label: entry(*(of(where, label) for where in (found, configs, at)), settings)
+        for label, settings in comparison.entries.items()
+    }
     summary.show(f"{NAME.value}: retrieval, of new bindings, tokens that attend", table(entries))
-    target, base = Path(RESULTS.value) / NAME.value, srcd_config.get_config(comparison.variant)
-    out = grid.write(
-        target, base, variant=comparison.variant, settings=comparison.entries, entries=entries, trained_by=trained_by
-    )
-    comparison_figures.draw(out, target.with_suffix(".png"))
+    target, base = Path(RESULTS.value or f"runs/{NAME.value}"), srcd_config.get_config(comparison.variant)
+    command = f"python experiments/compare.py --name={NAME.value} --runs=runs/{NAME.value}"
+    result = gather.result(
+        NAME.value, comparison.question, command, gather.made_by(done),
+        config=base, entries=entries, data={"variant": comparison.variant},
+    )  # fmt: skip
+    results.write(target, result)
+    for draw in figures.drawers(NAME.value, result):
+        draw(result, target)
 
 
 if __name__ == "__main__":

@@ -3,19 +3,20 @@
 python experiments/conversion.py --config=experiments/configs/conversion.py:small --runs=runs/conversion
 
 Every run is in a directory of its own below --runs: stopped, the same command goes on where it was, and finished runs
-are not run again. Result and figure go to --results, with .json and .png.
+are not run again. Result and figure go to --results.
 """
 
 from pathlib import Path
 
-import collect
 import grid
 import jax
 import mqar
 from absl import flags
+from lib import gather, results
+from lib.figures import recall
 from ml_collections import ConfigDict
 
-from cram_jax.analysis import mqar_figures, summary
+from cram_jax.analysis import summary
 from cram_jax.functional.metaplastic import make_metaplastic
 from cram_jax.training import experiment
 from cram_jax.training import learner as learning
@@ -25,7 +26,10 @@ from cram_jax.training.metrics import read
 RUNS = flags.DEFINE_string("runs", "runs/conversion", "Where the runs are.")
 RATES = flags.DEFINE_list("rates", ["1e-3", "2.15e-3", "4.64e-3", "1e-2"], "To choose from, for each way by itself.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds, of both phases.")
-RESULTS = flags.DEFINE_string("results", "experiments/results/conversion", "Where result and figure go.")
+RESULTS = flags.DEFINE_string("results", "runs/conversion", "Where result and figure go.")
+
+QUESTION = "Does a trained Mamba-2 gain by being made metaplastic before it is fine-tuned beyond what it could hold?"
+COMMAND = "python experiments/conversion.py --config=experiments/configs/conversion.py:small --runs=runs/conversion"
 
 WAYS = {"as it is": "mamba2", "metaplastic": "metamamba2"}
 
@@ -63,14 +67,14 @@ def place(config: ConfigDict, first: ConfigDict, trained: Path, workdir: Path) -
     saves.close()
 
 
-def compare(config: ConfigDict, runs: Path, rates: list[float], seeds: int) -> tuple[list[dict], dict]:
-    """(summaries of the first phase, what grid.compare says of both ways).
+def compare(config: ConfigDict, runs: Path, rates: list[float], seeds: int) -> tuple[dict, list[dict]]:
+    """(entries of the first phase and of both ways, the summaries of all runs).
 
     Raises:
       ValueError: where a first phase did not learn its pairs: then nothing was held yet.
     """
-    entries = {way: second_phase(config, model) for way, model in WAYS.items()}
-    for settings in entries.values():
+    configs = {way: second_phase(config, model) for way, model in WAYS.items()}
+    for settings in configs.values():
         mqar.build(settings)  # before hours of the first phase: what is wrong shows now
     trained = lambda seed: runs / f"trained_seed_{seed}"
     first = [grid.once(mqar.train, first_phase(config, seed), trained(seed)) for seed in range(seeds)]
@@ -85,30 +89,32 @@ def compare(config: ConfigDict, runs: Path, rates: list[float], seeds: int) -> t
         place(settings, first_phase(config, settings.seed), trained(settings.seed), workdir)
         return mqar.train(settings, workdir)
 
-    def curve(settings: ConfigDict, workdir: Path) -> dict:
-        found = collect.curves(read(workdir / "metrics.jsonl"))
-        return {"curve": found, "accuracy_start": found["held_out/accuracy"][0]}
+    def start(settings: ConfigDict, workdir: Path) -> dict:
+        return {"accuracy_start": gather.curves(read(workdir / "metrics.jsonl"))["held_out/accuracy"][0]}
 
-    rates = dict.fromkeys(entries, rates)
-    return first, grid.compare(tune, entries, runs, rates, seeds, "accuracy", "validation_accuracy", more=curve)
+    held, _ = gather.of_directories(map(trained, range(seeds)))
+    rates = dict.fromkeys(configs, rates)
+    ways, tuned = grid.compare(tune, config, configs, runs, rates, seeds, "validation_accuracy", more=start)
+    return {"trained": held, **ways}, first + tuned
 
 
 def main(_) -> None:
     experiment.quiet()
     config, target = mqar.CONFIG.value, Path(RESULTS.value)
-    first, ways = compare(config, Path(RUNS.value), [float(rate) for rate in RATES.value], SEEDS.value)
-    old, new = ([run["accuracy"] for run in ways[way]["runs"]] for way in WAYS)
-    gains = [after - before for before, after in zip(old, new, strict=True)]
-    out = grid.write(target, config, trained=first, ways=ways, gain=gains)
-    mqar_figures.conversion(out, target.with_suffix(".png"))
+    entries, runs = compare(config, Path(RUNS.value), [float(rate) for rate in RATES.value], SEEDS.value)
+    of = lambda label, name: [run[name] for run in entries[label]["runs"]]
+    gains = [new - old for old, new in zip(*(of(way, "accuracy") for way in WAYS), strict=True)]
+    made, data = gather.made_by(runs), {"gain": gains}
+    result = gather.result("conversion", QUESTION, COMMAND, made, config=config, entries=entries, data=data)
+    results.write(target, result)
+    recall.conversion(result, target)
     many = lambda values: "  ".join(summary.percent(value) for value in values)
     few, pairs = config.data.pairs, config.tune.pairs
-    rows = [(f"accuracy by seed, trained on {few} pairs", many(run["accuracy"] for run in first))]
-    for way, found in ways.items():
-        starts = many(run["accuracy_start"] for run in found["runs"])
-        rows.append((f"{way}, on {pairs} pairs, before fine-tuning", starts))
-        ends = many(run["accuracy"] for run in found["runs"])
-        rows.append((f"{way}, after {config.tune.steps} steps at rate {found['learning_rate']:g}", ends))
+    rows = [(f"accuracy by seed, trained on {few} pairs", many(of("trained", "accuracy")))]
+    for way in WAYS:
+        rows.append((f"{way}, on {pairs} pairs, before fine-tuning", many(of(way, "accuracy_start"))))
+        rate = entries[way]["chosen"]["learning_rate"]
+        rows.append((f"{way}, after {config.tune.steps} steps at rate {rate:g}", many(of(way, "accuracy"))))
     rows.append(("metaplastic above as it is", many(gains)))
     summary.show("Conversion: fine-tuned beyond the old capacity", rows)
 

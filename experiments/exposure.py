@@ -1,23 +1,26 @@
 """Eq 14 of CRAM: how the chance to attend falls with exposure, and which curve it follows.
 
-python experiments/exposure.py RESULT.json LABEL [RESULT.json LABEL ...]
+python experiments/exposure.py [RESULT LABEL ...]
 
-Reads entries of results of experiments/compare.py, fits each, and writes experiments/results/exposure.json and .png.
-The committed ones are "70% recur" and "100% recur" of recurrence.json, "semantic rate x 10" of ablations.json and cram
-of table_1.json, in this order. Each is fitted twice: to all exposures, and to those from which on some query chose
-otherwise. Up to the release every query attends by design, which no power law can follow.
+Reads entries of results of experiments/compare.py, SOURCES by default, fits each, and leaves result and figure in
+runs/exposure. Each is fitted twice: to all exposures, and to those from which on some query chose otherwise. Up to the
+release every query attends by design, which no power law can follow.
 """
 
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
+from lib import gather, results
+from lib.figures import exposure as exposure_figures
 
-from cram_jax.analysis import exposure_figures, power_law, summary
-from cram_jax.training.metrics import strict
+from cram_jax.analysis import power_law, summary
 
-TARGET = Path("experiments/results/exposure")
+SOURCES = (
+    "recurrence", "70% recur", "recurrence", "100% recur", "ablations", "semantic rate x 10", "table_1", "cram",
+)  # fmt: skip
+TARGET = Path("runs/exposure")
+QUESTION = "Does the chance to attend fall as a power of exposure, and does a pattern stop attending at its own time?"
 
 
 def pooled(runs: list[dict]) -> dict[str, list]:
@@ -94,20 +97,23 @@ def transitions(runs: list[dict]) -> dict:
 
 def main(*arguments: str) -> None:
     pairs = list(zip(arguments[::2], arguments[1::2], strict=True))
-    entries = {}
-    for path, label in pairs:
-        result = json.loads(Path(path).read_text())
-        found = result["entries"][label]
+    fits = {}
+    for name, label in pairs:
+        source = results.load(name)
+        found = source["entries"][label]
         runs = found["exposures"]
-        entry = fitted(runs) | {"from": [path, label], "seeds": len(runs)}
+        fit = fitted(runs) | {"from": [name, label], "seeds": len(runs)}
         if found.get("patterns"):
-            entry["transitions"] = transitions(found["patterns"])
-        entries[f"{label} ({result['variant']})"] = entry
-    out = strict({"entries": entries, **summary.versions()})
-    TARGET.with_suffix(".json").write_text(json.dumps(out) + "\n")
-    exposure_figures.draw(out, TARGET.with_suffix(".png"))
+            fit["transitions"] = transitions(found["patterns"])
+        fits[f"{label} ({source['data']['variant']})"] = fit
+    command = "python experiments/exposure.py " + " ".join(f"{name} '{label}'" for name, label in pairs)
+    notes = ["Computed from runs of several commits, which the results it comes from name."]
+    made = gather.made_here(notes, **{"from": list(dict.fromkeys(name for name, _ in pairs))})
+    result = gather.result("exposure", QUESTION, command, made, data=fits)
+    results.write(TARGET, result)
+    exposure_figures.draw(result, TARGET)
     rows = []
-    for label, found in entries.items():
+    for label, found in fits.items():
         low, high = found["interval"]
         goodness = "  ".join(f"{name} {value:.3f}" for name, value in found["goodness"].items())
         rows.append((label, f"gamma {found['exponent']:.2f} ({low:.2f} to {high:.2f})  explained: {goodness}"))
@@ -118,6 +124,6 @@ def main(*arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3 or len(sys.argv) % 2 == 0:
-        sys.exit("usage: python experiments/exposure.py RESULT.json LABEL [RESULT.json LABEL ...]")
-    main(*sys.argv[1:])
+    if len(sys.argv) % 2 == 0:
+        sys.exit("usage: python experiments/exposure.py [RESULT LABEL ...]")
+    main(*(sys.argv[1:] or SOURCES))

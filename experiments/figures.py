@@ -4,90 +4,89 @@ python experiments/figures.py [--figures=FOLDER]
 
 | result | figure |
 |---|---|
-| srcd_*.json with curves, of a model that routes | attention, retrieval and time of a step over training |
-| all srcd_*.json | srcd.png: what every seed ended with, side by side |
-| with `entries` of experiments/compare.py | the same, of a comparison |
-| the others | by the function that FIGURES names |
+| one entry with curves, on SRCD | figure: attention and retrieval over training; details: what lies behind them |
+| several entries on SRCD | what every seed ended with, side by side |
+| the others | as FIGURES says |
+
+`srcd` is no result of its own: it is all srcd_* side by side.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags
-
-from cram_jax.analysis import (
-    change_figures,
-    comparison_figures,
-    exposure_figures,
-    figures,
-    kernel_figures,
-    mqar_figures,
-    plasticity_figures,
-    redundancy_figures,
-    text_figures,
-    theorem_figures,
-    transfer_figures,
+from lib import results
+from lib.figures import (
+    change,
+    comparison,
+    exposure,
+    kernels,
+    plasticity,
+    recall,
+    redundancy,
+    text,
+    theorems,
+    training,
+    transfer,
 )
-from cram_jax.tasks.text_task import KINDS
 
-RESULTS = Path(__file__).parent / "results"
-TARGET = flags.DEFINE_string("figures", str(RESULTS), "Where the figures go.")
+TARGET = flags.DEFINE_string("figures", str(results.RESULTS), "Where the figures go.")
 
-Drawer = Callable[[dict, Path], None]
-# By the name of a result; what is in none of these has no figure of its own.
+Drawer = Callable[[dict, Path], Path]
+# By the name of a result: what draws it, where that does not follow from what it holds.
 FIGURES: dict[str, Drawer] = {
-    "mqar": mqar_figures.draw,
-    "conversion": mqar_figures.conversion,
-    "language": text_figures.comparison,
-    "text": lambda result, path: text_figures.text_figure(result, path, KINDS),
-    "plasticity": plasticity_figures.draw,
-    "exposure": exposure_figures.draw,
-    **dict.fromkeys(("change", "change_seed_1", "change_seed_2"), change_figures.draw),
-    "redundancy": redundancy_figures.draw,
-    "theorems": theorem_figures.draw,
-    "transfer": lambda result, path: transfer_figures.draw(result["targets"], path),
-    **{f"kernels/{part}": draw for part, draw in kernel_figures.FIGURES.items()},
+    "ablations": comparison.ablations,
+    "static": comparison.by_condition,
+    **dict.fromkeys(("tuning", "tuning_mamba2", "tuning_jamba"), comparison.by_model),
+    "mqar": recall.models,
+    "conversion": recall.conversion,
+    "language": text.models,
+    "text": text.one,
+    "plasticity": plasticity.draw,
+    "exposure": exposure.draw,
+    "change": change.draw,
+    "redundancy": redundancy.draw,
+    "theorems": theorems.draw,
+    "transfer": transfer.draw,
+    **{f"kernels_{part}": draw for part, draw in kernels.BENCHMARKS.items()},
 }
 
 
-def drawer(name: str, result: dict) -> Drawer | None:
-    """The function that draws the result of that name; None where none does."""
+def drawers(name: str, result: dict) -> list[Drawer]:
+    """The functions that draw the result of that name, a figure each."""
     if name in FIGURES:
-        return FIGURES[name]
-    if "entries" in result:
-        return comparison_figures.draw
-    routes = name.startswith("srcd_") and "router_released_step" in result["runs"][0]
-    return figures.figure_2 if routes and "curves" in result else None
+        return [FIGURES[name]]
+    entries = list(result["entries"].values())
+    if len(entries) > 1:
+        return [comparison.draw]
+    return [training.draw, training.details] if entries and "curves" in entries[0] else []
 
 
-def side_by_side(results: dict[str, dict]) -> dict:
+def side_by_side() -> dict:
     """All results on SRCD as entries of one comparison, by the rest of their names."""
-    about = lambda run: f"{run['length']} events, {run['steps']} steps"
-    label = lambda name, run: f"{name.removeprefix('srcd_').replace('_', ' ')}: {about(run)}"
-    return {"entries": {label(name, one["runs"][0]): one for name, one in results.items() if name.startswith("srcd_")}}
+    entries = {}
+    for name in results.names():
+        if name.startswith("srcd_"):
+            result = results.load(name)
+            run = result["config"]["run"]
+            called = name.removeprefix("srcd_").replace("_", " ")
+            _, entries[f"{called}: {run['length']} events, {run['steps']} steps"] = training.only(result)
+    return {"name": "srcd", "question": "Where did all runs on SRCD end?", "config": None, "entries": entries}
 
 
 def load() -> dict[str, dict]:
-    """All committed results by their names below experiments/results, and `srcd`, those on SRCD side by side."""
-    files = sorted(RESULTS.rglob("*.json"))
-    results = {str(file.relative_to(RESULTS).with_suffix("")): json.loads(file.read_text()) for file in files}
-    return results | {"srcd": side_by_side(results)}
+    """All that is drawn, by name: the committed results, and those on SRCD side by side."""
+    return {name: results.load(name) for name in results.names()} | {"srcd": side_by_side()}
 
 
-def draw(name: str, result: dict, folder: Path) -> Path | None:
-    """The figure of a result of that name, drawn into the folder: its path; None where it has none of its own."""
-    if (drawn := drawer(name, result)) is None:
-        return None
-    path = Path(folder) / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawn(result, path)
-    return path
+def draw(name: str, result: dict, folder: Path) -> list[Path]:
+    """The figures of a result of that name, drawn into a folder of that name in this one; none where it has none."""
+    return [one(result, Path(folder) / name) for one in drawers(name, result)]
 
 
 def main(_) -> None:
     for name, result in load().items():
-        if path := draw(name, result, TARGET.value):
+        for path in draw(name, result, TARGET.value):
             print(path)
 
 

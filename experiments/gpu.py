@@ -1,6 +1,6 @@
 """Skipped attention on an NVIDIA GPU: how far its numbers are from float64, and how its time falls.
 
-python experiments/gpu.py [--rounds=7] [--results=experiments/results/kernels]
+python experiments/gpu.py [--rounds=7] [--results=runs/kernels_gpu]
 
 | part | what is measured |
 |---|---|
@@ -12,7 +12,6 @@ attention alone on gathered rows (kernel), and of cuDNN's for all places (dense)
 16 heads of 64, bfloat16. Calls are issued ten at a time, so that a GPU does not wait for Python between them.
 """
 
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -21,15 +20,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from lib import gather, results
+from lib.figures import kernels as figures
 
 from cram_jax import kernels
-from cram_jax.analysis import kernel_figures
-from cram_jax.analysis.summary import versions
 from cram_jax.analysis.timing import timed
 from cram_jax.training import experiment
 
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Measurements of each time; the median counts.")
-RESULTS = flags.DEFINE_string("results", "experiments/results/kernels", "Where the JSON goes.")
+RESULTS = flags.DEFINE_string("results", "runs/kernels_gpu", "Where result and figure go.")
+
+QUESTION = "What does skipped attention gain on a GPU, and are its numbers right?"
 
 SHARES = (0.0, 0.016, 0.05, 0.25, 1.0)
 FEW = (0.016, 1.0)
@@ -139,16 +140,16 @@ def main(_) -> None:
         raise SystemExit(f"this measures an NVIDIA GPU, and JAX runs on {jax.default_backend()!r}")
     parts = {"times_8192": partial(times, 2, 8192, ROUNDS.value), "times_2048": partial(times, 8, 2048, ROUNDS.value)}
     parts |= {"errors": errors, "others_2048": partial(others, 8, 2048, ROUNDS.value)}
-    folder, result = Path(RESULTS.value), {}
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, found = Path(RESULTS.value), {}
     for name, measure in parts.items():
         start = time.perf_counter()
-        result[name] = measure()
+        found[name] = measure()
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
         # After every part: what was measured before an interruption is kept.
-        out = {"result": result, **versions()}
-        (folder / "gpu.json").write_text(json.dumps(out, indent=1) + "\n")
-    kernel_figures.gpu(out, folder / "gpu.png")
+        made = gather.made_here()
+        result = gather.result("kernels_gpu", QUESTION, "python experiments/gpu.py", made, data=found)
+        results.write(folder, result)
+    figures.gpu(result, folder)
 
 
 if __name__ == "__main__":

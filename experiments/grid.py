@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from lib import gather
 from ml_collections import ConfigDict
 
 from cram_jax.analysis import summary
-from cram_jax.training.metrics import strict
+from cram_jax.training.metrics import read
 from cram_jax.training.settings import claim_workdir
 
 Train = Callable[[ConfigDict, Path], dict]
@@ -86,39 +87,26 @@ def one_code(runs: list[dict]) -> list[str]:
     return list(*code)
 
 
-def write(target: Path, config: ConfigDict, **found) -> dict:
-    """The committed result: settings, what was found, and what it was found with. Paths of one machine stay there.
-
-    Returns:
-      What the file holds, from which figures are drawn.
-    """
-    settings = {name: value for name, value in json.loads(config.to_json()).items() if name != "files"}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    out = strict({"config": settings, **found, **summary.versions()})
-    target.with_suffix(".json").write_text(json.dumps(out, indent=1) + "\n")
-    return out
-
-
 def compare(
     train: Train,
+    base: ConfigDict,
     entries: dict[str, ConfigDict],
     runs: Path,
     rates: dict[str, list[float]],
     seeds: int,
-    score: str,
     chosen_by: str,
     lower: bool = False,
     more: Callable[[ConfigDict, Path], dict] = lambda config, workdir: {},
-) -> dict:
-    """By label: the rate chosen, what it was chosen by, the runs at it, and their score's mean and deviation.
+) -> tuple[dict, list[dict]]:
+    """(entries of a result by label, with `chosen`: the learning rate, whether it is the lowest or highest tried, and
+    what each was chosen by; the summaries of all runs).
 
     Args:
       train: runs, or goes on with, one run in a directory: its summary.
-      entries: settings by label; each run is in a directory of its own below `runs`.
+      base: the result's settings. entries: those of each label; each run is in a directory of its own below `runs`.
       rates: by label. The choice is by the mean over seeds, since one seed may begin to learn late or never; a rate at
-        which one diverged is never chosen. "at_edge" is whether the lowest or highest was chosen, so that a better one
-        may lie beyond; with a single rate it is True.
-      score: the summary's number to report. chosen_by: the one that chooses, on data that is not reported.
+        which one diverged is never chosen. At an edge of those tried, a better one may lie beyond.
+      chosen_by: the summary's number that chooses, on data that is not reported.
       lower: whether a lower one is the better.
       more: what to add to a run's summary, from its settings and directory.
 
@@ -143,14 +131,17 @@ def compare(
         best = best_of(values, key=lambda rate: float(np.mean(values[rate])))
         if None in tried[best]:
             raise ValueError(f"{label} diverged at all of the rates {rates[label]}; give lower ones")
-        scores = np.array([one[score] for one in tried[best]])
-        out[label] = {
-            "learning_rate": best,
-            "at_edge": best in (min(values), max(values)),
-            chosen_by: {f"{rate:g}": by_seed for rate, by_seed in values.items()},
-            score: float(scores.mean()),
-            f"{score}_sd": float(scores.std(ddof=1)) if seeds > 1 else None,
-            "runs": tried[best],
-        }
+        configs = [gather.portable(rated(config, best, seed)) for seed in range(seeds)]
+        lines = [read(at(label, best, seed) / "metrics.jsonl") for seed in range(seeds)]
+        scores = {f"{rate:g}": by_seed for rate, by_seed in values.items()}
+        chosen = {"learning_rate": best, "at_edge": best in (min(values), max(values)), chosen_by: scores}
+        found = gather.entry(tried[best], configs, lines, changed(base, configs[0]))
+        out[label] = found | {"chosen": chosen}
     one_code(trained)
-    return out
+    return out, trained
+
+
+def changed(base: ConfigDict, settings: dict) -> dict:
+    """What these settings have otherwise than the base, or beside it, by dotted names."""
+    base = gather.portable(base)
+    return gather.difference({name: value for name, value in base.items() if name in settings}, settings)

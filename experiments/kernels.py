@@ -1,4 +1,4 @@
-"""How the time of skipped attention falls: `make bench`. JSON and figures go to experiments/results/kernels.
+"""How the time of skipped attention falls: `make bench`. Results and figures go to --results/kernels_PART.
 
 python experiments/kernels.py [--parts=attention,kept,memory,stream] [--lengths=1024,4096] [--rounds=9]
 
@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from lib import gather, results
+from lib.figures import kernels as figures
 
 from cram_jax import kernels
-from cram_jax.analysis import kernel_figures
-from cram_jax.analysis.summary import versions
 from cram_jax.analysis.timing import timed
 from cram_jax.functional import consolidation
 from cram_jax.functional.attention import AttentionConfig
@@ -35,7 +35,14 @@ from cram_jax.training import experiment
 PARTS = flags.DEFINE_list("parts", ["attention", "kept", "memory", "stream"], "What to measure.")
 LENGTHS = flags.DEFINE_list("lengths", ["1024", "4096"], "Sequence lengths of the attention part.")
 ROUNDS = flags.DEFINE_integer("rounds", 9, "Measurements of each time; the median counts.")
-RESULTS = flags.DEFINE_string("results", "experiments/results/kernels", "Where JSON and figures go.")
+RESULTS = flags.DEFINE_string("results", "runs", "Where kernels_PART goes, with result and figure.")
+
+QUESTIONS = {
+    "attention": "How does the time of skipped attention fall with the share of tokens that attend?",
+    "kept": "What does skipped attention gain where few keys are kept?",
+    "memory": "How much memory does skipped attention need beside dense attention?",
+    "stream": "Does a token cost the same however long the context is?",
+}
 
 SHARES = (0.0, 0.004, 0.016, 0.05, 0.125, 0.25, 0.5, 1.0)
 HEADS, DIM = 4, 64
@@ -185,15 +192,14 @@ def stream(rounds: int) -> dict:
 
 def main(_) -> None:
     experiment.quiet()
-    folder = Path(RESULTS.value)
-    folder.mkdir(parents=True, exist_ok=True)
     for part in PARTS.value:
-        result = {"attention": attention, "kept": kept, "memory": memory, "stream": stream}[part](ROUNDS.value)
-        out = {"result": result, **versions()}
-        (folder / f"{part}.json").write_text(json.dumps(out, indent=1) + "\n")
-        print(json.dumps(result, indent=1))
-        if part in kernel_figures.FIGURES:
-            kernel_figures.FIGURES[part](out, folder / f"{part}.png")
+        found = {"attention": attention, "kept": kept, "memory": memory, "stream": stream}[part](ROUNDS.value)
+        name, command = f"kernels_{part}", f"python experiments/kernels.py --parts={part}"
+        result = gather.result(name, QUESTIONS[part], command, gather.made_here(), data=found)
+        results.write(Path(RESULTS.value) / name, result)
+        print(json.dumps(found, indent=1))
+        if part in figures.BENCHMARKS:
+            figures.BENCHMARKS[part](result, Path(RESULTS.value) / name)
 
 
 if __name__ == "__main__":

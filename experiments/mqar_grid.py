@@ -3,28 +3,31 @@
 python experiments/mqar_grid.py --config=experiments/configs/mqar.py:small --runs=runs/mqar [--rates=1e-3,1e-2]
 
 Every run is one of experiments/mqar.py, in a directory of its own below --runs: stopped, the same command goes on where
-it was, and finished runs are not run again. Result and figure go to --results, with .json and .png.
+it was, and finished runs are not run again. Result and figure go to --results.
 Two processes, each with some of the entries (--entry=palimpsa --entry=mamba2), use two cores; the whole command after
 them only gathers. `mamba2` has a set of keys for each head, as MetaMamba2 has, and is MetaMamba2 without importance.
 """
 
 from pathlib import Path
 
-import collect
 import grid
 import mqar
 from absl import flags
+from lib import gather, results
+from lib.figures import recall
 from ml_collections import ConfigDict
 
-from cram_jax.analysis import mqar_figures, summary
+from cram_jax.analysis import summary
 from cram_jax.training import experiment
-from cram_jax.training.metrics import read
 
 RUNS = flags.DEFINE_string("runs", "runs/mqar", "Where the runs are.")
 RATES = flags.DEFINE_list("rates", ["4.64e-3", "1e-2", "2.15e-2"], "Learning rates to choose from.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds at each rate; the choice is by their mean.")
 LABELS = flags.DEFINE_multi_string("entry", [], "What to compare; every entry by default, and only then a result.")
-RESULTS = flags.DEFINE_string("results", "experiments/results/mqar", "Where result and figure go.")
+RESULTS = flags.DEFINE_string("results", "runs/mqar", "Where result and figure go.")
+
+QUESTION = "Does importance help associative recall, at equal width and at equal state?"
+COMMAND = "python experiments/mqar_grid.py --config=experiments/configs/mqar.py:small --runs=runs/mqar"
 
 # Label: (model, what differs from its section; a factor multiplies the section's own number)
 ENTRIES = {
@@ -51,35 +54,31 @@ def settings(base: ConfigDict, label: str) -> ConfigDict:
     return config
 
 
-def table(models: dict) -> list[tuple[str, str]]:
+def table(entries: dict) -> list[tuple[str, str]]:
     """Rows of (model, accuracy and state) for a person, the best first."""
-    spread = lambda one: "" if one["accuracy_sd"] is None else f" +- {summary.percent(one['accuracy_sd'])}"
-    ranked = sorted(models.items(), key=lambda item: -item[1]["accuracy"])
-    return [
-        (
-            label,
-            f"{summary.percent(m['accuracy'])}{spread(m)}  {m['state_bytes']} bytes of state, "
-            f"{m['parameters'] / 1000:.0f}k parameters, rate {m['learning_rate']:g}",
-        )
-        for label, m in ranked
-    ]
+    spread = lambda sd: f" +- {summary.percent(sd['accuracy'])}" if sd else ""
+    rows = []
+    for label, found in sorted(entries.items(), key=lambda item: -item[1]["mean"]["accuracy"]):
+        mean, rate = found["mean"], found["chosen"]["learning_rate"]
+        size = f"{mean['state_bytes']:.0f} bytes of state, {mean['parameters'] / 1000:.0f}k parameters"
+        rows.append((label, f"{summary.percent(mean['accuracy'])}{spread(found['sd'])}  {size}, rate {rate:g}"))
+    return rows
 
 
 def main(_) -> None:
     experiment.quiet()
     base, target = mqar.CONFIG.value, Path(RESULTS.value)
-    entries = {label: settings(base, label) for label in LABELS.value or ENTRIES}
-    rates = {label: ONE_RATE.get(label, [float(rate) for rate in RATES.value]) for label in entries}
-    curve = lambda config, workdir: {"curve": collect.curves(read(workdir / "metrics.jsonl"))}
-    models = grid.compare(
-        mqar.train, entries, Path(RUNS.value), rates, SEEDS.value, "accuracy", "validation_accuracy", more=curve
+    configs = {label: settings(base, label) for label in LABELS.value or ENTRIES}
+    rates = {label: ONE_RATE.get(label, [float(rate) for rate in RATES.value]) for label in configs}
+    entries, trained = grid.compare(
+        mqar.train, base, configs, Path(RUNS.value), rates, SEEDS.value, "validation_accuracy"
     )
-    for model in models.values():
-        model |= {name: model["runs"][0][name] for name in ("state_bytes", "parameters")}
-    summary.show("MQAR: accuracy at the rate chosen on validation data", table(models))
+    summary.show("MQAR: accuracy at the rate chosen on validation data", table(entries))
     if LABELS.value:
         return  # a part is no result
-    mqar_figures.draw(grid.write(target, base, models=models), target.with_suffix(".png"))
+    result = gather.result("mqar", QUESTION, COMMAND, gather.made_by(trained), config=base, entries=entries)
+    results.write(target, result)
+    recall.models(result, target)
 
 
 if __name__ == "__main__":

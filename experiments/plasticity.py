@@ -3,22 +3,22 @@
 python experiments/plasticity.py --workdir=runs/mqar/palimpsa/rate_0.00464_seed_0
 
 Takes the last state of a finished run of experiments/mqar.py with model=palimpsa, alone or one of
-experiments/mqar_grid.py, and looks at its first held-out sequence. Result and figure go to --results, with .json and
-.png.
+experiments/mqar_grid.py, and looks at its first held-out sequence. Result and figure go to --results.
 """
 
 import json
 from pathlib import Path
 
-import grid
 import jax
 import jax.numpy as jnp
 import mqar
 import numpy as np
 from absl import flags
+from lib import gather, results
+from lib.figures import plasticity as plasticity_figures
 from ml_collections import ConfigDict
 
-from cram_jax.analysis import metaplasticity, plasticity_figures
+from cram_jax.analysis import metaplasticity
 from cram_jax.functional import palimpsa
 from cram_jax.training import experiment
 from cram_jax.training import learner as learning
@@ -26,7 +26,14 @@ from cram_jax.training.checkpoints import Checkpoints
 from cram_jax.training.learner import Learner
 from cram_jax.training.loop import RunConfig
 
-RESULTS = flags.DEFINE_string("results", "", "Where result and figure go; below the workdir by default.")
+RESULTS = flags.DEFINE_string("results", "", "Where result and figure go; plasticity in the workdir by default.")
+
+QUESTION = "Where do importance, learning rate and memory go in a trained Palimpsa?"
+COMMAND = (
+    "python experiments/mqar.py --config.model=palimpsa --config.palimpsa.value_dim=16 "
+    "--config.optimizer.learning_rate=1e-2 --config.seed=1 --workdir=runs/plasticity, "
+    "then python experiments/plasticity.py --workdir=runs/plasticity"
+)
 
 
 def look(learner: Learner, run: RunConfig, seed: int, params) -> list[metaplasticity.Plasticity]:
@@ -55,14 +62,17 @@ def main(_) -> None:
     restored = Checkpoints(workdir / "checkpoints").restore(learning.init(learner, config.seed, 0))
     if restored is None:
         raise ValueError(f"--workdir={workdir} holds no checkpoint; run experiments/mqar.py there first")
-    target = Path(RESULTS.value or workdir / "figures" / "plasticity")
+    target = Path(RESULTS.value or workdir / "plasticity")
     digits = lambda x: np.vectorize(lambda value: float(f"{value:.5g}"))(x).tolist()
     layers = [jax.tree.map(digits, one._asdict()) for one in look(learner, run, config.seed, restored[1].params)]
     trained = json.loads((workdir / "summary.json").read_text())
-    of_run = {name: trained[name] for name in ("seed", "accuracy", "trained_by")}
-    out = grid.write(target, config, layers=layers, changes_at=2 * config.data.pairs, **of_run)
-    plasticity_figures.draw(out, target.with_suffix(".png"))
-    print(f"figure: {target.with_suffix('.png')}")
+    data = {name: trained[name] for name in ("seed", "accuracy")}
+    data |= {"changes_at": 2 * config.data.pairs, "layers": layers}
+    made = gather.made_by([trained])
+    made["commits"] = sorted({*made["commits"], *gather.made_here()["commits"]})  # that looks at it, too
+    result = gather.result("plasticity", QUESTION, COMMAND, made, config=config, data=data)
+    results.write(target, result)
+    print(f"figure: {plasticity_figures.draw(result, target)}")
 
 
 if __name__ == "__main__":

@@ -2,36 +2,26 @@
 
 python experiments/quotes.py    # after new results; what is said around a figure stays yours to check
 
-A quote: [99.9%](experiments/results/file.json#mean.retrieval_accuracy). Its decimals and its sign stay as they are.
+A quote: [99.9%](experiments/results/NAME/result.json#entries.cram.mean.retrieval_accuracy). Its decimals and its sign
+stay as they are. %20 and its like stand for what a link may not hold.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
+from lib import results
+
 ROOT = Path(__file__).parents[1]
-PAGES = ("CLAIMS.md", "README.md")
-QUOTE = re.compile(r"\[([^\]]+)\]\((experiments/results/[^#)]+\.json)#([^)]+)\)")
+PAGES = ("README.md",)
+QUOTE = re.compile(r"\[([^\]]+)\]\((experiments/results/([^/#)]+)/result\.json#([^)]+))\)")
 
 
 def quotes(page: str) -> Iterator[tuple[str, str, str]]:
-    """(figure as shown, file, path of the number in it), for each quote of a page."""
-    return iter(QUOTE.findall((ROOT / page).read_text()))
-
-
-def number(file: str, path: str) -> float:
-    """The number at a dotted path of names and list indices; %20 and its like stand for what a link may not hold, and
-    %2E for a dot in a name.
-
-    Raises:
-      KeyError: where the file has none there.
-    """
-    value = json.loads((ROOT / file).read_text())
-    for part in path.split("."):
-        value = value[int(part)] if isinstance(value, list) else value[unquote(part)]
-    return value
+    """(figure as shown, result, path of the number in it), for each quote of a page."""
+    for shown, _, name, path in QUOTE.findall((ROOT / page).read_text()):
+        yield shown, name, unquote(path)
 
 
 def as_shown(value: float, shown: str) -> str:
@@ -49,7 +39,7 @@ def as_shown(value: float, shown: str) -> str:
 
 def refreshed(text: str) -> str:
     """A page's text with every quoted figure as it is in its file."""
-    write = lambda m: f"[{as_shown(number(m[2], m[3]), m[1])}]({m[2]}#{m[3]})"
+    write = lambda m: f"[{as_shown(results.number(m[3], unquote(m[4])), m[1])}]({m[2]})"
     return QUOTE.sub(write, text)
 
 

@@ -2,7 +2,7 @@
 
 python experiments/redundancy.py --config=experiments/configs/redundancy.py:small --workdir=runs/redundancy
 
-Writes --results/redundancy.json and .png. Stopped, the same command goes on where it was.
+Result and figure go to --results. Stopped, the same command goes on where it was.
 """
 
 import dataclasses
@@ -10,14 +10,15 @@ import json
 import logging
 from pathlib import Path
 
-import grid
 import jax
 import jax.numpy as jnp
 import numpy as np
 import text
 from absl import flags
+from lib import gather, results
+from lib.figures import redundancy as redundancy_figures
 
-from cram_jax.analysis import redundancy, redundancy_figures, summary
+from cram_jax.analysis import redundancy, summary
 from cram_jax.dims import Array, Float, Tokens
 from cram_jax.functional import attention
 from cram_jax.functional.common import rms_norm
@@ -29,7 +30,10 @@ from cram_jax.training.loop import RunConfig
 from cram_jax.training.metrics import read, strict
 from cram_jax.training.settings import claim_workdir
 
-RESULTS = flags.DEFINE_string("results", "experiments/results", "Folder for result and figure.")
+RESULTS = flags.DEFINE_string("results", "", "Where result and figure go; the workdir by default.")
+
+QUESTION = "How much of what attention gives could a linear probe of its input give, while a transformer learns?"
+COMMAND = "python experiments/redundancy.py --config=experiments/configs/redundancy.py:small --workdir=runs/redundancy"
 
 
 def look(stack: Stack, params, x_BxTxD: Tokens) -> tuple[Tokens, list[tuple[Tokens, Tokens, Float[Array, "B T H K"]]]]:
@@ -79,8 +83,8 @@ def measured(learner: Learner, run: RunConfig, seed: int, state, tokens: int) ->
     }
 
 
-def train(config, workdir: Path) -> dict:
-    """The training, looked at on its way.
+def train(config, workdir: Path) -> list[dict]:
+    """The training, looked at on its way: the looks.
 
     Raises:
       ValueError: where the model is no transformer, or the steps do not go up to the run's.
@@ -109,8 +113,7 @@ def train(config, workdir: Path) -> dict:
             done.write_text(json.dumps(strict({"step": step, "bits_per_byte": bits, **found})) + "\n")
         looks.append(json.loads(done.read_text()))
         logging.info("after %d steps: mean R %.3f, R squared %.3f", step, looks[-1]["mean"], looks[-1]["explained"])
-    trained_by = sorted({launch["commit"] for launch in read(workdir / "launches.jsonl")})
-    return {"looks": looks, "seed": config.seed, "trained_by": trained_by}
+    return looks
 
 
 def table(looks: list[dict]) -> list[tuple[str, str]]:
@@ -127,10 +130,14 @@ def table(looks: list[dict]) -> list[tuple[str, str]]:
 
 def main(_) -> None:
     config = text.opened(text.CONFIG.value, tuple(text.FILES.value))
-    out = train(config, Path(text.WORKDIR.value))
-    summary.show("Redundancy of attention (Eq 1), held-out bytes", table(out["looks"]))
-    target = Path(RESULTS.value) / "redundancy"
-    redundancy_figures.draw(grid.write(target, config, **out), target.with_suffix(".png"))
+    workdir = Path(text.WORKDIR.value)
+    looks = train(config, workdir)
+    summary.show("Redundancy of attention (Eq 1), held-out bytes", table(looks))
+    data, target = {"seed": config.seed, "looks": looks}, Path(RESULTS.value or workdir)
+    made = gather.made_by_launches(read(workdir / "launches.jsonl"))
+    result = gather.result("redundancy", QUESTION, COMMAND, made, config=config, data=data)
+    results.write(target, result)
+    redundancy_figures.draw(result, target)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How fast the recurrent scans are, and how much memory they need: the second half of `make bench`.
 
-python experiments/scans.py [--rounds=7] [--results=experiments/results/kernels]
+python experiments/scans.py [--rounds=7] [--results=runs/kernels_scans]
 
 | call | what |
 |---|---|
@@ -21,14 +21,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from absl import app, flags
+from lib import gather, results
 
 from cram_jax import kernels
-from cram_jax.analysis.summary import versions
 from cram_jax.analysis.timing import timed
 from cram_jax.training import experiment
 
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Measurements of each time; the median counts.")
-RESULTS = flags.DEFINE_string("results", "experiments/results/kernels", "Where the JSON goes.")
+RESULTS = flags.DEFINE_string("results", "runs/kernels_scans", "Where the result goes.")
+
+QUESTION = "How fast are the recurrent scans, and how much memory do they need?"
 
 B, T, H, K, V = 4, 2048, 8, 32, 64
 LENGTHS = (1024, 2048, 4096, 8192)
@@ -132,9 +134,10 @@ def main(_) -> None:
         for name, f in scans.items()
         if name in ("ssd", "palimpsa")
     }  # fmt: skip
-    folder = Path(RESULTS.value)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "scans.json").write_text(json.dumps({"result": out, **versions()}, indent=1) + "\n")
+    made = gather.made_here()
+    results.write(
+        Path(RESULTS.value), gather.result("kernels_scans", QUESTION, "python experiments/scans.py", made, data=out)
+    )
     print(json.dumps(out, indent=1))
 
 

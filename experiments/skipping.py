@@ -26,8 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 import srcd
 from absl import flags
+from lib import gather, results
 
-from cram_jax.analysis.summary import versions
 from cram_jax.analysis.timing import timed
 from cram_jax.functional import consolidation, cram, episodic
 from cram_jax.training import experiment
@@ -37,7 +37,10 @@ from cram_jax.training.learner import Learner
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.metrics import means
 
-RESULTS = flags.DEFINE_string("results", "", "JSON file for the result; skipping.json in the workdir by default.")
+RESULTS = flags.DEFINE_string("results", "", "Where the result goes; skipping in the workdir by default.")
+
+QUESTION = "What does skipping change in a training step: its time, and nothing else?"
+COMMAND = "python experiments/skipping.py --config=experiments/configs/srcd.py:paper --workdir=runs/paper"
 STEPS, TIMED = 20, 4  # compared for agreement; timed in one call
 
 
@@ -137,9 +140,9 @@ def main(_) -> None:
     config.model = "transformer"
     dense, _ = srcd.build(config)
     out = {"seed": config.seed, "step_of_run": restored[0], **measure(learner, dense, run, config.seed, restored[1])}
-    text = json.dumps(out | versions(), indent=1)
-    Path(RESULTS.value or workdir / "skipping.json").write_text(text + "\n")
-    print(text)
+    result = gather.result("skipping", QUESTION, COMMAND, gather.made_here(), data=out)
+    results.write(Path(RESULTS.value or workdir / "skipping"), result)
+    print(json.dumps(out, indent=1))
 
 
 if __name__ == "__main__":

@@ -3,14 +3,14 @@
 python experiments/srcd.py --config=experiments/configs/srcd.py:small --workdir=runs/srcd [--config.seed=1 ...]
 """
 
-import json
 from pathlib import Path
 
-import collect
 import lesion
 import numpy as np
+from lib import gather
+from lib.figures import training
 
-from cram_jax.analysis import figures, summary
+from cram_jax.analysis import summary
 from cram_jax.tasks.srcd import SRCDConfig
 from cram_jax.tasks.srcd_task import SRCDTask
 from cram_jax.training import experiment
@@ -95,10 +95,12 @@ def train(config, workdir: Path) -> dict:
     state, lines = experiment.train(config, learner, run, workdir, patterns=learner.task.data.patterns)
     out = finish(learner, run, config.seed, state, lines)
     experiment.report(workdir, f"SRCD, {config.model}, {run.length} events, seed {config.seed}", out, table(out))
-    if learner.model.consolidates:
-        path = workdir / "figures" / "figure_2.png"
-        figures.figure_2(collect.result([out], [json.loads(config.to_json())], [lines]), path)
-        print(f"figure: {path}")
+    settings = gather.portable(config)
+    result = gather.result(
+        "srcd", f"How does {config.model} learn SRCD?", "python experiments/srcd.py", gather.made_by([out]),
+        config=settings, entries={config.model: gather.entry([out], [settings], [lines])},
+    )  # fmt: skip
+    print(f"figure: {training.draw(result, workdir / 'figures')}")
     return out
 
 

@@ -3,14 +3,14 @@
 python experiments/text.py [--files=FOLDER --files='src/**/*.c' ...] [--config.model=transformer] [--workdir=runs/text]
 """
 
-import json
 from pathlib import Path
 
-import collect
 import numpy as np
 from absl import flags
+from lib import gather
+from lib.figures import text as text_figures
 
-from cram_jax.analysis import ngram, summary, text_figures
+from cram_jax.analysis import ngram, summary
 from cram_jax.tasks import text
 from cram_jax.tasks.text_task import KINDS, TextTask
 from cram_jax.training import experiment
@@ -81,9 +81,12 @@ def train(config, workdir: Path) -> dict:
     state, lines = experiment.train(config, learner, run, workdir)
     out = finish(learner, run, config.seed, state, lines)
     experiment.report(workdir, f"Text, {config.model}, {run.length} bytes, seed {config.seed}", out, table(out))
-    path = workdir / "figures" / "text.png"
-    text_figures.text_figure(collect.result([out], [json.loads(config.to_json())], [lines]), path, KINDS)
-    print(f"figure: {path}")
+    settings = gather.portable(config)
+    result = gather.result(
+        "text", f"How does {config.model} learn real text?", "python experiments/text.py", gather.made_by([out]),
+        config=settings, entries={config.model: gather.entry([out], [settings], [lines])},
+    )  # fmt: skip
+    print(f"figure: {text_figures.one(result, workdir / 'figures')}")
     return out
 
 

@@ -1,6 +1,8 @@
 """Theorems 1 to 3 of CRAM beside what is measured.
 
-python experiments/theorems.py    # after the comparisons `static` and `recurrence` of experiments/compare.py
+python experiments/theorems.py
+
+Reads the results `static` and `recurrence` of experiments/compare.py; leaves result and figure in runs/theorems.
 
 Theorem 1 (Eq 9): a static route, a function of the token and fixed parameters, that answers a share A of the queries,
 of which there are f a token, uses attention on at least A f of the tokens. It assumes that only attention answers.
@@ -10,15 +12,16 @@ what they are. The layer's memory is neither linear nor are its retrievals fixed
 Theorem 3 (Eq 12): where a share rho of the queries recurs, attention falls to at most 1 - rho + epsilon of what it was.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
+from lib import gather, results
+from lib.figures import theorems as theorem_figures
 
-from cram_jax.analysis import summary, theorem_figures
-from cram_jax.training.metrics import strict
+from cram_jax.analysis import summary
 
-RESULTS = Path("experiments/results")
+TARGET = Path("runs/theorems")
+QUESTION = "Do Theorems 1 to 3 of CRAM hold in what was measured?"
 
 
 def theorem_1(static: dict) -> dict:
@@ -105,13 +108,13 @@ def theorem_3(recurrence: dict) -> dict:
 
 
 def main() -> None:
-    load = lambda name: json.loads((RESULTS / f"{name}.json").read_text())
-    static, recurrence = load("static"), load("recurrence")
+    static, recurrence = results.load("static"), results.load("recurrence")
     found = {"theorem_1": theorem_1(static), "theorem_2": theorem_2(), "theorem_3": theorem_3(recurrence)}
-    trained_by = {"static": static["trained_by"], "recurrence": recurrence["trained_by"]}
-    target = RESULTS / "theorems.json"
-    target.write_text(json.dumps(strict(found | {"trained_by": trained_by} | summary.versions()), indent=1) + "\n")
-    theorem_figures.draw(found, target.with_suffix(".png"))
+    notes = ["Computed from runs of several commits, which the results it comes from name."]
+    made = gather.made_here(notes, **{"from": ["static", "recurrence"]})
+    result = gather.result("theorems", QUESTION, "python experiments/theorems.py", made, data=found)
+    results.write(TARGET, result)
+    theorem_figures.draw(result, TARGET)
     rows = []
     for label, entry in found["theorem_1"].items():
         ratios = ", ".join(f"{run['over_least']:.2f}" for run in entry["runs"])

@@ -4,7 +4,7 @@ python experiments/transfer.py --config=experiments/configs/transfer.py:tiny --r
 
 The protocol is the config's. Every run is in a directory of its own below --runs: stopped, the same command goes on
 where it was, and finished runs are not run again. Two processes with --part=0/2 and --part=1/2 use two cores; the whole
-command after them only gathers. Result and figure go to --results, with .json and .png.
+command after them only gathers. Result and figure go to --results.
 """
 
 import itertools
@@ -12,15 +12,16 @@ import os
 import tempfile
 from pathlib import Path
 
-import collect
 import grid
 import jax
 import numpy as np
 import srcd
 from absl import flags
+from lib import gather, results
+from lib.figures import transfer as transfer_figures
 from ml_collections import ConfigDict
 
-from cram_jax.analysis import summary, transfer_figures
+from cram_jax.analysis import summary
 from cram_jax.tasks.copying import CopyConfig
 from cram_jax.tasks.copying_task import CopyTask
 from cram_jax.tasks.irregular_generated import PATHS, write_generated
@@ -40,7 +41,10 @@ DATA = flags.DEFINE_string("data", None, "Folder with the published files; gener
 MODEL = flags.DEFINE_multi_enum("model", [], MODELS, "What to transfer; every model by default.")
 TARGET = flags.DEFINE_multi_string("target", [], "What to transfer to; every target by default.")
 PART = flags.DEFINE_string("part", "0/1", "i/n, i from 0: only every n-th pair of model and seed, no result.")
-RESULTS = flags.DEFINE_string("results", "experiments/results/transfer", "Where result and figure go.")
+RESULTS = flags.DEFINE_string("results", "runs/transfer", "Where result and figure go.")
+
+QUESTION = "Does a model trained on SRCD save attention on another task, against training from scratch?"
+COMMAND = "python experiments/transfer.py --config=experiments/configs/transfer.py:tiny --runs=runs/transfer"
 
 SELECTION = {"cram": ("semantic", "router"), "seqboat": ("working", "choice_Dx2", "log_temperature")}
 WAYS = ("from scratch", "frozen", "head alone")
@@ -54,7 +58,8 @@ PUBLISHED = {
 KEPT = (
     "seed", "score", "accuracy", "accuracy_recurring", "accuracy_new", "label_nats", "realised_new_share",
     "attention_tokens_start", "attention_tokens_peak", "attention_tokens_end", "attention_utilisation_end",
-    "attention_asked", "attention_query_new", "kept_share", "router_released_step", "train_seconds", "trained_by",
+    "attention_asked", "attention_query_new", "kept_share", "router_released_step", "train_seconds", "commit",
+    "machine",
 )  # fmt: skip
 CURVES = ("step", "held_out/attention_tokens", "held_out/accuracy", "held_out/label_nats", "train/price")
 
@@ -226,8 +231,7 @@ def chain(config: ConfigDict, targets: dict, model: str, seed: int, runs: Path) 
 
             settings = target_settings(config, target, model, way, seed, paths)
             found = settled(grid.once(run, settings, workdir), workdir)
-            kept = {name: found[name] for name in KEPT if name in found}
-            out[target, way] = kept | {"curve": collect.columns(read(workdir / "metrics.jsonl"), CURVES)}
+            out[target, way] = found | {"curve": gather.columns(read(workdir / "metrics.jsonl"), CURVES)}
     return first, out
 
 
@@ -236,50 +240,51 @@ def reduction(attention: float, from_scratch: float) -> float | None:
     return 1 - attention / from_scratch if from_scratch else None
 
 
-def entry(runs: list[dict], from_scratch: list[dict] | None) -> dict:
-    """What is reported of one way: its runs, means and deviations over seeds, reductions by seed and in the mean."""
-    out = {"runs": runs}
-    for name in ("score", "attention_tokens_end"):
-        values = np.array([run[name] for run in runs])
-        out |= {name: float(values.mean()), f"{name}_sd": float(values.std(ddof=1)) if len(runs) > 1 else None}
-    if from_scratch is not None:
-        attends = [[run["attention_tokens_end"] for run in some] for some in (runs, from_scratch)]
-        out["reductions"] = [reduction(*pair) for pair in zip(*attends, strict=True)]
-        out["reduction"] = reduction(*map(np.mean, attends))
-    return out
+def entry(runs: list[dict], kept: tuple[str, ...], settings: dict) -> dict:
+    """An entry of these runs, given by their summaries, of which it keeps these numbers; with curves where they have
+    one."""
+    flat = [{name: value for name, value in gather.flat(run).items() if name in kept} for run in runs]
+    curves = {"curves": [run["curve"] for run in runs]} if "curve" in runs[0] else {}
+    return {"settings": settings, "runs": flat, **gather.statistics(flat), **curves}
 
 
-def table(result: dict) -> list[tuple[str, str]]:
-    """Rows of (target, model and way; score, attention and reduction) for a person."""
-    rows = []
-    for called, models in result.items():
-        for model, ways in models.items():
-            for way, found in ways.items():
-                spread = lambda name, found=found: "" if found[name] is None else f" +- {found[name]:.3f}"
-                less = f"  less by {summary.percent(found['reduction'])}" if "reduction" in found else ""
-                attends = f"{summary.percent(found['attention_tokens_end'])} attend{less}"
-                rows.append((f"{called}: {model}, {way}", f"{found['score']:.3f}{spread('score_sd')}  {attends}"))
-    return rows
-
-
-def gather(done: dict, targets: dict, models: list[str], seeds: range) -> dict:
-    """What is reported of every way, by what the target is called, and model.
+def compare(done: dict, targets: dict, models: list[str], seeds: range) -> tuple[dict, dict]:
+    """(entries of the sources, and of every target, model and way; reductions by the labels of what was transferred:
+    of the means, and by seed).
 
     Args:
-      done: what `chain` says, by (model, seed).
+      done: what `chain` says, by (model, seed). targets: by name, what they are called and their files.
     """
-    runs_of = lambda model, target, way: [done[model, seed][1][target, way] for seed in seeds]
-    against = lambda model, target, way: None if way == WAYS[0] else runs_of(model, target, WAYS[0])
-    one = lambda *run: entry(runs_of(*run), against(*run))
-    return {
-        called: {model: {way: one(model, target, way) for way in WAYS} for model in models}
-        for target, (called, _) in targets.items()
-    }
+    kept = ("seed", "retrieval_accuracy", "attention_tokens_end", "commit", "machine")
+    source = lambda model: entry([done[model, seed][0] for seed in seeds], kept, {"model": model})
+    entries, reductions = {f"source: {model}": source(model) for model in models}, {}
+    for (target, (called, _)), model, way in itertools.product(targets.items(), models, WAYS):
+        runs = [done[model, seed][1][target, way] for seed in seeds]
+        label = f"{called}: {model}, {way}"
+        entries[label] = entry(runs, KEPT, {"target": target, "model": model, "way": way})
+        if way != WAYS[0]:
+            scratch = [done[model, seed][1][target, WAYS[0]] for seed in seeds]
+            attends = [[run["attention_tokens_end"] for run in some] for some in (runs, scratch)]
+            by_seed = [reduction(*pair) for pair in zip(*attends, strict=True)]
+            reductions[label] = {"mean": reduction(*map(np.mean, attends)), "by_seed": by_seed}
+    return entries, reductions
+
+
+def table(entries: dict, reductions: dict) -> list[tuple[str, str]]:
+    """Rows of (target, model and way; score, attention and reduction) for a person."""
+    rows = []
+    for label, found in entries.items():
+        name = "score" if "score" in found["mean"] else "retrieval_accuracy"
+        spread = f" +- {found['sd'][name]:.3f}" if found["sd"] else ""
+        less = f"  less by {summary.percent(reductions[label]['mean'])}" if label in reductions else ""
+        attends = f"{summary.percent(found['mean']['attention_tokens_end'])} attend{less}"
+        rows.append((label, f"{found['mean'][name]:.3f}{spread}  {attends}"))
+    return rows
 
 
 def main(_) -> None:
     experiment.quiet()
-    config, runs, results = srcd.CONFIG.value, Path(RUNS.value), Path(RESULTS.value)
+    config, runs, folder = srcd.CONFIG.value, Path(RUNS.value), Path(RESULTS.value)
     unknown = set(TARGET.value) - set(config.targets)
     if unknown:
         raise ValueError(f"--target names {sorted(unknown)}; there are {sorted(config.targets)}")
@@ -293,19 +298,22 @@ def main(_) -> None:
     mine = list(itertools.product(models, seeds))[part::parts]
     ways = list(itertools.product(targets, WAYS))
     at = lambda *one: [source_folder(runs, *one), *(target_folder(runs, target, way, *one) for target, way in ways)]
-    grid.check_code([folder for one in mine for folder in at(*one)])
+    grid.check_code([workdir for one in mine for workdir in at(*one)])
     done = {one: chain(config, targets, *one, runs) for one in mine}
     if parts > 1:
         return  # a part is no result
-    trained_by = grid.one_code([run for first, rest in done.values() for run in (first, *rest.values())])
-    result = gather(done, targets, models, seeds)
-    names = ("retrieval_accuracy", "attention_tokens_end")
-    sources = {model: [{name: done[model, seed][0][name] for name in names} for seed in seeds] for model in models}
-    grid.write(results, config, sources=sources, targets=result, trained_by=trained_by)
-    transfer_figures.draw(result, results.with_suffix(".png"))
-    many = lambda model: ";  ".join("  ".join(summary.percent(run[name]) for run in sources[model]) for name in names)
-    rows = [(f"SRCD, the source: {model}, retrieval; attend", many(model)) for model in models]
-    summary.show("Transfer: score, tokens that attend, against the same from scratch", rows + table(result))
+    runs_done = [run for first, rest in done.values() for run in (first, *rest.values())]
+    grid.one_code(runs_done)
+    entries, reductions = compare(done, targets, models, seeds)
+    data = {"targets": {called: target for target, (called, _) in targets.items()}, "reduction": reductions}
+    made = gather.made_by(runs_done)
+    if DATA.value is None and set(targets) & set(PUBLISHED):
+        made["notes"].append("Generated files of the published formats say nothing of the published data.")
+    result = gather.result("transfer", QUESTION, COMMAND, made, config=config, entries=entries, data=data)
+    results.write(folder, result)
+    transfer_figures.draw(result, folder)
+    title = "Transfer: score (of the source: retrieval), tokens that attend, against the same from scratch"
+    summary.show(title, table(entries, reductions))
 
 
 if __name__ == "__main__":

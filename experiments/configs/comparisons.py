@@ -1,6 +1,6 @@
 """The runs behind the comparisons of CLAIMS.md, written down before they start; `experiments/compare.py` runs them.
 
-Each comparison is a variant of experiments/configs/srcd.py, seeds, and by label the settings that differ.
+Each comparison is a question, a variant of experiments/configs/srcd.py, seeds, and by label the settings that differ.
 
 | comparison | size | seeds | runs | was run |
 |---|---|---|---|---|
@@ -9,7 +9,7 @@ Each comparison is a variant of experiments/configs/srcd.py, seeds, and by label
 | table_1 | small | 5 | 25 | yes: 4 to 12 minutes a run on one core of an Intel Xeon, two at a time |
 | tuning_jamba | small, half the steps | 9 alone | 3 | yes: on a GPU (H200) |
 | jamba | small | 5 | 5 | yes: on a GPU (H200), three minutes a run, six at a time |
-| paper_size | paper; CRAM and the transformer are srcd_paper.json and srcd_paper_transformer.json | 1 | 1 | yes |
+| paper_size | paper; CRAM and the transformer are srcd_paper and srcd_paper_transformer | 1 | 1 | yes |
 | jamba_paper_size | paper | 1 | 1 | yes: an hour on one core of an Intel Xeon |
 | ablations | tiny | 3 | 90 | yes |
 | working_memory | small | 3 | 6 | yes: 10 to 13 minutes a run on one core of an Intel Xeon, two at a time |
@@ -26,8 +26,9 @@ from cram_jax.functional.routing import FEATURES, PAPER_FEATURES
 
 
 class Comparison(NamedTuple):
-    """Attributes: variant of experiments/configs/srcd.py; seeds; settings that differ, by label."""
+    """Attributes: what it answers; variant of experiments/configs/srcd.py; seeds; settings that differ, by label."""
 
+    question: str
     variant: str
     seeds: range
     entries: dict[str, dict]
@@ -53,7 +54,7 @@ TUNING_MAMBA2 = {
     for rate in (4e-3, 8e-3)
 }
 
-# What the two searches found best, by retrieval: tests/experiments/test_results.py holds these to their results.
+# What the two searches found best, by retrieval: checks/test_verdicts.py holds table_1 to them.
 TUNED = {
     "transformer": {"optimizer.learning_rate": 4e-3},
     "mamba2": {"optimizer.learning_rate": 8e-3, "mamba2.state": 64, "mamba2.spread": "recall"},
@@ -110,7 +111,7 @@ ABLATIONS = {
 }
 
 # A working memory with a matrix for a state could hold new bindings itself: is less attention needed than there are?
-# `small` as it stands has the paper's ct_ode (experiments/results/srcd_small.json).
+# `small` as it stands has the paper's ct_ode (experiments/results/srcd_small).
 WORKING_MEMORY = {body: {"cram.working.body": body} for body in ("ssd", "palimpsa")}
 
 RECURRENCE = {f"{100 - new}% recur": {"data.new_share": new / 100} for new in (0, 30, 50, 70, 100)}
@@ -131,17 +132,55 @@ def _static() -> dict[str, dict]:
 
 
 COMPARISONS = {
-    "tuning": Comparison("small", range(9, 10), TUNING),
-    "tuning_mamba2": Comparison("small", range(9, 10), TUNING_MAMBA2),
-    "table_1": Comparison("small", range(5), TABLE_1),
-    "jamba": Comparison("small", range(5), JAMBA),
-    "tuning_jamba": Comparison("small", range(9, 10), TUNING_JAMBA),
-    "paper_size": Comparison("paper", range(1), WITHOUT_CONSOLIDATION),
-    "jamba_paper_size": Comparison("paper", range(1), JAMBA),
-    "ablations": Comparison("tiny", range(3), ABLATIONS),
-    "working_memory": Comparison("small", range(3), WORKING_MEMORY),
-    "recurrence": Comparison("tiny", range(3), RECURRENCE),
-    "static": Comparison("tiny", range(3), _static()),
+    "tuning": Comparison(
+        "Which learning rate suits each baseline on sequences of 256 events?", "small", range(9, 10), TUNING
+    ),
+    "tuning_mamba2": Comparison(
+        "Which state, decays and learning rate suit Mamba-2 on sequences of 256 events?",
+        "small",
+        range(9, 10),
+        TUNING_MAMBA2,
+    ),
+    "table_1": Comparison(
+        "How do CRAM and the paper's baselines compare in retrieval, attention, dynamics and cost on sequences of 256 "
+        "events?",
+        "small",
+        range(5),
+        TABLE_1,
+    ),
+    "jamba": Comparison(
+        "How does Jamba compare with the models of table_1 on sequences of 256 events?", "small", range(5), JAMBA
+    ),
+    "tuning_jamba": Comparison(
+        "Which learning rate suits Jamba on sequences of 256 events?", "small", range(9, 10), TUNING_JAMBA
+    ),
+    "paper_size": Comparison(
+        "Does attention fall without consolidation, too, on the paper's 2,048 events?",
+        "paper",
+        range(1),
+        WITHOUT_CONSOLIDATION,
+    ),
+    "jamba_paper_size": Comparison(
+        "How does Jamba retrieve on the paper's 2,048 events, and at what cost?", "paper", range(1), JAMBA
+    ),
+    "ablations": Comparison(
+        "Which parts of CRAM do retrieval and the fall of attention depend on?", "tiny", range(3), ABLATIONS
+    ),
+    "working_memory": Comparison(
+        "Does a working memory with a matrix for a state take attention below the share of new bindings?",
+        "small",
+        range(3),
+        WORKING_MEMORY,
+    ),
+    "recurrence": Comparison(
+        "Does attention need a share of recurring queries above which it begins to fall?", "tiny", range(3), RECURRENCE
+    ),
+    "static": Comparison(
+        "Can a router that is a fixed function of the event attend less than Theorem 1 allows?",
+        "tiny",
+        range(3),
+        _static(),
+    ),
 }
 
 

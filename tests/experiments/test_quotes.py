@@ -1,23 +1,18 @@
-"""Every figure quoted in CLAIMS.md and README.md is the one in its result file."""
-
-import json
+"""Every figure quoted on a page is the one in its result file."""
 
 import pytest
 import srcd
-from quotes import PAGES, ROOT, as_shown, number, quotes, refreshed
+from lib import results
+from quotes import PAGES, ROOT, as_shown, quotes, refreshed
 
 from cram_jax.analysis import summary
 
 QUOTED = [(page, *quote) for page in PAGES for quote in quotes(page)]
 
 
-@pytest.mark.parametrize(("page", "shown", "file", "path"), QUOTED)
-def test_a_quoted_figure_is_the_measured_one(page, shown, file, path):
-    assert as_shown(number(file, path), shown) == shown
-
-
-def test_pages_quote():
-    assert {page for page, *_ in QUOTED} == set(PAGES)
+@pytest.mark.parametrize(("page", "shown", "name", "path"), QUOTED)
+def test_a_quoted_figure_is_the_measured_one(page, shown, name, path):
+    assert as_shown(results.number(name, path), shown) == shown
 
 
 def test_a_wrong_figure_would_be_noticed():
@@ -30,15 +25,20 @@ def test_a_wrong_figure_would_be_noticed():
 
 
 def test_a_refreshed_page_keeps_its_words_and_corrects_its_figures():
-    _, shown, file, path = QUOTED[0]
-    quote = "kept: [{}](" + f"{file}#{path})."
-    wrong = as_shown(number(file, path) + 1, shown)
-    assert refreshed(quote.format(wrong)) == quote.format(shown) != quote.format(wrong)
+    page = "kept: [{}](experiments/results/srcd_paper/result.json#entries.cram.mean.{}), [text](README.md)."
+    page = page.format("{}", "retrieval_accuracy")
+    assert refreshed(page.format("11.11%")) == page.format("99.98%")
+
+
+def test_a_name_that_a_link_may_not_hold_is_found():
+    path = "entries.cram%20without%20consolidation.mean.retrieval_accuracy"
+    quote = f"[1%](experiments/results/table_1/result.json#{path})"
+    assert refreshed(quote) == quote.replace("1%", "100%", 1)
 
 
 def test_the_readme_shows_the_demos_table(capsys):
     # Given seed 0 of the committed runs, which is what `make demo` trains
-    demo = json.loads((ROOT / "experiments/results/srcd_paper.json").read_text())["runs"][0]
+    demo = results.load("srcd_paper")["entries"]["cram"]["runs"][0]
     summary.show("SRCD, cram, 2048 events, seed 0", srcd.table(demo))
     printed = "\n".join(line.rstrip() for line in capsys.readouterr().out.strip().split("\n"))
     assert demo["seed"] == 0 and printed in (ROOT / "README.md").read_text()
