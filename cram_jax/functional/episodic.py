@@ -11,12 +11,8 @@ from cram_jax import kernels
 from cram_jax.dims import Array, Bool, Float, Int, Key, Marks, Segments, Token, Tokens
 from cram_jax.functional.common import FeedForward, check_at_least_one, feed_forward, init_feed_forward, normal, rotate
 
-<<<<<<< HEAD
 # Shares of a sequence's (queries, keys). After the release, training attends with some 5% of tokens, audits included,
 # and keeps under 20%.
-=======
-# After the release a training attends with some 5% of tokens, audits included, and keeps under 20%.
->>>>>>> kernels
 BUCKET_SIZES = ((1 / 8, 1 / 4), (1, 1))
 
 
@@ -171,21 +167,12 @@ def read(
 ) -> tuple[Tokens, Float[Array, "B T"]]:
     """(r^E of the tokens that attend (Eq 3), the reads that the write gate learns from); 0 elsewhere.
 
-<<<<<<< HEAD
     Queries and outputs are projected for the plan's rows only, keys and values for its slots only, in the smallest
     bucket that holds the longest lists of the batch.
     """
     T, kind = x_BxTxD.shape[1], jnp.result_type(x_BxTxD, params.q_DxHxK)
     cfg = dataclasses.replace(cfg, backend=kernels.resolve(cfg.backend, T, T, kind))
     return kernels.in_buckets(partial(_read, cfg), plan, params, x_BxTxD, read_weight_BxT, sizes=BUCKET_SIZES)
-=======
-    Queries and outputs are projected for rows of the plan, keys and values for its slots: for as many as the shortest
-    of BUCKET_SIZES has that holds them, in the longest sequence of the batch.
-    """
-    T, kind = x_BxTxD.shape[1], jnp.result_type(x_BxTxD, params.q_DxHxK)
-    cfg = dataclasses.replace(cfg, backend=kernels.resolve(cfg.backend, T, T, kind))
-    return kernels.in_buckets(partial(_read, cfg), plan, params, x_BxTxD, worth_BxT, sizes=BUCKET_SIZES)
->>>>>>> kernels
 
 
 def _read(cfg: EpisodicConfig, plan, params, x_BxTxD, read_weight_BxT):

@@ -25,11 +25,7 @@ from cram_jax.functional.working import WorkingConfig
 __all__ = ["SeqBoatCache", "SeqBoatConfig", "SeqBoatParams", "apply", "init", "init_cache", "init_state", "step"]
 
 PASS, ATTEND = 0, 1
-<<<<<<< HEAD
 BUCKET_SIZES = ((1 / 8, 1 / 8), (1, 1))  # rows and slots are the same tokens
-=======
-BUCKET_SIZES = ((1 / 8, 1 / 8), (1, 1))  # rows and slots are the same tokens, in lists of different length
->>>>>>> kernels
 
 
 @jax.tree_util.register_static
@@ -153,67 +149,3 @@ def _read(cfg: AttentionConfig, backend: str, plan: kernels.SkipPlan, params: At
     q = q[:, : plan.rows_BxC.shape[1]]  # the list of queries is the shorter one
     o_BxCxHxK = kernels.skip_attention_compact(q, k, v, plan, backend=backend)
     return plan.scatter(attention.output(params, o_BxCxHxK, cfg), x_BxTxD.shape[1])
-<<<<<<< HEAD
-=======
-
-
-def apply(
-    params: SeqBoatParams,
-    state: tuple[()],
-    x_BxTxD: Tokens,
-    *,
-    cfg: SeqBoatConfig,
-    gap_BxT: Gaps | None = None,
-    key: Key | None = None,
-    train: bool = False,
-    segment_BxT: Segments | None = None,
-) -> tuple[Tokens, SeqBoatAux]:
-    """A whole sequence; attention is computed for the tokens that chose it.
-
-    `state`, `key` and `train` are of the shared contract and change nothing here.
-    """
-    del state, key, train
-    check_inputs(x_BxTxD, cfg.D, gap_BxT, segment_BxT)
-    B, T, _ = x_BxTxD.shape
-    gap_BxT = jnp.ones((B, T), x_BxTxD.dtype) if gap_BxT is None else gap_BxT
-    z_BxTxD = rms_norm(params.norm_D, x_BxTxD)
-    worked_BxTxD, _ = working_memory.apply(params.working, z_BxTxD, gap_BxT, segment_BxT, cfg.working)
-    attends_BxT, share_BxT = _choose(params, worked_BxTxD)
-    plan = kernels.make_plan(attends_BxT, kept_BxT=attends_BxT, memory=cfg.memory, segment_BxT=segment_BxT)
-    kind = jnp.dtype(cfg.attention.compute_dtype or x_BxTxD.dtype)
-    read = partial(_read, cfg.attention, kernels.resolve("auto", T, T, kind))
-    read_BxTxD = kernels.in_buckets(read, plan, params.attention, x_BxTxD, sizes=BUCKET_SIZES).astype(x_BxTxD.dtype)
-    x_BxTxD = x_BxTxD + worked_BxTxD + share_BxT[..., None] * read_BxTxD
-    return attention.feed(params.attention, x_BxTxD, cfg.attention), SeqBoatAux(SeqBoatRoutes(attends_BxT, attends_BxT))
-
-
-def step(
-    params: SeqBoatParams,
-    state: tuple[()],
-    cache: SeqBoatCache,
-    x_BxD: Token,
-    *,
-    cfg: SeqBoatConfig,
-    gap_B: Gap | None = None,
-    key: Key | None = None,
-) -> tuple[Token, SeqBoatCache, SeqBoatRoutes]:
-    """One token, streaming; equals `apply` at that position. Where none of the batch attends, nothing is read."""
-    del state, key
-    B = x_BxD.shape[0]
-    gap_B = jnp.ones(B, x_BxD.dtype) if gap_B is None else gap_B
-    check_inputs(x_BxD[:, None], cfg.D, gap_B[:, None], None)
-    z_BxD = rms_norm(params.norm_D, x_BxD)
-    worked_BxD, working_BxW, _ = working_memory.step(params.working, cache.working_BxW, z_BxD, gap_B, cfg.working)
-    attends_B, share_B = _choose(params, worked_BxD)
-
-    q, k, v = attention.qkv(params.attention, x_BxD[:, None], jnp.full((B, 1), cache.position), cfg.attention)
-    ring = episodic.push(cache.episodic, k[:, 0], v[:, 0], attends_B)
-
-    def attend():
-        o_BxHxK = episodic.look_up(ring, q[:, 0], attends_B)
-        return attention.output(params.attention, o_BxHxK[:, None], cfg.attention)[:, 0].astype(x_BxD.dtype)
-
-    read_BxD = jax.lax.cond(jnp.any(attends_B), attend, lambda: jnp.zeros_like(x_BxD))
-    y_BxD = attention.feed(params.attention, x_BxD + worked_BxD + share_B[:, None] * read_BxD, cfg.attention)
-    return y_BxD, SeqBoatCache(cache.position + 1, working_BxW, ring), SeqBoatRoutes(attends_B, attends_B)
->>>>>>> kernels
