@@ -140,7 +140,7 @@ def _limits(axis, name: str) -> None:
         if high > 5 * max(low, 0.1):
             axis.set_xlim(max(min(drawn) / 2, style.PERCENT[0]), max(drawn) * 1.3)
             style.percent_ticks(axis, "x")
-    elif high > 100:
+    elif high > 100 - 0.1 * (high - low):
         axis.set_xlim(min(low, 99.5), 100 + 0.02 * (100 - min(low, 99.5)))
 
 

@@ -6,13 +6,16 @@ shown, and drawing leaves no global state behind.
 """
 
 import functools
-import io
+import hashlib
+import json
 import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 from PIL import Image
@@ -20,6 +23,7 @@ from PIL import Image
 WIDTH = 7.2  # inches, of every figure: type has the same size wherever two figures are shown at one width
 TYPE = 8.0  # points
 DPI = 200
+SHOWS = "of the result with digest"
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, RED, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
@@ -90,22 +94,34 @@ def drawer(name: str = "figure") -> Callable:
         @functools.wraps(make)
         def draw(result: dict, folder: Path) -> Path:
             with matplotlib.rc_context(RC):
-                return save(make(result), folder, name)
+                return save(make(result), folder, name, f"{SHOWS} {digest(result)}")
 
         return draw
 
     return decorate
 
 
-def save(figure: Figure, folder: Path, name: str = "figure") -> Path:
-    """Writes NAME.png and NAME.svg into the folder, byte for byte the same for the same figure: the path of the PNG."""
+def digest(result: dict) -> str:
+    """Of all that a figure can show of a result: it tells a figure of other numbers."""
+    shown = {part: result.get(part) for part in ("question", "config", "entries", "data")}
+    return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def save(figure: Figure, folder: Path, name: str = "figure", about: str | None = None) -> Path:
+    """Writes NAME.png and NAME.svg into the folder, byte for byte the same for the same figure: the path of the PNG.
+
+    Args:
+      about: a description that the SVG holds, which is not shown.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, dpi=DPI)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=DPI)
-    few = Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    few = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     few.save(folder / f"{name}.png", optimize=True, dpi=(DPI, DPI))  # 256 colours: less than half the size
+    figure.set_layout_engine("none")  # it has its layout now, and keeps it
+    FigureCanvasSVG(figure).print_svg(folder / f"{name}.svg", metadata={"Date": None, "Description": about})
+    figure.dpi = DPI  # an SVG counts in points
     return folder / f"{name}.png"
 
 
@@ -115,7 +131,7 @@ def panels(rows: int, columns: int, height: float, **how) -> tuple[Figure, np.nd
     Args:
       height: in inches. how: more for `Figure.subplots`.
     """
-    figure = Figure(figsize=(WIDTH, height))
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI)
     axes = figure.subplots(rows, columns, squeeze=False, **how)
     if axes.size > 1:
         for letter, axis in zip("abcdefghijkl", axes.flat, strict=False):
