@@ -7,6 +7,7 @@ runs/exposure. Each is fitted twice: to all exposures, and to those from which o
 release every query attends by design, which no power law can follow.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def main(*arguments: str) -> None:
         if found.get("patterns"):
             fit["transitions"] = transitions(found["patterns"])
         fits[f"{label} ({source['data']['variant']})"] = fit
-    command = "python experiments/exposure.py " + " ".join(f"{name} '{label}'" for name, label in pairs)
+    command = shlex.join(["python", "experiments/exposure.py", *arguments])
     notes = ["Computed from runs of several commits, which the results it comes from name."]
     made = gather.made_here(notes, **{"from": list(dict.fromkeys(name for name, _ in pairs))})
     result = gather.result("exposure", QUESTION, command, made, data=fits)

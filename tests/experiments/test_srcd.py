@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from configs import srcd as srcd_config
+from lib import gather, results
 
 from cram_jax.training.metrics import CLOCK, read
 
@@ -102,6 +103,17 @@ def test_a_run_leaves_what_it_promises(whole):
     assert (workdir / "figures" / "figure.png").stat().st_size > 10_000
     assert list(workdir.glob("events.out.tfevents*"))
     assert "steps/s" in out and "left" in out and "queries of new bindings" in out
+
+
+def test_a_finished_run_can_become_a_result(whole):
+    workdir, _ = whole
+    found, config = gather.of_directories([workdir])
+    run = json.loads((workdir / "summary.json").read_text())
+    made = gather.made_by([run])
+    results.check(gather.result("x", "How?", "python x.py", made, config=config, entries={"cram": found}))
+    assert found["mean"]["retrieval_accuracy"] == run["retrieval_accuracy"]
+    assert found["curves"][0]["step"] == list(range(0, 201, 10)) and {"exposures", "patterns"} <= found.keys()
+    assert made["commits"] == run["trained_by"] and made["machines"][0].startswith("cpu x")
 
 
 @pytest.mark.parametrize(
