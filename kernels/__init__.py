@@ -27,3 +27,13 @@ __all__ = [
     "ssd_scan",
     "write_cache",
 ]
+
+
+def segment_starts(segment_BxT):
+    import jax.numpy as jnp
+
+    return jnp.diff(segment_BxT, axis=1, prepend=segment_BxT[:, :1]) != 0
+
+
+def in_buckets(f, plan, *arrays, sizes):
+    return on_ladder(f, plan, *arrays, rungs=tuple((round(1 / a), round(1 / b)) for a, b in sizes))

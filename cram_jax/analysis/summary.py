@@ -1,58 +1,13 @@
 """A run in a flat dictionary and in a table, from its logged lines and its last evaluation."""
 
-import platform
 import re
-import subprocess
-from pathlib import Path
 
-import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from cram_jax.analysis.transition import rise_at_end, transition_step
-
-
-def versions() -> dict[str, str]:
-    """What made a figure: hardware and software."""
-    import flax
-    import optax
-
-    device = jax.devices()[0]
-    return {
-        "device": f"{device.device_kind} x{jax.device_count()}",
-        "cpu": f"{_cpu()}, {_cores()} cores",
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "flax": flax.__version__,
-        "optax": optax.__version__,
-        "commit": _commit(),
-    }
-
-
-def _commit() -> str | None:
-    """Of the code that runs, with a + where files differ from it; None outside a repository."""
-    git = lambda *args: subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), *args], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _cpu() -> str:
-    try:
-        with open("/proc/cpuinfo") as info:
-            return next(line.split(":")[1].strip() for line in info if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+from cram_jax.training.machine import peak_memory_mb, versions
 
 
 def _step_ms(lines: list[dict], first: bool) -> float:
@@ -124,14 +79,6 @@ def summarise(lines: list[dict], final: dict, probed: dict, seed: int) -> dict:
     out |= {"train_seconds": lines[-1]["seconds"]}
     out["peak_memory_mb"] = max([peak_memory_mb(), *(line.get("peak_memory_mb", 0) for line in lines)])
     return out | versions()
-
-
-def peak_memory_mb() -> float:
-    """Most memory this process had so far."""
-    import resource
-
-    kilobytes = 1024 if platform.system() == "Darwin" else 1  # what it is counted in, over a kilobyte
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / kilobytes / 1024
 
 
 def percent(share: float) -> str:

@@ -13,18 +13,19 @@ from ml_collections import ConfigDict, config_flags
 from cram_jax.analysis import summary
 from cram_jax.functional.attention import AttentionConfig
 from cram_jax.functional.cram import CRAMConfig
-from cram_jax.functional.jamba import JambaConfig
 from cram_jax.functional.mamba2 import Mamba2Config
 from cram_jax.functional.objective import ObjectiveConfig
 from cram_jax.functional.palimpsa import PalimpsaConfig
 from cram_jax.functional.seqboat import SeqBoatConfig
 from cram_jax.models.stack import Stack
 from cram_jax.training import loop
-from cram_jax.training.learner import Learner, OptimizerConfig, Task
+from cram_jax.training.controller import PriceConfig
 from cram_jax.training.loop import Interrupted, RunConfig
 from cram_jax.training.metrics import read, strict
-from cram_jax.training.price import PriceConfig
+from cram_jax.training.optimizer import OptimizerConfig
 from cram_jax.training.settings import claim_workdir, from_config, to_config
+from cram_jax.training.step import Learner
+from cram_jax.training.task import Task
 
 EXPLAINED = (
     flags.Error,
@@ -45,7 +46,6 @@ MODELS = {  # a model's settings stand in a section of its name
     "palimpsa": PalimpsaConfig,
     "gated_linear": PalimpsaConfig,
     "gated_delta": PalimpsaConfig,
-    "jamba": JambaConfig,
     "seqboat": SeqBoatConfig,
 }
 
@@ -98,7 +98,7 @@ def build(config: ConfigDict, task: Task) -> tuple[Learner, RunConfig]:
         raise ValueError(f"config.model must be one of {models}, got {config.model!r}")
     learner = Learner(
         task=task,
-        model=Stack(from_config(MODELS[config.model](), config[config.model]), config.depth),
+        model=Stack((from_config(MODELS[config.model](), config[config.model]),), config.depth),
         optimizer=from_config(OptimizerConfig(), config.optimizer),
         objective=from_config(ObjectiveConfig(), config.objective),
         price=from_config(PriceConfig(), config.price),

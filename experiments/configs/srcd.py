@@ -18,14 +18,14 @@ from ml_collections import ConfigDict
 from cram_jax.functional.attention import AttentionConfig
 from cram_jax.functional.cram import CRAMConfig
 from cram_jax.functional.episodic import EpisodicConfig
-from cram_jax.functional.jamba import JambaConfig
+
 from cram_jax.functional.mamba2 import Mamba2Config
 from cram_jax.functional.seqboat import SeqBoatConfig
 from cram_jax.tasks.srcd import SRCDConfig
 from cram_jax.tasks.srcd_task import SRCDTask
 from cram_jax.training import experiment
 from cram_jax.training.loop import RunConfig
-from cram_jax.training.price import PriceConfig
+from cram_jax.training.controller import PriceConfig
 from cram_jax.training.settings import to_config
 
 VARIANTS = {
@@ -60,7 +60,7 @@ def get_config(variant: str = "small") -> ConfigDict:
             "cram": CRAMConfig(episodic=EpisodicConfig(memory=chosen["memory"])),
             "transformer": AttentionConfig(),
             "mamba2": Mamba2Config(),
-            "jamba": JambaConfig(),
+
             "seqboat": SeqBoatConfig(),
         },
         price=chosen.get("price", PriceConfig()),

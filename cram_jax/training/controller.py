@@ -1,7 +1,7 @@
-"""The price of attention: lambda_E of Eq 8 as a state that follows the task loss.
+"""The controller: when the router is released, and the price of attention (lambda_E of Eq 8), from the task loss.
 
-Every token attends until there is something to consolidate. Then the router is released and the price ramps. It goes
-on rising while the smoothed task loss stays within a tolerance of the best it was, and falls back while it does not.
+Every token attends until the smoothed task loss is flat. Then the router is released and the price rises. It goes on
+rising while the smoothed loss stays within a tolerance of its best value, and falls while it does not.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Float, Int, Scalar
-from cram_jax.functional.common import at_least_one
+from cram_jax.functional.common import check_at_least_one
 
 
 @jax.tree_util.register_static
@@ -19,12 +19,12 @@ from cram_jax.functional.common import at_least_one
 class PriceConfig:
     """start: first step at which the router may be released.
     plateau: it is released once the smoothed loss fell by less than this share over about 100 steps.
-    top: largest price, for every token attending in every layer, in units of the task loss.
+    top: largest price of all tokens attending in all layers, in units of the task loss.
     ramp: steps from 0 to `top`; a third of a run lets the router settle at each price.
-    tolerance: how far the smoothed loss may stand above its best, in units of the loss; beyond, the price backs off.
-        Once the ramp could be over it shrinks as one over the root of the steps since the release: first the price
-        drives attention out wherever it is not needed much, then it gives way to where it was needed after all.
-    smoothing: of the loss, in steps.
+    tolerance: distance of the smoothed loss from its best, in units of the loss, above which the price falls. `ramp`
+        steps after the release it begins to shrink, as one over the root of the steps. So the price first drives out
+        attention that is not needed much, and then gives way where attention was needed after all.
+    smoothing: steps over which the loss is smoothed.
     """
 
     start: int = 500
@@ -35,34 +35,37 @@ class PriceConfig:
     smoothing: float = 25.0
 
     def __post_init__(self):
-        at_least_one(self, "ramp", "smoothing")
+        check_at_least_one(self, "ramp", "smoothing")
 
 
 class PriceState(NamedTuple):
     """Attributes:
     price: lambda_E now.
-    released: the router decides; False while every token attends.
-    released_step: when that was; -1 before.
+    released_step: the step of the release; -1 before it.
     fast, slow: task loss, averaged over about 1 and 4 times `smoothing` steps.
     best: lowest `fast` since the release.
     """
 
     price: Float[Array, ""]
-    released: Bool[Array, ""]
     released_step: Int[Array, ""]
     fast: Float[Array, ""]
     slow: Float[Array, ""]
     best: Float[Array, ""]
 
+    @property
+    def released(self) -> Bool[Array, ""]:
+        """Whether the router decides; before, every token attends."""
+        return self.released_step >= 0
+
 
 def init_price() -> PriceState:
     """No price, and no loss seen."""
     unseen = lambda: jnp.full((), jnp.inf, jnp.float32)  # a buffer each: the state is donated
-    return PriceState(jnp.zeros(()), jnp.zeros((), bool), jnp.full((), -1, jnp.int32), unseen(), unseen(), unseen())
+    return PriceState(jnp.zeros(()), jnp.full((), -1, jnp.int32), unseen(), unseen(), unseen())
 
 
 def update(state: PriceState, step: Int[Array, ""], loss: Scalar, cfg: PriceConfig) -> PriceState:
-    """After a training step with that task loss."""
+    """The state after a training step with that task loss."""
     blend = lambda mean, steps: jnp.where(jnp.isfinite(mean), mean + (loss - mean) / steps, loss)
     fast, slow = blend(state.fast, cfg.smoothing), blend(state.slow, 4 * cfg.smoothing)
     flat = fast > (1 - cfg.plateau) * slow
@@ -74,4 +77,4 @@ def update(state: PriceState, step: Int[Array, ""], loss: Scalar, cfg: PriceConf
     move = jnp.where(fast <= best + tolerance, pace, -2 * pace)
     price = jnp.where(state.released, jnp.clip(state.price + move, 0, cfg.top), 0)
     released_step = jnp.where(released & ~state.released, step, state.released_step)
-    return PriceState(price.astype(jnp.float32), released, released_step.astype(jnp.int32), fast, slow, best)
+    return PriceState(price.astype(jnp.float32), released_step.astype(jnp.int32), fast, slow, best)
