@@ -22,7 +22,7 @@ _PUBLIC = {
     "cram_jax.functional.mamba2": ("Mamba2Config",),
     "cram_jax.functional.palimpsa": ("PalimpsaConfig",),
     "cram_jax.functional.seqboat": ("SeqBoatConfig",),
-    "cram_jax.functional.working_memory": ("WorkingConfig",),
+    "cram_jax.functional.working": ("WorkingConfig",),
     "cram_jax.functional.episodic": ("EpisodicConfig",),
     "cram_jax.functional.semantic": ("SemanticConfig",),
     "cram_jax.functional.consolidation": ("ConsolidationConfig",),

@@ -13,7 +13,7 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[1]
 TARGET = re.compile(r"(?<=\]\()(?![a-z]+:|#)[^)\s#]+")
 CODE = {".py": "python", ".toml": "toml", ".yml": "yaml", "": "make"}
-HIDDEN = "---\nsearch:\n  exclude: true\n---\n"
+HIDDEN = "---\nhide: [toc]\nsearch: {exclude: true}\n---\n"
 
 
 def _source(page: str) -> str:
