@@ -5,7 +5,7 @@ Read it from `CRAMConfig.mix`. Everything that a token's route depends on is ava
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -309,11 +309,11 @@ class CRAMConfig(Layer):
         """From now on the router decides who attends (`consolidation.release`)."""
         return consolidation.release(state, when)
 
-    def audited(self) -> Self:
+    def audited(self) -> "CRAMConfig":
         """Every token is audited in evaluation."""
         return dataclasses.replace(self, routing=dataclasses.replace(self.routing, evaluation_audit_rate=1.0))
 
-    def attentive(self, length: int) -> Self:
+    def attentive(self, length: int) -> "CRAMConfig":
         """Every token is audited, over a buffer that keeps all events."""
         write_bias = self.episodic.write_bias + OPEN
         opened = dataclasses.replace(

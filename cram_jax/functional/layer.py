@@ -5,7 +5,7 @@ below are the public way to call it; each layer's module has them under the same
 """
 
 import abc
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -132,11 +132,11 @@ class Layer(abc.ABC):
         """The state in which the layer decides by itself who attends."""
         return state
 
-    def audited(self) -> Self:
+    def audited(self) -> "Layer":
         """The same layer with every token audited in evaluation: same outputs, and quality is known everywhere."""
         return self
 
-    def attentive(self, length: int) -> Self:
+    def attentive(self, length: int) -> "Layer":
         """The same layer with every token audited, over a buffer that keeps all `length` events."""
         return self
 

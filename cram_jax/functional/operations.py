@@ -83,4 +83,4 @@ def recurrent(weights: int, state: int, metaplastic: bool, shape: tuple[int, int
       state: numbers in the state of one sequence.
     """
     forward = 2 * weights + (10 if metaplastic else 5) * state
-    return Operations(0.0, float(per_token(forward, shape[0] * shape[1], train)))
+    return Operations(0.0, per_token(forward, float(shape[0] * shape[1]), train))

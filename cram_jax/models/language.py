@@ -15,7 +15,7 @@ class LanguageParams(NamedTuple):
     """Attributes: the embedding of A tokens, the layers' parameters, and the last norm."""
 
     token_AxD: Float[Array, "A D"]
-    layers: NamedTuple
+    layers: tuple
     norm_D: Float[Array, "D"]
 
 

@@ -5,7 +5,7 @@ A body is one file of this folder, listed in BODIES. It has the functions of `Bo
 
 import dataclasses
 import importlib
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ class WorkingConfig:
         body(self).numbers(self)
 
 
+@runtime_checkable
 class Body(Protocol):
     """What the file of a body defines."""
 

@@ -1,4 +1,4 @@
-"""What `test_cram.py` promises, where few enough attend and are kept for the ladder's short lists."""
+"""What `test_cram.py` promises, where so few attend and are kept that the small buckets hold them."""
 
 import dataclasses
 import os
@@ -15,7 +15,7 @@ from cram_cases import CONFIG, B, D, check_skipped_retrievals_are_not_looked_at,
 from cram_jax.functional import cram, episodic
 from cram_jax.functional.common import FeedForward
 from cram_jax.functional.cram import CRAMConfig
-from cram_jax.functional.working_memory import WorkingConfig
+from cram_jax.functional.working import WorkingConfig
 
 LENGTHS = (320, 1024)  # lists that are no whole tiles, and several tiles
 ROUTES, KEEPS = 0, 1  # coordinates of a token that say so
@@ -59,7 +59,7 @@ def sparse_inputs(T: int = 256, seed: int = 5):
 
 
 def on_short_lists(routes) -> bool:
-    """Whether the lowest rung holds all that a batch attends and keeps."""
+    """Whether the smallest bucket holds all that a batch attends and keeps."""
     rows, keys = (max(np.sum(marks, axis=1)) for marks in (routes.attended_BxT, routes.kept_BxT))
     T = routes.kept_BxT.shape[1]
     return rows <= T // 8 and keys <= T // 4
@@ -91,7 +91,7 @@ def test_how_many_attend_in_the_future_changes_nothing(train):
 def test_nor_does_it_as_compiled_for_users():
     # Tests compile with less effort; other shapes may then be added up in other orders. So here as anybody would.
     code = (
-        f"import test_cram_ladder as t; [t.check_causality(T, False) for T in {LENGTHS}]; "
+        f"import test_cram_buckets as t; [t.check_causality(T, False) for T in {LENGTHS}]; "
         "t.check_causality(1024, True, t.SCANNED)"
     )
     env = {n: v for n, v in os.environ.items() if n != "XLA_FLAGS"}
@@ -200,7 +200,7 @@ def test_streaming_reads_the_buffer_only_where_somebody_attends(monkeypatch):
     step = jax.jit(lambda cache, x: cram.step(params, state, cache, x, cfg=CFG))
     cache, attended = cram.init_cache(CFG, B), 0
     for t in range(32):
-        _, cache, routes = step(cache, x_BxTxD[:, t])
-        attended += bool(np.any(routes.attended_BxT))
+        _, cache, aux = step(cache, x_BxTxD[:, t])
+        attended += bool(np.any(aux.routes.attended_BxT))
     jax.effects_barrier()
     assert attended == 4 == len(reads)
