@@ -1,4 +1,4 @@
-"""Where SRCD's knowledge sits: which memory's loss costs the answers that no attention gives."""
+"""Where a CRAM model holds what it knows of SRCD: which memory's loss costs answers that need no attention."""
 
 from functools import partial
 
@@ -7,41 +7,47 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.dims import Array, Bool
-from cram_jax.training.learner import Learner, TrainState
+from cram_jax.training.step import Learner, TrainState
 
 PARTS = ("working", "episodic", "semantic", "feed_forward")
 
 
-def without(state: TrainState, parts: tuple[str, ...], layer: int | slice = slice(None)) -> TrainState:
-    """The state with the output of these parts zeroed, in one layer or in all.
+def without(state: TrainState, parts: tuple[str, ...], layer: int | None = None) -> TrainState:
+    """The state with the output of these parts zeroed, in one layer (by its number in the network) or in all.
 
     Raises:
       ValueError: for a part that a layer does not have.
     """
     if not set(parts) <= set(PARTS):
         raise ValueError(f"parts must be among {PARTS}, got {parts}")
-    model = state.params.model
-    silent = lambda part: jax.tree.map(lambda leaf: leaf.at[layer].set(0), getattr(model, part))
-    model = model._replace(**{part: silent(part) for part in parts})
-    return state._replace(params=state.params._replace(model=model))
+    model = list(state.params.model)
+    for place, params in enumerate(model):
+        if layer is not None and layer % len(model) != place:
+            continue
+        repeat = slice(None) if layer is None else layer // len(model)
+        silent = lambda leaf, repeat=repeat: leaf.at[repeat].set(0)
+        model[place] = params._replace(**{part: jax.tree.map(silent, getattr(params, part)) for part in parts})
+    return state._replace(params=state.params._replace(model=tuple(model)))
 
 
-def lesions(depth: int) -> dict[str, tuple[tuple[str, ...], int | slice]]:
-    """What is taken out, by name. Without all layers the read-out sees the embedding, and what it memorised is left."""
-    out = {"semantic": (("semantic",), slice(None)), "feed_forward": (("feed_forward",), slice(None))}
+def lesions(depth: int) -> dict[str, tuple[tuple[str, ...], int | None]]:
+    """What is taken out, by name. Without all layers the read-out sees the embedding: what it memorised is left."""
+    out = {"semantic": (("semantic",), None), "feed_forward": (("feed_forward",), None)}
     out |= {f"semantic_layer_{i}": (("semantic",), i) for i in range(depth)}
-    return out | {"layers": (PARTS, slice(None))}
+    return out | {"layers": (PARTS, None)}
 
 
 @partial(jax.jit, static_argnums=0)
 def answers(learner: Learner, state: TrainState, batch) -> tuple[Bool[Array, "B T"], Bool[Array, "B T"]]:
     """(which tokens are answered right, which attend in some layer)."""
     x_BxTxD, gap_BxT = learner.task.embed(state.params.task, batch)
-    # No audits, except where routes are drawn: there whole and lesioned model throw the same dice.
-    key = state.key if learner.model.layer.routing.decide == "random" else None
+    # No audits. Random routes need a key, the same for the whole and the lesioned model.
+    random = any(layer.routing.decide == "random" for layer in learner.model.layers)
+    key = state.key if random else None
     y_BxTxD, aux = learner.model.apply(state.params.model, state.consolidation, x_BxTxD, gap_BxT=gap_BxT, key=key)
     logits_BxTxA, _ = learner.task.read(state.params.task, y_BxTxD, batch)
-    return jnp.argmax(logits_BxTxA, -1) == batch.answer_BxT, jnp.any(aux.routes.attended_BxT, axis=0)
+    attended_LxBxT = jnp.stack([routes.attended_BxT for _, routes in learner.model.routes(aux)])
+    return jnp.argmax(logits_BxTxA, -1) == batch.answer_BxT, jnp.any(attended_LxBxT, axis=0)
 
 
 def share_lost(learner: Learner, state: TrainState, batches: list) -> dict[str, float]:

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from lib import gather
 from ml_collections import ConfigDict
 
-from cram_jax.analysis import summary
 from cram_jax.training.metrics import read
 from cram_jax.training.settings import claim_workdir
+from lib import gather, summary
 
 Train = Callable[[ConfigDict, Path], dict]
 
