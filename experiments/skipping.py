@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import srcd
 from absl import flags
+from cram_jax.training.learner import Learner
 from lib import gather, results
 
 from cram_jax.analysis.timing import timed
@@ -33,7 +34,6 @@ from cram_jax.functional import consolidation, cram, episodic
 from cram_jax.training import experiment
 from cram_jax.training import learner as learning
 from cram_jax.training.checkpoints import Checkpoints
-from cram_jax.training.learner import Learner
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.metrics import means
 
