@@ -183,7 +183,7 @@ def moment(axis, x: float, text: str, ha: str = "center", **line) -> None:
 
 
 def percent_ticks(axis, which: str = "y") -> None:
-    """A logarithmic scale of percent in plain numbers, within the present limits; powers of ten where these are wide."""
+    """A logarithmic scale of percent within the present limits: plain numbers, powers of ten alone where it is wide."""
     low, high = getattr(axis, f"get_{which}lim")()
     getattr(axis, f"set_{which}scale")("log")
     ticks = [mark for mark in PERCENT if low <= mark <= high]

@@ -1,0 +1,88 @@
+"""A small language model in Flax NNX whose attention is CRAM: it trains, saves, restores and generates.
+
+python examples/nnx_language_model.py [--steps=400] [--workdir=runs/nnx_language_model]
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+import cram_jax as cj
+
+WORKING = cj.WorkingConfig(body="gated_scan", width=96)  # text needs the bytes just before
+CONFIG = cj.CRAMConfig(D=96, F=256, working=WORKING, episodic=cj.EpisodicConfig(rotary=True))
+
+
+class LanguageModel(nnx.Module):
+    def __init__(self, rngs):
+        self.embed, self.head = nnx.Embed(256, 96, rngs=rngs), nnx.Linear(96, 256, rngs=rngs)
+        self.layers = nnx.List([cj.CRAM(CONFIG, rngs=rngs) for _ in range(2)])
+
+    def __call__(self, byte_BxT, **kwargs):
+        x_BxTxD, auxes = self.embed(byte_BxT), []
+        for layer in self.layers:
+            x_BxTxD, aux = layer(x_BxTxD, **kwargs)
+            auxes.append(aux)
+        return self.head(x_BxTxD), auxes
+
+    def step(self, caches, byte_B):
+        x_BxD, after = self.embed(byte_B), []
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x_BxD, cache, _ = layer.step(cache, x_BxD)
+            after.append(cache)
+        return self.head(x_BxD), after
+
+
+@nnx.jit
+def train_step(model, optimizer, rngs, byte_BxT, price):
+    def loss(model, rngs):
+        logits, auxes = model(byte_BxT[:, :-1], train=True, rngs=rngs)
+        task = optax.softmax_cross_entropy_with_integer_labels(logits, byte_BxT[:, 1:]).mean()
+        return task + sum(cj.memory_loss(aux.sums, price, cj.ObjectiveConfig())[0] for aux in auxes), (task, auxes)
+
+    (_, (task, auxes)), gradient = nnx.value_and_grad(loss, has_aux=True)(model, rngs)
+    optimizer.update(model, gradient)
+    for layer, aux in zip(model.layers, auxes, strict=True):
+        layer.update(aux.stats)
+    return task / jnp.log(2), jnp.mean(jnp.stack([aux.routes.attended_BxT for aux in auxes]))
+
+
+def main(steps: int, workdir: Path) -> None:
+    text = np.concatenate([np.fromfile(path, np.uint8) for path in sorted(Path(os.__file__).parent.glob("*.py"))])
+    model, rngs = LanguageModel(nnx.Rngs(params=0)), nnx.Rngs(route=1)
+    optimizer = nnx.Optimizer(model, optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(2e-3)), wrt=nnx.Param)
+    for step in range(steps):
+        if step == steps // 2:  # until now every byte attended; from now on the router decides, at a rising price
+            [layer.release() for layer in model.layers]
+        start = np.random.default_rng(step).integers(len(text) - 257, size=(16, 1))
+        byte_BxT, price = jnp.asarray(text[start + np.arange(257)], jnp.int32), 0.1 * max(0, 2 * step / steps - 1)
+        bits, attends = train_step(model, optimizer, rngs, byte_BxT, jnp.asarray(price))
+        if step % 20 == 0 or step == steps - 1:
+            print(f"step {step}: {bits:.2f} bits a byte, {attends:.0%} of (byte, layer) pairs attend", flush=True)
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(workdir.resolve() / "model", nnx.state(model), force=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        blank = nnx.eval_shape(lambda: LanguageModel(nnx.Rngs(params=0)))
+        nnx.update(blank, checkpointer.restore(workdir.resolve() / "model", nnx.state(blank)))
+
+    stream, caches, text = nnx.jit(LanguageModel.step), [layer.init_cache(1) for layer in blank.layers], list(b"def ")
+    for position in range(120):
+        logits, caches = stream(blank, caches, jnp.asarray(text[position : position + 1]))
+        if position + 1 == len(text):
+            text.append(int(jax.random.categorical(jax.random.key(position), logits[0])))
+    print(bytes(text).decode(errors="replace"))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/nnx_language_model"))
+    main(**vars(parser.parse_args()))
