@@ -29,9 +29,24 @@ from cram_jax.functional.layer import Layer, LayerAux
 from cram_jax.functional.objective import MemorySums, ObjectiveConfig
 
 __all__ = [
-    "CRAM", "Attention", "AttentionMixer", "Block", "CRAMMixer", "Mamba2", "Mamba2Mixer", "Mixer", "Palimpsa",
-    "PalimpsaMixer", "SeqBoat", "SeqBoatMixer", "Stack", "memory_loss", "release", "update",
-]  # fmt: skip
+    "CRAM",
+    "Attention",
+    "AttentionMixer",
+    "Block",
+    "CRAMMixer",
+    "Mamba2",
+    "Mamba2Mixer",
+    "Mixer",
+    "Palimpsa",
+    "PalimpsaMixer",
+    "SeqBoat",
+    "SeqBoatMixer",
+    "Stack",
+    "attention_utilisation",
+    "memory_loss",
+    "release",
+    "update",
+]
 
 STREAM = "route"
 
@@ -241,6 +256,12 @@ def memory_loss(
         raise ValueError('memory_loss needs the collection "memory" of a model with CRAM layers; this one has no sums')
     stacked = jax.tree.map(lambda *leaves: jnp.hstack(leaves), *sums)
     return objective.memory_loss(stacked, price, ObjectiveConfig() if cfg is None else cfg)
+
+
+def attention_utilisation(memory: Mapping) -> Array:
+    """Share of (token, layer) pairs that retrieved something, audits included, from the collection "memory"."""
+    sums = _found(memory, "sums")
+    return sum(jnp.sum(one["retrieved"]) for one in sums) / sum(jnp.sum(one["tokens"]) for one in sums)
 
 
 def update(state: Mapping, memory: Mapping, axis_name: str | None = None) -> dict:
