@@ -23,20 +23,14 @@ CONFIG = cj.CRAMConfig(D=96, F=256, working=WORKING, episodic=cj.EpisodicConfig(
 class LanguageModel(nnx.Module):
     def __init__(self, rngs):
         self.embed, self.head = nnx.Embed(256, 96, rngs=rngs), nnx.Linear(96, 256, rngs=rngs)
-        self.layers = nnx.List([cj.CRAM(CONFIG, rngs=rngs) for _ in range(2)])
+        self.layers = cj.nnx.Stack((CONFIG, CONFIG), rngs=rngs)
 
     def __call__(self, byte_BxT):
-        x_BxTxD = self.embed(byte_BxT)
-        for layer in self.layers:
-            x_BxTxD = layer(x_BxTxD)
-        return self.head(x_BxTxD)
+        return self.head(self.layers(self.embed(byte_BxT)))
 
     def step(self, caches, byte_B):
-        x_BxD, after = self.embed(byte_B), []
-        for layer, cache in zip(self.layers, caches, strict=True):
-            x_BxD, cache, _ = layer.step(cache, x_BxD)
-            after.append(cache)
-        return self.head(x_BxD), after
+        y_BxD, caches = self.layers.step(caches, self.embed(byte_B))
+        return self.head(y_BxD), caches
 
 
 @nnx.jit
@@ -69,12 +63,12 @@ def main(steps: int, workdir: Path) -> None:
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(workdir.resolve() / "model", nnx.state(model), force=True)
     with ocp.StandardCheckpointer() as checkpointer:
-        restored = nnx.eval_shape(lambda: LanguageModel(nnx.Rngs(params=0, route=1)))
-        nnx.update(restored, checkpointer.restore(workdir.resolve() / "model", nnx.state(restored)))
+        again = nnx.eval_shape(lambda: LanguageModel(nnx.Rngs(params=0, route=1)))
+        nnx.update(again, checkpointer.restore(workdir.resolve() / "model", nnx.state(again)))
 
-    stream, caches, text = nnx.jit(LanguageModel.step), [layer.init_cache(1) for layer in restored.layers], list(b"def ")
+    stream, caches, text = nnx.jit(LanguageModel.step), again.layers.init_cache(1), list(b"def ")
     for position in range(120):
-        logits, caches = stream(restored, caches, jnp.asarray(text[position : position + 1]))
+        logits, caches = stream(again, caches, jnp.asarray(text[position : position + 1]))
         if position + 1 == len(text):
             text.append(int(jax.random.categorical(jax.random.key(position), logits[0])))
     print(bytes(text).decode(errors="replace"))

@@ -218,12 +218,20 @@ class Stack(nn.Module):
     layers: tuple[Layer, ...]
     deterministic: bool = True
 
-    @nn.compact
+    def setup(self):
+        self.blocks = [Block(cfg, deterministic=self.deterministic) for cfg in self.layers]
+
     def __call__(self, x_BxTxD: Tokens, gap_BxT: Gaps | None = None, **more) -> Tokens:
         """Whole sequences through all blocks; arguments as of a `Block`."""
-        for cfg in self.layers:
-            x_BxTxD = Block(cfg, deterministic=self.deterministic)(x_BxTxD, gap_BxT, **more)
+        for block in self.blocks:
+            x_BxTxD = block(x_BxTxD, gap_BxT, **more)
         return x_BxTxD
+
+    def step(self, x_BxD: Token, gap_B: Gap | None = None) -> Token:
+        """One token through all blocks, streaming; needs mutable=["cache"]."""
+        for block in self.blocks:
+            x_BxD, _ = block.step(x_BxD, gap_B)
+        return x_BxD
 
 
 def _found(collection: Mapping, name: str) -> list[Mapping]:

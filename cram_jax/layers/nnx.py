@@ -239,6 +239,18 @@ class Stack(nnx.Module):
             x_BxTxD = block(x_BxTxD, gap_BxT, **more)
         return x_BxTxD
 
+    def init_cache(self, batch: int) -> list:
+        """What `step` carries from token to token, with nothing seen yet."""
+        return [block.init_cache(batch) for block in self.blocks]
+
+    def step(self, caches: list, x_BxD: Token, gap_B: Gap | None = None) -> tuple[Token, list]:
+        """One token through all blocks, streaming: (token, caches)."""
+        after = []
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x_BxD, cache, _ = block.step(cache, x_BxD, gap_B)
+            after.append(cache)
+        return x_BxD, after
+
 
 def _memories(model: nnx.Module) -> list[_Face]:
     """The model's faces of layers that consolidate."""
