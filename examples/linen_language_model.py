@@ -72,10 +72,10 @@ def main(steps: int, workdir: Path) -> None:
         again = checkpointer.restore(workdir.resolve() / "model", jax.tree.map(np.asarray, saved))
 
     stream = jax.jit(partial(LanguageModel().apply, method="step", mutable=["cache"]))
-    cache, text = LanguageModel().init(jax.random.key(0), jnp.zeros(1, jnp.int32), method="step")["cache"], list(b"def ")
+    empty = LanguageModel().init(jax.random.key(0), jnp.zeros(1, jnp.int32), method="step")["cache"]
+    cache, text = {"cache": empty}, list(b"def ")
     for position in range(120):
-        logits, cache = stream(again | {"cache": cache}, jnp.asarray(text[position : position + 1]))
-        cache = cache["cache"]
+        logits, cache = stream(again | cache, jnp.asarray(text[position : position + 1]))
         if position + 1 == len(text):
             text.append(int(jax.random.categorical(jax.random.key(position), logits[0])))
     print(bytes(text).decode(errors="replace"))
