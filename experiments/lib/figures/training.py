@@ -95,7 +95,9 @@ def draw(result: dict) -> Figure:
         _attention(axes[0, 0], found)
     axis = axes[0, -1]
     for name, (label, line) in ACCURACY.items():
-        band(axis, found["curves"], f"held_out/{name}", f"{label}: {style.percent(mean[name])} at the end", line)
+        if name in mean:  # a short run may have asked for no new binding at its end
+            label = f"{label}: {style.percent(mean[name])} at the end"
+        band(axis, found["curves"], f"held_out/{name}", label, line)
     axis.set(ylabel="held-out queries answered right (%)", ylim=(-2, 103))
     for axis in axes.flat:
         over_steps(axis, found["curves"])
