@@ -10,7 +10,6 @@ command after them only gathers. Result and figure go to --results.
 import logging
 from pathlib import Path
 
-import figures
 import grid
 import numpy as np
 import srcd
@@ -18,6 +17,7 @@ from absl import flags
 from configs import comparisons
 from configs import srcd as srcd_config
 from lib import gather, results
+from lib.figures import catalogue
 from ml_collections import ConfigDict
 
 from cram_jax.analysis import summary
@@ -103,7 +103,7 @@ def main(_) -> None:
         config=base, entries=entries, data={"variant": comparison.variant},
     )  # fmt: skip
     results.write(target, result)
-    for draw in figures.drawers(NAME.value, result):
+    for draw in catalogue.drawers(NAME.value, result):
         draw(result, target)
 
 

@@ -100,7 +100,8 @@ def train(config, workdir: Path) -> dict:
         "srcd", f"How does {config.model} learn SRCD?", "python experiments/srcd.py", gather.made_by([out]),
         config=settings, entries={config.model: gather.entry([out], [settings], [lines])},
     )  # fmt: skip
-    print(f"figure: {training.draw(result, workdir / 'figures')}")
+    for draw in (training.draw, training.details):
+        print(f"figure: {draw(result, workdir / 'figures')}")
     return out
 
 

@@ -1,29 +1,32 @@
 """Every committed figure is drawn again from committed results, can be read, and shows what they hold."""
 
-import figures
+import matplotlib
 import numpy as np
 import pytest
 from lib import results
-from lib.figures import change, comparison, exposure, plasticity, recall, style, text, theorems, training
+from lib.figures import catalogue, change, comparison, exposure, plasticity, recall, style, text, theorems, training
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image
 
-RESULTS = figures.load()
-DRAWN = {name: figures.drawers(name, result) for name, result in RESULTS.items()}
+RESULTS = catalogue.load()
+DRAWN = {name: catalogue.drawers(name, result) for name, result in RESULTS.items()}
 DRAWN = {name: drawers for name, drawers in DRAWN.items() if drawers}
 
 
 @pytest.fixture(scope="module")
-def again(tmp_path_factory) -> dict[str, list]:
-    """By name of a result: (path, figure) of each of its figures, drawn again."""
-    folder, made = tmp_path_factory.mktemp("figures"), []
+def again() -> dict[str, list[tuple[str, Figure]]]:
+    """By name of a result: each of its figures, by name, drawn again as a PNG would be."""
+    out = {}
     with pytest.MonkeyPatch.context() as patch:
-        save = style.save
-        patch.setattr(style, "save", lambda figure, *rest: made.append((save(figure, *rest), figure)) or made[-1][0])
-        out = {}
+        patch.setattr(style, "save", lambda figure, folder, name, about: (name, figure))
         for name in DRAWN:
-            figures.draw(name, RESULTS[name], folder)
-            out[name] = made[sum(map(len, out.values())) :]
+            out[name] = catalogue.draw(name, RESULTS[name], results.RESULTS)
+            for _, figure in out[name]:
+                FigureCanvasAgg(figure)
+                with matplotlib.rc_context(style.RC):
+                    figure.draw_without_rendering()
     return out
 
 
@@ -35,12 +38,9 @@ def make(monkeypatch):
 
 
 def test_every_committed_figure_is_one_that_is_drawn_and_the_other_way_round(again):
-    committed = {str(path.relative_to(results.RESULTS)) for path in results.RESULTS.rglob("*.png")}
-    drawn = {f"{name}/{path.name}" for name, found in again.items() for path, _ in found}
-    assert committed == drawn
-    assert {str(path.with_suffix(".svg").relative_to(results.RESULTS)) for path in results.RESULTS.rglob("*.png")} == {
-        str(path.relative_to(results.RESULTS)) for path in results.RESULTS.rglob("*.svg")
-    }
+    for suffix in ("png", "svg"):
+        committed = {str(path.relative_to(results.RESULTS)) for path in results.RESULTS.rglob(f"*.{suffix}")}
+        assert committed == {f"{name}/{figure}.{suffix}" for name, found in again.items() for figure, _ in found}
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -52,51 +52,51 @@ def test_the_committed_figure_shows_the_committed_numbers(name):
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_a_figure_is_of_one_width_and_of_a_modest_size(name, again):
-    for path, figure in again[name]:
-        assert figure.get_size_inches()[0] == style.WIDTH and figure.dpi == style.DPI
+    for figure, drawn in again[name]:
+        assert drawn.get_size_inches()[0] == style.WIDTH and drawn.dpi == style.DPI
+        path = results.RESULTS / name / f"{figure}.png"
+        with Image.open(path) as image:
+            assert image.size[0] == style.WIDTH * style.DPI
         assert 10_000 < path.stat().st_size < 200_000 and path.with_suffix(".svg").stat().st_size < 300_000
 
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_no_text_is_cut_and_all_type_has_one_size(name, again):
-    for path, figure in again[name]:
-        figure.draw_without_rendering()
+    for called, figure in again[name]:
         width, height = figure.bbox.size
         for one in _texts(figure):
             box = one.get_window_extent()
             inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1
-            assert inside, f"{path.name}: {one.get_text()!r} leaves the figure"
-            assert one.get_fontsize() == style.TYPE, f"{path.name}: {one.get_text()!r} is of another size"
+            assert inside, f"{called}: {one.get_text()!r} leaves the figure"
+            assert one.get_fontsize() == style.TYPE, f"{called}: {one.get_text()!r} is of another size"
 
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_labels_do_not_lie_on_one_another(name, again):
-    for path, figure in again[name]:
-        figure.draw_without_rendering()
+    for called, figure in again[name]:
         boxes = [(one.get_text(), one.get_window_extent().padded(-2)) for one in _texts(figure)]
         for i, (said, box) in enumerate(boxes):
             for other, beside in boxes[i + 1 :]:
-                assert not box.overlaps(beside), f"{path.name}: {said!r} lies on {other!r}"
+                assert not box.overlaps(beside), f"{called}: {said!r} lies on {other!r}"
 
 
 def _texts(figure) -> list[Text]:
     """All text that a figure shows."""
-    shown = [one for one in figure.findobj(Text) if one.get_visible() and one.get_text().strip()]
-    ticks = {}  # matplotlib keeps ticks outside the limits, which it does not draw
+    hidden = set()  # matplotlib keeps ticks outside the limits, which it does not draw
     for axis in figure.axes:
-        for which, across in ((axis.xaxis, 0), (axis.yaxis, 1)):
-            low, high = sorted(axis.transData.transform([(axis.get_xlim()[0], axis.get_ylim()[0]),
-                                                         (axis.get_xlim()[1], axis.get_ylim()[1])])[:, across])  # fmt: skip
+        for across, which in enumerate((axis.xaxis, axis.yaxis)):
+            low, high = sorted((axis.bbox.min[across], axis.bbox.max[across]))
             for tick in which.get_major_ticks() + which.get_minor_ticks():
-                for label in (tick.label1, tick.label2):
-                    at = label.get_transform().transform(label.get_position())[across]
-                    ticks[label] = low - 0.5 <= at <= high + 0.5
-    return [one for one in shown if ticks.get(one, True)]
+                at = tick.label1.get_transform().transform(tick.label1.get_position())[across]
+                if not low - 0.5 <= at <= high + 0.5:
+                    hidden |= {tick.label1, tick.label2}
+    texts = figure.findobj(Text)
+    return [one for one in texts if one.get_visible() and one.get_text().strip() and one not in hidden]
 
 
 def test_drawing_twice_gives_the_same_bytes(tmp_path):
     for folder in ("one", "two"):
-        figures.draw("mqar", RESULTS["mqar"], tmp_path / folder)
+        catalogue.draw("mqar", RESULTS["mqar"], tmp_path / folder)
     for suffix in ("png", "svg"):
         one, two = ((tmp_path / folder / "mqar" / f"figure.{suffix}").read_bytes() for folder in ("one", "two"))
         assert one == two, suffix
@@ -113,6 +113,11 @@ def test_series_are_told_apart_without_colour():
         assert len({str(line[part]) for line in style.SERIES}) == len(style.SERIES), part
 
 
+def test_shares_are_told_with_the_digits_that_matter():
+    told = [style.percent(share) for share in (1.0, 0.99997, 0.9998, 0.5, 0.0155, 0.0)]
+    assert told == ["100%", "100.00%", "99.98%", "50.0%", "1.55%", "0.00%"]
+
+
 def test_all_runs_on_srcd_stand_side_by_side():
     entries = RESULTS["srcd"]["entries"]
     names = [name for name in results.names() if name.startswith("srcd_")]
@@ -122,10 +127,10 @@ def test_all_runs_on_srcd_stand_side_by_side():
 
 def test_a_new_result_gets_the_figure_of_its_kind():
     over_steps = {"entries": {"cram": {"curves": [{}]}}}
-    assert figures.drawers("srcd_other", over_steps) == [training.draw, training.details]
-    assert figures.drawers("srcd_other", {"entries": {"cram": {}}}) == []  # collected before curves were kept
-    assert figures.drawers("a comparison", {"entries": {"a": {}, "b": {}}}) == [comparison.draw]
-    assert figures.drawers("kernels_scans", {"entries": {}}) == []
+    assert catalogue.drawers("srcd_other", over_steps) == [training.draw, training.details]
+    assert catalogue.drawers("srcd_other", {"entries": {"cram": {}}}) == []  # collected before curves were kept
+    assert catalogue.drawers("a comparison", {"entries": {"a": {}, "b": {}}}) == [comparison.draw]
+    assert catalogue.drawers("kernels_scans", {"entries": {}}) == []
 
 
 def test_a_band_goes_from_the_lowest_seed_to_the_highest():
@@ -158,6 +163,25 @@ def test_the_lead_figure_says_how_much_less_attends_than_in_a_dense_transformer(
     assert f"{1 / mean['attention_tokens_end']:.0f} times\nfewer" in said
     assert "dense transformer: 100%" in said and "floor" in said and "release" in said and "transition" in said
     assert f"{100 * mean['attention_tokens_end']:.2f}% attend" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize(("share", "fewer"), [(0.0, False), (1.0, False), (0.0005, True), (0.2, True)])
+def test_attention_of_any_size_is_drawn(share, fewer, make):
+    # Given a run at whose end nothing attends, or everything; without new bindings there is no floor
+    curve = {"step": [0, 50], "held_out/attention_tokens": [1.0, share], "held_out/attention_utilisation": [1.0, share]}
+    curve |= {"held_out/realised_new_share": [0.0, 0.0], "step_ms": [None, 5.0]}
+    curve |= {f"held_out/{name}": [0.1, 0.9] for name in training.ACCURACY}
+    mean = {"attention_tokens_end": share, "attention_utilisation_end": share, "realised_new_share": 0.0}
+    found = {"runs": [{"seed": 0}], "mean": mean | dict.fromkeys(training.ACCURACY, 0.9), "curves": [curve]}
+    run = {"length": 64, "batch": 4, "final_tokens": 100}
+    result = {"question": "?", "config": {"run": run}, "entries": {"cram": found}, "made_by": {"machines": ["a cpu"]}}
+    for draw in (training.draw, training.details):
+        figure = make(draw, result)
+        figure.draw_without_rendering()
+        low, high = figure.axes[0].get_ylim()
+        assert 0 < low <= 50 * (share or 1) and high > 100
+    said = [one.get_text() for one in make(training.draw, result).findobj(Text)]
+    assert any("fewer" in text for text in said) == fewer and "floor" not in said
 
 
 def test_ablations_stand_in_groups_beside_a_line_for_the_unchanged_run(again):

@@ -183,7 +183,7 @@ def moment(axis, x: float, text: str, ha: str = "center", **line) -> None:
 
 
 def percent_ticks(axis, which: str = "y") -> None:
-    """A logarithmic scale of percent in plain numbers, within the present limits; powers of ten where these are wide."""
+    """A logarithmic scale of percent within the present limits: plain numbers, powers of ten alone where it is wide."""
     low, high = getattr(axis, f"get_{which}lim")()
     getattr(axis, f"set_{which}scale")("log")
     ticks = [mark for mark in PERCENT if low <= mark <= high]
@@ -200,9 +200,9 @@ def spelled(label: str) -> str:
 
 
 def percent(share: float) -> str:
-    """0.0155 as 1.55%; with no more digits than tell something."""
+    """0.0155 as 1.55%; with no more digits than tell something, and 100% for all alone."""
     value = 100 * share
-    return f"{value:.0f}%" if value >= 99.995 else f"{value:.2f}%" if value < 10 or value > 99 else f"{value:.1f}%"
+    return "100%" if share == 1 else f"{value:.2f}%" if value < 10 or value > 99 else f"{value:.1f}%"
 
 
 def seeds(number: int, shown: str = "line: median; band: lowest to highest") -> str:

@@ -75,8 +75,9 @@ def _about(result: dict) -> str:
     """What was trained, and how several seeds are shown."""
     label, found = only(result)
     run = result["config"]["run"]
-    said = f"{style.spelled(label)} on SRCD, sequences of {run['length']} events, {run['batch']} a step"
-    return f"{said}; {style.seeds(len(found['runs']))}"
+    model, several = style.spelled(label), style.seeds(len(found["runs"]))
+    said = f"{model} on SRCD, sequences of {run['length']} events, {run['batch']} a step; {several}"
+    return said[0].upper() + said[1:]
 
 
 @style.drawer()
@@ -122,18 +123,30 @@ def _headline(found: dict, tokens: int) -> str:
 
 
 def _attention(axis, found: dict) -> None:
-    curves, mean, line = found["curves"], found["mean"], {"color": style.BLACK, "ls": ":"}
+    curves, mean = found["curves"], found["mean"]
     band(axis, curves, "held_out/attention_tokens", "tokens that attend in any layer", {"color": style.BLUE, "ls": "-"})
     style.level(axis, 100, "dense transformer: 100%", color=style.BLACK, ls="--")
-    band(axis, curves, FLOOR, "floor: queries of new bindings", line)  # of the same tokens, where these are known
-    known = FLOOR in curves[0]
-    floor = np.median([curve[FLOOR][-1] for curve in curves]) if known else mean["realised_new_share"]
-    style.level(axis, 100 * floor, "floor", over=False, **({"lw": 0} if known else line))
+    # That of the tokens on which the curve was measured, where it was logged; else that of the last evaluation.
+    logged = FLOOR in curves[0]
+    floor = np.median([curve[FLOOR][-1] for curve in curves]) if logged else mean["realised_new_share"]
+    line = {"label": "floor: queries of new bindings", "color": style.BLACK, "ls": ":"}
+    if logged:
+        band(axis, curves, FLOOR, line.pop("label"), line)
+    if floor:
+        style.level(axis, 100 * floor, "floor", over=False, **line | {"lw": 0 if logged else 1.3})
     last, end = curves[0]["step"][-1], 100 * mean["attention_tokens_end"]
-    axis.annotate("", (0.94 * last, 1.1 * end), (0.94 * last, 97), arrowprops={"arrowstyle": "->", "lw": 1.0})
-    fewer = axis.annotate(f"{100 / end:.0f} times\nfewer", (0.92 * last, 10 * np.sqrt(end)), ha="right", va="center")
-    style.on_white(fewer, color="k", weight="bold")
-    axis.set(ylabel="held-out tokens that attend (%)", ylim=(0.7, 150))
+    if 0 < end < 50:
+        axis.annotate("", (0.94 * last, 1.1 * end), (0.94 * last, 97), arrowprops={"arrowstyle": "->", "lw": 1.0})
+        fewer = axis.annotate(f"{100 / end:.0f} times\nfewer", (0.92 * last, 10 * np.sqrt(end)))
+        style.on_white(fewer, ha="right", va="center", color="k", weight="bold")
+    axis.set_ylabel("held-out tokens that attend (%)")
+    _shares(axis, curves, "held_out/attention_tokens", below=0.7)
+
+
+def _shares(axis, curves: list[dict], name: str, below: float) -> None:
+    """A logarithmic scale of percent from `below`, or what is less than twice that; it cannot show 0."""
+    seen = [share for curve in curves for share in curve[name] if share]
+    axis.set_ylim(min(below, 50 * min(seen, default=1)), 150)
     style.percent_ticks(axis)
 
 
@@ -165,12 +178,12 @@ def _pairs(axis, found: dict) -> None:
     end = style.percent(found["mean"]["attention_utilisation_end"])
     label, line = f"(token, layer) pairs: {end} at the end", {"color": style.BLUE, "ls": "-"}
     band(axis, found["curves"], "held_out/attention_utilisation", label, line)
-    axis.set(ylabel="held-out pairs that attend (%)", ylim=(0.4, 120))
-    style.percent_ticks(axis)
+    axis.set_ylabel("held-out pairs that attend (%)")
+    _shares(axis, found["curves"], "held_out/attention_utilisation", below=0.4)
 
 
 def _clock(axis, found: dict, machines: list[str]) -> None:
-    label = "\n".join(textwrap.wrap("on " + " and ".join(machines), 45))
+    label = "\n".join(textwrap.wrap("on " + " and ".join(machines), 50))
     band(axis, found["curves"], "step_ms", label, {"color": style.BLUE, "ls": "-"}, scale=1.0)
     axis.set(ylabel="time of a training step (ms)", ylim=(0, 1.05 * axis.get_ylim()[1]))
 
