@@ -113,6 +113,11 @@ def test_series_are_told_apart_without_colour():
         assert len({str(line[part]) for line in style.SERIES}) == len(style.SERIES), part
 
 
+def test_shares_are_told_with_the_digits_that_matter():
+    told = [style.percent(share) for share in (1.0, 0.99997, 0.9998, 0.5, 0.0155, 0.0)]
+    assert told == ["100%", "100.00%", "99.98%", "50.0%", "1.55%", "0.00%"]
+
+
 def test_all_runs_on_srcd_stand_side_by_side():
     entries = RESULTS["srcd"]["entries"]
     names = [name for name in results.names() if name.startswith("srcd_")]

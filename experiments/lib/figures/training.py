@@ -75,8 +75,9 @@ def _about(result: dict) -> str:
     """What was trained, and how several seeds are shown."""
     label, found = only(result)
     run = result["config"]["run"]
-    said = f"{style.spelled(label)} on SRCD, sequences of {run['length']} events, {run['batch']} a step"
-    return f"{said}; {style.seeds(len(found['runs']))}"
+    model, several = style.spelled(label), style.seeds(len(found["runs"]))
+    said = f"{model} on SRCD, sequences of {run['length']} events, {run['batch']} a step; {several}"
+    return said[0].upper() + said[1:]
 
 
 @style.drawer()
@@ -182,7 +183,7 @@ def _pairs(axis, found: dict) -> None:
 
 
 def _clock(axis, found: dict, machines: list[str]) -> None:
-    label = "\n".join(textwrap.wrap("on " + " and ".join(machines), 45))
+    label = "\n".join(textwrap.wrap("on " + " and ".join(machines), 50))
     band(axis, found["curves"], "step_ms", label, {"color": style.BLUE, "ls": "-"}, scale=1.0)
     axis.set(ylabel="time of a training step (ms)", ylim=(0, 1.05 * axis.get_ylim()[1]))
 
