@@ -182,6 +182,9 @@ def test_attention_of_any_size_is_drawn(share, fewer, make):
         assert 0 < low <= 50 * (share or 1) and high > 100
     said = [one.get_text() for one in make(training.draw, result).findobj(Text)]
     assert any("fewer" in text for text in said) == fewer and "floor" not in said
+    for name in training.ACCURACY:  # so few tokens that nothing was asked for
+        del found["mean"][name]
+    assert "answered right" not in make(training.draw, result).get_suptitle()
 
 
 def test_ablations_stand_in_groups_beside_a_line_for_the_unchanged_run(again):

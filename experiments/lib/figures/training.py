@@ -103,7 +103,7 @@ def draw(result: dict) -> Figure:
         over_steps(axis, found["curves"])
         moments(axis, found, named=axis is axes[0, 0])
         style.below(axis)
-    style.headline(figure, result, _headline(found, tokens), _about(result))
+    style.headline(figure, result, _headline(mean, tokens), _about(result))
     return figure
 
 
@@ -113,13 +113,15 @@ def over_steps(axis, curves: list[dict], ticks: int = 6) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(ticks))
 
 
-def _headline(found: dict, tokens: int) -> str:
-    mean = found["mean"]
-    right = f"{style.percent(mean['retrieval_accuracy'])} of queries are answered right"
-    if "attention_tokens_end" not in mean:
-        return f"At the end, on {tokens:,} held-out tokens, {right}"
-    attend, floor = style.percent(mean["attention_tokens_end"]), style.percent(mean["realised_new_share"])
-    return f"At the end, on {tokens:,} held-out tokens, {attend} attend (floor: {floor}) and {right}"
+def _headline(mean: dict, tokens: int) -> str:
+    """What the last evaluation found. A short run may have asked for nothing at its end."""
+    said = []
+    if "attention_tokens_end" in mean:
+        attend, floor = style.percent(mean["attention_tokens_end"]), style.percent(mean["realised_new_share"])
+        said.append(f"{attend} attend (floor: {floor})")
+    if "retrieval_accuracy" in mean:
+        said.append(f"{style.percent(mean['retrieval_accuracy'])} of queries are answered right")
+    return f"At the end, on {tokens:,} held-out tokens, {' and '.join(said) or 'nothing is asked'}"
 
 
 def _attention(axis, found: dict) -> None:
