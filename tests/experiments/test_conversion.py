@@ -68,7 +68,7 @@ def test_both_ways_begin_where_the_training_ended_and_learn(finished):
 
 
 def test_finished_runs_are_kept(finished):
-    at, result, said = finished
+    at, result, _ = finished
     before = written(at)
-    assert launch(at, "--seeds=2") == said and written(at) == before and len(before) == 6
+    assert "metaplastic minus as it is" in launch(at, "--seeds=2") and written(at) == before and len(before) == 6
     assert results.load(at.name, at.parent) == result
