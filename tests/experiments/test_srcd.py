@@ -12,13 +12,13 @@ import srcd
 from commands import ROOT, environment, refused, run
 from configs import srcd as srcd_config
 from lib import gather, results, runs
+from srcd_cases import SMALLEST
 
 from cram_jax.training.metrics import CLOCK, read
 
-SMALLEST = {
-    "run.steps": 200, "run.log_every": 10, "run.checkpoint_every": 20, "run.length": 32, "run.batch": 2,
-    "run.curriculum": "((30,16,4),)", "run.held_out_tokens": 64, "run.final_tokens": 64, "cram.D": 16, "cram.F": 16,
-    "cram.episodic.memory": 8, "price.start": 20, "depth": 1,
+pytestmark = pytest.mark.xdist_group("srcd")
+SETTINGS = SMALLEST | {
+    "run.steps": 200, "run.log_every": 10, "run.checkpoint_every": 20, "run.curriculum": "((30,16,8),)"
 }  # fmt: skip
 TINY = "--config=experiments/configs/srcd.py:tiny"
 CLOCKS = {*CLOCK, "step_ms_start", "step_ms_end", "train_seconds", "peak_memory_mb"}
@@ -44,12 +44,11 @@ def last_digest(workdir) -> str:
 def whole(tmp_path_factory):
     """A run that nothing interrupted, and what it printed."""
     workdir = tmp_path_factory.mktemp("whole")
-    return workdir, run("srcd", TINY, f"--workdir={workdir}", **SMALLEST)
+    return workdir, run("srcd", TINY, f"--workdir={workdir}", **SETTINGS)
 
 
 def test_a_killed_run_ends_like_one_never_interrupted(whole, tmp_path, caplog):
-    # Given a run in a process of its own, killed with SIGKILL in the middle, once a checkpoint after the router's release
-    # is complete
+    # Given a process killed with SIGKILL in mid-training, once a checkpoint after the router's release is complete
     streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     with subprocess.Popen(command(tmp_path), cwd=ROOT, env=environment(), **streams) as process:
         deadline = time.time() + 300
@@ -63,7 +62,7 @@ def test_a_killed_run_ends_like_one_never_interrupted(whole, tmp_path, caplog):
 
     # When the same command is started again, then it goes on, and ends with the same numbers to the last bit
     with caplog.at_level("INFO"):
-        run("srcd", TINY, f"--workdir={tmp_path}", **SMALLEST)
+        run("srcd", TINY, f"--workdir={tmp_path}", **SETTINGS)
     assert "going on from step 1" in caplog.text
     lines, wanted = (read(d / "metrics.jsonl") for d in (tmp_path, whole[0]))
     assert [line["step"] for line in lines] == list(range(0, 201, 10))
@@ -104,7 +103,7 @@ def test_a_finished_run_can_become_a_result(whole):
 
 
 def test_another_models_directory_is_refused(whole):
-    said = refused("srcd", TINY, f"--workdir={whole[0]}", **SMALLEST | {"cram.D": 8})
+    said = refused("srcd", TINY, f"--workdir={whole[0]}", **SETTINGS | {"cram.D": 8})
     assert "holds a run with config.cram.D=16, this one has 8" in said and "Traceback" not in said
 
 
