@@ -1,25 +1,29 @@
-"""Recurring patterns change their answers: attention comes back, and goes again. The protocol is the config's.
+"""Lets recurring patterns change their answers: attention comes back, and falls again. The config has the protocol.
 
 python experiments/change.py --config=experiments/configs/change.py:small --workdir=runs/change [--config.seed=1]
 
-Both trainings are in directories of their own below --workdir: stopped, the same command goes on where it was.
+Each of the two trainings has a directory of its own below --workdir, which also gets result and figure.
+`experiments/promote.py change DIR DIR ...` makes one result of several seeds.
 """
 
-import json
 from pathlib import Path
 
-import collect
 import jax
 import numpy as np
 import srcd
+from lib import gather, launch, results, runs, summary
+from lib.figures import change as change_figures
 from ml_collections import ConfigDict
 
-from cram_jax.analysis import change_figures, summary
-from cram_jax.training import experiment, loop
-from cram_jax.training import learner as learning
-from cram_jax.training.checkpoints import Checkpoints
+from cram_jax.training import loop
 from cram_jax.training.consolidate import consolidate
-from cram_jax.training.metrics import read, strict
+from cram_jax.training.metrics import read
+
+QUESTION = "Is a pattern that changes learned again, and does attention come back for it?"
+COMMAND = (
+    "python experiments/change.py --config=experiments/configs/change.py:small --config.seed=SEED "
+    "--workdir=runs/change_seed_SEED"
+)
 
 # What the figure shows of the changed patterns' queries
 SHOWN = (
@@ -48,11 +52,7 @@ def hand_over(before: ConfigDict, after: ConfigDict, source: Path, target: Path)
     """The last state of the training in `source` becomes where that in `target` begins; nothing where it has begun."""
     (old, _), (new, _) = srcd.build(before), srcd.build(after)
     patterns = old.task.data.patterns
-    saves = Checkpoints(target / "checkpoints")
-    if saves.restore(learning.init(new, after.seed, patterns)) is None:
-        step, state = Checkpoints(source / "checkpoints").restore(learning.init(old, before.seed, patterns))
-        saves.save(step, state)
-    saves.close()
+    runs.begin_from(lambda _: runs.last_state(old, before.seed, source, patterns), new, after.seed, target, patterns)
 
 
 def recovery(before: list[dict], after: list[dict]) -> dict:
@@ -86,9 +86,7 @@ def wrong_answers(config: ConfigDict, after: list[dict]) -> float:
 def without_training(config: ConfigDict, after: ConfigDict, source: Path) -> dict:
     """What `consolidate` makes of the trained state in the changed world: held-out metrics before and after it."""
     learner, run = srcd.build(after)
-    _, state = Checkpoints(source / "checkpoints").restore(
-        learning.init(learner, after.seed, learner.task.data.patterns)
-    )
+    _, state = runs.last_state(learner, after.seed, source, learner.task.data.patterns)
     measure = lambda state: loop.evaluate(learner, run, state, after.seed, run.final_tokens)
     seen = (
         learner.task.batch("train", after.seed, config.change.at + i, run.length, run.batch)
@@ -114,46 +112,68 @@ def table(out: dict) -> list[tuple[str, str]]:
     percent, call = summary.percent, out["consolidate"]
     both = lambda name: f"{percent(call['before'][name])} -> {percent(call['after'][name])}"
     return [
-        ("changed patterns answered right: lowest, end", f"{percent(out['accuracy_changed_lowest'])}  "
+        ("queries of changed patterns answered right: lowest, end", f"{percent(out['accuracy_changed_lowest'])}  "
          f"{percent(out['accuracy_changed_end'])}"),
-        ("... 99% after the change, for good", f"{out['steps_to_99']}  {out['steps_to_99_for_good']} steps"),
-        ("tokens that attend: before, highest, end", f"{percent(out['attention_tokens_before'])}  "
+        ("... steps to 99%: the first time, for good", f"{out['steps_to_99']}  {out['steps_to_99_for_good']}"),
+        ("events that attend: before the change, highest, at the end", f"{percent(out['attention_tokens_before'])}  "
          f"{percent(out['attention_tokens_highest'])}  {percent(out['attention_tokens_end'])}"),
-        ("... within 10% of before, for good", f"{out['steps_to_usual_attention_for_good']} steps"),
-        ("about as many wrong answers in training", f"{out['wrong_answers']:.0f}"),
-        (f"consolidate, {call['batches']} batches: changed patterns", both("retrieval_accuracy_changed")),
-        ("... all recurring", both("retrieval_accuracy_recurring")),
-        ("... new", both("retrieval_accuracy_new")),
-        ("... tokens that attend", both("attention_tokens")),
+        ("... steps until they are within 10% of before, for good", f"{out['steps_to_usual_attention_for_good']}"),
+        ("wrong answers in training after the change, about", f"{out['wrong_answers']:.0f}"),
+        (f"instead of training, `consolidate` on {call['batches']} batches: changed patterns answered right",
+         both("retrieval_accuracy_changed")),
+        ("... all recurring patterns", both("retrieval_accuracy_recurring")),
+        ("... new bindings", both("retrieval_accuracy_new")),
+        ("... events that attend", both("attention_tokens")),
     ]  # fmt: skip
 
 
+def entry(out: dict, before: list[dict], after: list[dict], made: dict) -> dict:
+    """One run of both trainings. The second begins at the step at which the first ended, in a changed world.
+
+    Args:
+      out: what `table` shows. before, after: the logged lines. made: as `gather.made_by` says.
+    """
+    call = out["consolidate"]
+    run = {name: value for name, value in out.items() if name != "consolidate"}
+    for when in ("before", "after"):
+        run |= {f"{when}_consolidate_{name}": value for name, value in call[when].items()}
+    run |= {f"consolidate_{name}": call[name] for name in ("batches", "loss_first", "loss_last")}
+    run = gather.flat(run | {"trained_by": made["commits"], "trained_on": made["machines"]})
+    found, lacking = gather.columns(after, SHOWN), [np.nan] * len(before)
+    early = gather.columns(before, SHOWN)
+    curve = {name: early.get(name, lacking) + values for name, values in found.items()}
+    curve["changed"] = [0] * len(before) + [1] * len(after)
+    return {"settings": {}, "runs": [run], **gather.statistics([run]), "curves": [curve]}
+
+
 def train(config: ConfigDict, workdir: Path) -> dict:
-    """Both trainings and the call: the summary, which is shown and written into the directory with its figure."""
+    """Both trainings and the call: the result, which is shown and written into the directory with its figure."""
     before, after = phases(config)
     at = {name: workdir / name for name in ("before", "after")}
-    grid_of = {}
+    lines = {}
     for name, settings in (("before", before), ("after", after)):
         learner, run = srcd.build(settings)
         if name == "after":
             hand_over(before, after, at["before"], at["after"])
-        _, grid_of[name] = experiment.train(settings, learner, run, at[name], patterns=learner.task.data.patterns)
-    out = {"seed": config.seed, "at": config.change.at} | recovery(grid_of["before"], grid_of["after"])
-    out |= {"wrong_answers": wrong_answers(after, grid_of["after"])}
+        _, lines[name] = runs.train(settings, learner, run, at[name], patterns=learner.task.data.patterns)
+    out = {"seed": config.seed, "at": config.change.at} | recovery(lines["before"], lines["after"])
+    out |= {"wrong_answers": wrong_answers(after, lines["after"])}
     out |= {"consolidate": without_training(config, after, at["before"])}
-    out |= {"curves": {name: collect.columns(lines, SHOWN) for name, lines in grid_of.items()}}
-    commits = {launch["commit"] for name in at for launch in read(at[name] / "launches.jsonl")}
-    out |= {"config": json.loads(config.to_json()), "trained_by": sorted(map(str, commits))} | summary.versions()
-    (workdir / "summary.json").write_text(json.dumps(strict(out)) + "\n")
     title = f"{config.change.patterns} of {config.data.patterns} patterns change at step {config.change.at}"
     summary.show(f"{title}, seed {config.seed}", table(out))
-    change_figures.draw(out, workdir / "figures" / "change.png")
-    return out
+    made = gather.made_by_launches([one for name in at for one in read(at[name] / "launches.jsonl")])
+    entries = {f"seed {config.seed}": entry(out, lines["before"], lines["after"], made)}
+    result = gather.result("change", QUESTION, COMMAND, made, config=config, entries=entries)
+    results.write(workdir, result)
+    change_figures.draw(result, workdir)
+    return result
 
 
-def main(_) -> None:
-    train(srcd.CONFIG.value, Path(srcd.WORKDIR.value))
+def main(args) -> None:
+    train(args.config, Path(args.workdir))
 
 
 if __name__ == "__main__":
-    experiment.launch(main)
+    launch.run(
+        main, config="change.py:small", workdir="runs/change", takes="6 minutes (small) on two CPU cores, for each seed"
+    )

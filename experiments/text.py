@@ -1,25 +1,19 @@
-"""Trains a model on the bytes of real files, against n-grams of the same text, and says what still attends.
+"""Trains a model on the bytes of real files, beside n-gram models of the same text, and shows which bytes attend.
 
 python experiments/text.py [--files=FOLDER --files='src/**/*.c' ...] [--config.model=transformer] [--workdir=runs/text]
 """
 
-import json
 from pathlib import Path
 
-import collect
 import numpy as np
-from absl import flags
+from lib import gather, launch, runs, summary
+from lib.figures import text as text_figures
 
-from cram_jax.analysis import ngram, summary, text_figures
+from cram_jax.analysis import ngram
 from cram_jax.tasks import text
 from cram_jax.tasks.text_task import KINDS, TextTask
-from cram_jax.training import experiment
-from cram_jax.training.learner import Learner
 from cram_jax.training.loop import RunConfig
-
-CONFIG = experiment.config_flag("experiments/configs/text.py:small")
-WORKDIR = experiment.workdir_flag("runs/text")
-FILES = flags.DEFINE_multi_string("files", [], "Files, folders or globs; the Python standard library by default.")
+from cram_jax.training.step import Learner
 
 
 def build(config) -> tuple[Learner, RunConfig]:
@@ -29,7 +23,7 @@ def build(config) -> tuple[Learner, RunConfig]:
       ValueError, KeyError: for settings out of range, or files that cannot be trained on.
     """
     task = TextTask(tuple(config.files), config.held_out_share)
-    learner, run = experiment.build(config, task)
+    learner, run = runs.build(config, task)
     longest = max([run.length, *(length for _, length, _ in run.curriculum)])
     for split in text.SPLITS:
         task.corpus.windows(split, config.seed, 0, longest, 1)
@@ -39,11 +33,12 @@ def build(config) -> tuple[Learner, RunConfig]:
 def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]) -> dict:
     """The run's summary, and the n-grams' on the same held-out bytes."""
     corpus = learner.task.corpus
-    out = experiment.finish(learner, run, seed, state, lines)
+    out = runs.finish(learner, run, seed, state, lines)
     batches = range(run.held_out_batches(run.final_tokens))
     windows = [corpus.windows("held_out", seed, index, run.length, run.batch) for index in batches]
     grams = ngram.fit(corpus.contents("train"), corpus.train.bytes)
     out |= {f"bits_per_byte_{n}_gram": bits for n, bits in ngram.bits_per_byte(grams, windows).items()}
+    out |= {"training_bits_per_byte": lines[-1]["train/bits_per_byte"]}
     return out | {"text_megabytes": corpus.bytes / 1e6, "text_files": len(corpus.train.paths + corpus.held_out.paths)}
 
 
@@ -54,16 +49,21 @@ def table(out: dict) -> list[tuple[str, str]]:
     rows = [
         ("text: files, size", f"{out['text_files']}  {out['text_megabytes']:.1f} MB"),
         ("bits per byte, held-out files", f"{out['bits_per_byte']:.3f}"),
-        ("... of n-grams with n = 1, 2, 3", grams),
-        ("... below the best of these", f"{best - out['bits_per_byte']:.3f}"),
+        ("... of n-gram models of the same text, n = 1, 2, 3", grams),
+        ("... saved against the best of these", f"{best - out['bits_per_byte']:.3f}"),
     ]
     if "attention_tokens" in out:
         rows += summary.attention_rows(out, "byte")
-        rows.append(("q-hat calibration error in that layer", f"{out['familiarity_calibration_error_all']:.3f}"))
+        rows.append(
+            (
+                "calibration error of familiarity, the router's guess of quality",
+                f"{out['familiarity_calibration_error_all']:.3f}",
+            )
+        )
     seen = [kind for kind in KINDS if np.isfinite(out[f"bits_per_byte_{kind}"])]
     for kind in sorted(seen, key=lambda kind: -out.get(f"attention_{kind}", 0.0)):
         attends = f"attends {summary.percent(out[f'attention_{kind}'])}  " if f"attention_{kind}" in out else ""
-        rows.append((f"having read: {KINDS[kind]}", f"{attends}{out[f'bits_per_byte_{kind}']:.2f} bits"))
+        rows.append((f"after reading: {KINDS[kind]}", f"{attends}{out[f'bits_per_byte_{kind}']:.2f} bits"))
     return rows + summary.time_rows(out, "byte")
 
 
@@ -78,18 +78,18 @@ def opened(config, files: tuple[str, ...]):
 def train(config, workdir: Path) -> dict:
     """One run, or what is left of it: its summary, which is shown, drawn and written into the directory."""
     learner, run = build(config)
-    state, lines = experiment.train(config, learner, run, workdir)
-    out = finish(learner, run, config.seed, state, lines)
-    experiment.report(workdir, f"Text, {config.model}, {run.length} bytes, seed {config.seed}", out, table(out))
-    path = workdir / "figures" / "text.png"
-    text_figures.text_figure(collect.result([out], [json.loads(config.to_json())], [lines]), path, KINDS)
-    print(f"figure: {path}")
+    title = f"Text, {run.length} bytes a window"
+    out, lines = runs.complete(config, workdir, learner, run, finish=finish, table=table, title=title)
+    result = gather.of_run("text", f"How does {config.model} learn real text?", config, out, lines)
+    print(f"figure: {text_figures.one(result, workdir / 'figures')}")
     return out
 
 
-def main(_) -> None:
-    train(opened(CONFIG.value, tuple(FILES.value)), Path(WORKDIR.value))
+def main(args) -> None:
+    train(opened(args.config, tuple(args.files)), Path(args.workdir))
 
+
+FILES = launch.Flag([], "Files, folders or globs; the Python standard library by default. May be repeated.")
 
 if __name__ == "__main__":
-    experiment.launch(main)
+    launch.run(main, config="text.py:small", workdir="runs/text", files=FILES, takes="3 minutes on two CPU cores")

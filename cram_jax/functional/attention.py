@@ -85,6 +85,10 @@ class AttentionConfig(Layer):
         mixed_BxD = output(params, o_Bx1xHxK, self)[:, 0].astype(x_BxD.dtype)
         return mixed_BxD, AttentionCache(cache.position + 1, k_NxTxK, v_NxTxK), LayerAux()
 
+    def mixer_params(self, params):
+        """Without the feed-forward network."""
+        return params._replace(norm_ff_D=(), feed_forward=())
+
     def feed(self, params: "AttentionParams", x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """x + W_out gelu(W_in norm(x) + b)."""
         z = cast(rms_norm(params.norm_ff_D, x), self.compute_dtype)

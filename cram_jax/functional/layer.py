@@ -107,6 +107,10 @@ class Layer(abc.ABC):
     ) -> tuple[Token, Cache, LayerAux]:
         """(mixer's output, cache, aux) of one token; equals `mix` with train=False at that position."""
 
+    def mixer_params(self, params: Params) -> Params:
+        """The parameters with () for those that the mixer does not use."""
+        return params
+
     def feed(self, params: Params, x: Array) -> Array:
         """The tokens after the feed-forward network; unchanged in a layer without one."""
         return x
@@ -178,10 +182,18 @@ def apply(
     Raises:
       ValueError, TypeError: for shapes, dtypes or gaps that do not fit the layer.
     """
+    more = dict(cfg=cfg, gap_BxT=gap_BxT, key=key, train=train, segment_BxT=segment_BxT)
+    mixed_BxTxD, aux = apply_mixer(params, state, x_BxTxD, **more)
+    return cfg.feed(params, x_BxTxD + mixed_BxTxD), aux
+
+
+def apply_mixer(
+    params: Params, state: State, x_BxTxD: Tokens, *, cfg: Layer, gap_BxT=None, key=None, train=False, segment_BxT=None
+) -> tuple[Tokens, LayerAux]:
+    """The mixer alone: `apply` without residual connections and feed-forward network."""
     check_inputs(x_BxTxD, cfg.D, gap_BxT, segment_BxT)
     gap_BxT = jnp.ones(x_BxTxD.shape[:2], x_BxTxD.dtype) if gap_BxT is None else gap_BxT
-    mixed_BxTxD, aux = cfg.mix(params, state, x_BxTxD, gap_BxT, key=key, train=train, segment_BxT=segment_BxT)
-    return cfg.feed(params, x_BxTxD + mixed_BxTxD), aux
+    return cfg.mix(params, state, x_BxTxD, gap_BxT, key=key, train=train, segment_BxT=segment_BxT)
 
 
 def step(
@@ -199,10 +211,17 @@ def step(
     Raises:
       ValueError, TypeError: for shapes, dtypes or gaps that do not fit the layer.
     """
+    mixed_BxD, cache, aux = step_mixer(params, state, cache, x_BxD, cfg=cfg, gap_B=gap_B, key=key)
+    return cfg.feed(params, x_BxD + mixed_BxD), cache, aux
+
+
+def step_mixer(
+    params: Params, state: State, cache: Cache, x_BxD: Token, *, cfg: Layer, gap_B: Gap | None = None, key=None
+) -> tuple[Token, Cache, LayerAux]:
+    """The mixer alone for one token."""
     check_inputs(x_BxD[:, None], cfg.D, None if gap_B is None else gap_B[:, None], None)
     gap_B = jnp.ones(x_BxD.shape[0], x_BxD.dtype) if gap_B is None else gap_B
-    mixed_BxD, cache, aux = cfg.mix_token(params, state, cache, x_BxD, gap_B, key=key)
-    return cfg.feed(params, x_BxD + mixed_BxD), cache, aux
+    return cfg.mix_token(params, state, cache, x_BxD, gap_B, key=key)
 
 
 def check_inputs(x_BxTxD: Tokens, D: int, gap_BxT: Gaps | None, segment_BxT: Segments | None) -> None:

@@ -116,6 +116,10 @@ class PalimpsaConfig(Layer):
         mixed_BxD = _output(params, h_BxD, read[:, 0], self).astype(x_BxD.dtype)
         return mixed_BxD, PalimpsaCache(past, scanned), LayerAux()
 
+    def mixer_params(self, params):
+        """Without the feed-forward network."""
+        return params._replace(feed_forward=())
+
     def feed(self, params: "PalimpsaParams", x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """x + W_out (SiLU(W_gate norm(x)) * W_in norm(x)); x where F is 0."""
         if not self.F:

@@ -98,6 +98,10 @@ class SeqBoatConfig(Layer):
         routes = Routes(attends_B, attends_B, attends_B)
         return mixed_BxD, SeqBoatCache(cache.position + 1, working_BxN, ring), LayerAux(routes=routes)
 
+    def mixer_params(self, params):
+        """Without the feed-forward network."""
+        return params._replace(attention=self.attention.mixer_params(params.attention))
+
     def feed(self, params: "SeqBoatParams", x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """The attention layer's feed-forward network."""
         return self.attention.feed(params.attention, x)

@@ -2,7 +2,7 @@
 
 python experiments/change.py --config=experiments/configs/change.py:small --workdir=runs/change
 
-The committed result, experiments/results/change.json, is the `summary.json` that this leaves.
+The committed result, experiments/results/change, is what three seeds left.
 
 1. CRAM is trained on SRCD for `change.at` steps. Then the first `change.patterns` of the recurring patterns get other
    answers, and the same training goes on: state, optimizer and price are those of the step before.

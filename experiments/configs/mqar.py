@@ -8,11 +8,12 @@ python experiments/mqar.py --config=experiments/configs/mqar.py:VARIANT --workdi
 | paper | 512 tokens, 128 pairs, 8192 words | 46,875 (60 epochs) | an accelerator | not run yet |
 
 Models: palimpsa, metamamba2; the same without metaplasticity: gated_linear, mamba2; gated_delta (Gated DeltaNet), a
-transformer, and cram. States of `small`, in numbers a layer: 64; palimpsa and metamamba2 carry as many importances.
-`experiments/mqar_grid.py` compares them all, at equal width and at equal state.
-Every field is a field of the dataclass of its section; `--config.section.field=value`.
+transformer, and cram. mamba2 has a set of keys for each head, as MetaMamba2 has, and is MetaMamba2 without importance.
+In `small` the state of a recurrent layer is 64 numbers; palimpsa and metamamba2 carry as many importances beside it.
+`experiments/compare.py --name=mqar` compares them all, at equal width and at equal state.
 """
 
+from lib import runs
 from ml_collections import ConfigDict
 
 from cram_jax.functional.attention import AttentionConfig
@@ -20,11 +21,10 @@ from cram_jax.functional.cram import CRAMConfig
 from cram_jax.functional.episodic import EpisodicConfig
 from cram_jax.functional.mamba2 import Mamba2Config
 from cram_jax.functional.palimpsa import PalimpsaConfig
-from cram_jax.functional.working_memory import WorkingConfig
+from cram_jax.functional.working import WorkingConfig
 from cram_jax.tasks.mqar import MQARConfig
-from cram_jax.training import experiment
+from cram_jax.training.controller import PriceConfig
 from cram_jax.training.loop import RunConfig
-from cram_jax.training.price import PriceConfig
 from cram_jax.training.settings import to_config
 
 VARIANTS = {
@@ -71,9 +71,9 @@ def models(D: int, heads: int, key: int, value: int) -> dict:
 
 def get_config(variant: str = "small") -> ConfigDict:
     """The settings of one variant; ValueError for an unknown one."""
-    chosen = experiment.variant_of(VARIANTS, variant)
+    chosen = runs.variant_of(VARIANTS, variant)
     run = chosen["run"]
-    config = experiment.settings(
+    config = runs.settings(
         run,
         models(**chosen["sizes"]),
         # Every pair is new, so that attention has nothing to give way to; the price only makes it choose.
@@ -81,7 +81,6 @@ def get_config(variant: str = "small") -> ConfigDict:
         data=to_config(chosen["data"]),
         examples=chosen["examples"],
     )
-    config.model = "palimpsa"
     config.data.length, config.data.batch = config.run.get_oneway_ref("length"), config.run.get_oneway_ref("batch")
     config.price.start, config.price.ramp = (config.run.get_oneway_ref("steps") // part for part in (2, 5))
     config.cram.episodic.memory = config.run.get_oneway_ref("length")

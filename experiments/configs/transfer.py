@@ -30,17 +30,17 @@ The paper says "frozen" and "task head retrained", not how the target is embedde
 nor what becomes of the price; the second and third way are the two ends of what that can mean.
 
 Runs: 2 models x 3 seeds of the source, then 3 targets x 2 models x 3 ways x 3 seeds: 60, of about two minutes each on
-one core. Run as written (experiments/results/transfer.json). Looked at beforehand: CRAM with seed 0 on copy, and 400
+one core. Run as written (experiments/results/transfer). Looked at beforehand: CRAM with seed 0 on copy, and 400
 steps of it from scratch on generated files; all that was changed after that is their number, from 1000 records and
 50,000 readings to the published ones.
 """
 
 from configs import srcd
+from lib import runs
 from ml_collections import ConfigDict
 
 from cram_jax.tasks.copying import CopyConfig
 from cram_jax.tasks.irregular_task import IrregularTask
-from cram_jax.training import experiment
 from cram_jax.training.settings import to_config
 
 SHARES = {
@@ -70,6 +70,6 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     Raises:
       ValueError: for an unknown variant, naming those there are.
     """
-    config = srcd.get_config(experiment.variant_of({"tiny": "tiny"}, variant))
+    config = srcd.get_config(runs.variant_of({"tiny": "tiny"}, variant))
     config.targets = ConfigDict(TARGETS).copy_and_resolve_references()
     return config

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax import kernels
-from cram_jax.analysis import plasticity_figures
 from cram_jax.analysis.metaplasticity import plasticity
 from cram_jax.functional import palimpsa
 from cram_jax.functional.palimpsa import PalimpsaConfig
@@ -38,10 +37,3 @@ def test_the_window_is_how_long_a_decay_lets_a_memory_last():
     shown = plasticity(writes, jnp.array([1.0, 100.0]), prior_H)
     # 1 - a is formed without cancellation: in float32, 1 - exp(-1e-5) by itself is off by 0.3%
     np.testing.assert_allclose(shown.window_TxH[0], [1e5, 1e3], rtol=6e-4)
-
-
-def test_the_figure_has_a_row_for_each_layer(tmp_path):
-    shown = plasticity(*written(6))._asdict()
-    result = {"layers": [shown, shown], "changes_at": 3, "config": {"model": "palimpsa"}, "seed": 0, "accuracy": 0.9}
-    plasticity_figures.draw(result, tmp_path / "plasticity.png")
-    assert (tmp_path / "plasticity.png").stat().st_size > 20_000

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from configs import change as change_config
+from lib import results
 from mqar_cases import environment
 
 from cram_jax.training.metrics import read
@@ -22,13 +23,13 @@ FLAGS = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """(where it ran, its summary, what it printed)."""
+    """(where it ran, its result, what it printed)."""
     at = tmp_path_factory.mktemp("change")
     command = [sys.executable, "experiments/change.py", "--config=experiments/configs/change.py:tiny"]
     command += [f"--config.{name}={value}" for name, value in FLAGS.items()] + [f"--workdir={at}"]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return at, json.loads((at / "summary.json").read_text()), done.stdout
+    return at, results.load(at.name, at.parent), done.stdout
 
 
 def test_training_goes_on_where_it_was_in_a_changed_world(finished):
@@ -43,8 +44,12 @@ def test_training_goes_on_where_it_was_in_a_changed_world(finished):
     settings = [json.loads((at / name / "config.json").read_text()) for name in ("before", "after")]
     assert [s["data"]["changed"] for s in settings] == [0, 3] and [s["run"]["steps"] for s in settings] == [20, 40]
     assert settings[0]["optimizer"] == settings[1]["optimizer"] and settings[0]["price"] == settings[1]["price"]
-    assert out["at"] == 20 and set(out["consolidate"]["before"]) == set(out["consolidate"]["after"])
-    assert (at / "figures" / "change.png").stat().st_size > 5000 and "3 of 30 patterns change at step 20" in said
+    (run,), (curve,) = out["entries"]["seed 0"]["runs"], out["entries"]["seed 0"]["curves"]
+    assert run["at"] == 20 and run["consolidate_batches"] == 2
+    assert {"before_consolidate_attention_tokens", "after_consolidate_attention_tokens"} <= run.keys()
+    assert curve["step"] == [0, 10, 20, 20, 30, 40] and curve["changed"] == [0, 0, 0, 1, 1, 1]
+    assert curve["held_out/retrieval_accuracy_changed"][:3] == [None] * 3
+    assert (at / "figure.png").stat().st_size > 5000 and "3 of 30 patterns change at step 20" in said
 
 
 RECOVERY = """

@@ -1,6 +1,5 @@
 """A comparison trains each of its runs once, in parts or whole, and says what came of every seed."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from configs import comparisons
+from lib import results
 from mqar_cases import environment
 
 from cram_jax.tasks.srcd import SRCDConfig
@@ -22,7 +22,8 @@ import compare
 from configs import comparisons, srcd
 small = {"model": "transformer", "run.steps": 20, "run.log_every": 10, "run.checkpoint_every": 20, "run.length": 32,
          "run.batch": 4, "run.held_out_tokens": 256, "run.final_tokens": 512, "price.start": 5, "price.plateau": 1.0}
-comparisons.COMPARISONS["recurrence"] = comparisons.Comparison("tiny", range(2), {"a transformer": small})
+asked = comparisons.Comparison("Does it recur?", "tiny", range(2), {"a transformer": small})
+comparisons.COMPARISONS["recurrence"] = asked
 compare.experiment.launch(compare.main)
 """
 
@@ -33,17 +34,17 @@ def finished(tmp_path_factory):
     at = tmp_path_factory.mktemp("compare")
 
     def launch(*more):
-        command = [sys.executable, "-c", CODE, "--name=recurrence", f"--runs={at}/runs", f"--results={at}", *more]
+        command = [sys.executable, "-c", CODE, "--name=recurrence", f"--runs={at}/runs", f"--results={at}/out", *more]
         env = environment() | {"PYTHONPATH": f"{ROOT}/experiments"}
         return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400)
 
     part = launch("--part=0/2")
     assert part.returncode == 0, part.stdout[-2000:] + part.stderr[-2000:]
     made = len(list(at.rglob("summary.json")))
-    assert made == 1 and not (at / "recurrence.json").exists()  # every other run, and no result yet
+    assert made == 1 and not (at / "out").exists()  # every other run, and no result yet
     done = launch()
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return at, json.loads((at / "recurrence.json").read_text()), launch
+    return at, results.load("out", at), launch
 
 
 def test_every_entry_has_all_its_seeds(finished):
@@ -55,8 +56,12 @@ def test_every_entry_has_all_its_seeds(finished):
         np.testing.assert_allclose(found["mean"]["retrieval_accuracy"], np.mean(each))
         np.testing.assert_allclose(found["sd"]["retrieval_accuracy"], np.std(each, ddof=1))
         assert [curve["step"] for curve in found["curves"]] == [[0, 10, 20]] * 2
-    assert result["settings"]["a transformer"]["model"] == "transformer" and result["trained_by"]
-    assert (at / "recurrence.png").stat().st_size > 5000
+        assert found["settings"]["model"] == "transformer" and "machine" in found["runs"][0]
+        assert not [name for name in found["mean"] if "_layer_" in name]
+    assert (
+        result["question"] == "Does it recur?" and result["made_by"]["commits"] and result["data"]["variant"] == "tiny"
+    )
+    assert (at / "out" / "figure.png").stat().st_size > 5000
 
 
 def test_finished_runs_are_kept(finished):

@@ -1,6 +1,5 @@
 """The conversion experiment: both ways begin as the same function, train, and are compared seed by seed."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from configs import conversion as conversion_config
+from lib import results
 from mqar_cases import SMALLEST, environment
 
 from cram_jax.tasks.mqar import MQARConfig
@@ -32,7 +32,7 @@ def finished(tmp_path_factory):
     launch = lambda: subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     done = launch()
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return at, json.loads((at / "out.json").read_text()), done.stdout, launch
+    return at, results.load("out", at), done.stdout, launch
 
 
 @pytest.mark.parametrize("variant", ["small", "paper"])
@@ -60,18 +60,21 @@ def test_a_training_that_did_not_learn_goes_no_further(tmp_path):
 def test_both_ways_begin_where_the_training_ended_and_learn(finished):
     at, result, _, _ = finished
     for seed in range(2):
-        runs = {way: found["runs"][seed] for way, found in result["ways"].items()}
+        runs = {way: result["entries"][way]["runs"][seed] for way in ("as it is", "metaplastic")}
         starts = [run["accuracy_start"] for run in runs.values()]
         # Trained on one pair, asked for two: neither as if untrained nor as if all were known, and the same for both
         assert starts[0] == starts[1] and 0.3 < starts[0] < 0.9
         assert all(run["accuracy"] > starts[0] + 0.05 for run in runs.values())
         np.testing.assert_allclose(
-            result["gain"][seed], runs["metaplastic"]["accuracy"] - runs["as it is"]["accuracy"], atol=1e-12
+            result["data"]["gain"][seed], runs["metaplastic"]["accuracy"] - runs["as it is"]["accuracy"], atol=1e-12
         )
     for way in ("as_it_is", "metaplastic"):
         lines = read(at / "runs" / way / "rate_0.01_seed_1" / "metrics.jsonl")
         assert [line["step"] for line in lines] == [0, 100]
-    assert (at / "out.png").stat().st_size > 5000
+    entries = result["entries"]
+    assert entries["metaplastic"]["settings"].items() >= {"model": "metamamba2", "data.pairs": 2}.items()
+    assert entries["trained"]["settings"] == {} and [run["steps"] for run in entries["trained"]["runs"]] == [100] * 2
+    assert (at / "out" / "figure.png").stat().st_size > 5000
 
 
 def test_finished_runs_are_kept(finished):

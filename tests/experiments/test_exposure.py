@@ -1,12 +1,9 @@
 """Eq 14's data are what the logged lines say, and seeds add up."""
 
-import json
-
-import collect
 import exposure
 import numpy as np
+from lib import gather, results
 
-from cram_jax.analysis import exposure_figures
 from cram_jax.training import learner as learning
 
 
@@ -20,27 +17,30 @@ def lines(chance):
 
 def test_counts_are_those_of_the_whole_run_at_the_bins_middles():
     chance = np.linspace(1, 0, learning.OCTAVE * learning.OCTAVES)
-    found = collect.exposures(lines(chance))
+    found = gather.exposures(lines(chance))
     assert found["count"] == [2000.0] * 18
     np.testing.assert_allclose(found["episodic"], 2000 * chance[:18], atol=1e-3)
     # Bins of k + 1 from 1, 1.4 (none), 2, 2.8 (that is 3), 4 (and 5), 5.7 (6 and 7), 8 (to 11) ... on
     assert found["k"][0] == 0 and found["k"][2:4] == [1, 2]
     np.testing.assert_allclose(found["k"][4:7], np.sqrt([4 * 5, 6 * 7, 8 * 11]) - 1, atol=1e-3)
-    assert collect.exposures([{"step": 0}, {"step": 10}]) == {}
+    assert gather.exposures([{"step": 0}, {"step": 10}]) == {}
 
 
 def test_a_power_law_is_found_over_seeds(tmp_path, monkeypatch, capsys):
     k = np.geomspace(1, 2000, 20)
     seed = lambda gamma: {"k": k.tolist(), "count": [500.0] * 20, "episodic": (500 * (k + 1) ** -gamma).tolist()}
-    result = {"variant": "tiny", "entries": {"cram": {"exposures": [seed(0.4), seed(0.5)]}}}
-    (tmp_path / "result.json").write_text(json.dumps(result))
+    source = {"data": {"variant": "tiny"}, "entries": {"cram": {"exposures": [seed(0.4), seed(0.5)]}}}
+    load = results.load
+    monkeypatch.setattr(exposure.results, "load", {"recurrence": source}.get)
     monkeypatch.setattr(exposure, "TARGET", tmp_path / "out")
-    exposure.main(str(tmp_path / "result.json"), "cram")
-    found = json.loads((tmp_path / "out.json").read_text())["entries"]["cram (tiny)"]
+    exposure.main("recurrence", "cram")
+    result = load("out", tmp_path)
+    assert result["made_by"]["from"] == ["recurrence"]
+    found = result["data"]["cram (tiny)"]
     np.testing.assert_allclose(found["exponent_by_seed"], [0.4, 0.5], atol=1e-6)
     assert 0.4 < found["exponent"] < 0.5 and found["seeds"] == 2
     assert found["goodness"]["power_law"] > max(found["goodness"]["exponential"], found["goodness"]["logistic"])
-    assert (tmp_path / "out.png").stat().st_size > 5000 and "gamma 0.4" in capsys.readouterr().out
+    assert (tmp_path / "out" / "figure.png").stat().st_size > 5000 and "gamma 0.4" in capsys.readouterr().out
 
 
 def test_exposures_at_which_all_attend_by_design_are_left_out_of_the_second_fit():
@@ -60,17 +60,3 @@ def test_patterns_that_fall_each_at_its_own_time_are_told_from_their_mean():
     assert 700 <= found["settled"][0] < found["settled"][1] <= 900
     gone = one | {"width_of_mean": None}
     assert exposure.transitions([one, gone])["width_of_mean"] == 400
-
-
-def test_the_figure_draws_every_curve(tmp_path, monkeypatch):
-    drawn, plot = [], exposure_figures.plt.Axes.plot
-    monkeypatch.setattr(
-        exposure_figures.plt.Axes,
-        "plot",
-        lambda self, x, *rest, **how: (drawn.append(len(x)), plot(self, x, *rest, **how)),
-    )
-    k = np.geomspace(1, 2000, 20)
-    run = {"k": k.tolist(), "count": [500.0] * 20, "episodic": (500 * (k + 1) ** -0.4).tolist()}
-    entry = exposure.fitted([run]) | {"seeds": 1}
-    exposure_figures.draw({"entries": {"a": entry}}, tmp_path / "figure.png")
-    assert drawn == [20, 200, 200, 200]

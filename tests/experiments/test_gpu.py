@@ -5,15 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from lib import gather
+from lib.figures import kernels
 from mqar_cases import environment
-
-from cram_jax.analysis import kernel_figures
 
 ROOT = Path(__file__).parents[2]
 SMALL = """
 import json, jax, gpu
-from cram_jax.kernels.skip_attention import BACKENDS
-BACKENDS["gpu"] = BACKENDS["xla"]
+from cram_jax.kernels.backends import SKIP_ATTENTION
+for name in ("forward", "backward"):
+    setattr(SKIP_ATTENTION["gpu"], name, getattr(SKIP_ATTENTION["xla"], name))
 gpu.HEADS, gpu.DIM, gpu.CALLS = 2, 16, 1
 gpu.dense = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True)
 print(json.dumps({"errors": gpu.errors(100), "times_128": gpu.times(1, 128, 1), "others_128": gpu.others(1, 128, 1)}))
@@ -36,8 +37,9 @@ def test_parts_measure_and_the_figure_is_drawn(tmp_path):
         assert times["dense"]["cheaper_than_dense"] == 1
         assert {"gpu_0", "gpu_16", "gpu_1000", "kernel_16", "kernel_1000"} < times.keys()
     assert set(result["others_128"]) == {"xla_16", "reference_16", "reference_1000"}
-    kernel_figures.gpu({"result": result, "device": "cpu x1", "jax": "0"}, tmp_path / "gpu.png")
-    assert (tmp_path / "gpu.png").stat().st_size > 10_000
+    out = gather.result("kernels_gpu", "What is gained?", "python experiments/gpu.py", gather.made_here(), data=result)
+    kernels.gpu(out, tmp_path)
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
 def test_it_refuses_where_there_is_no_gpu():

@@ -6,7 +6,7 @@ import grid
 import pytest
 from ml_collections import ConfigDict
 
-BASE = ConfigDict({"seed": 0, "optimizer": {"learning_rate": 0.0}})
+BASE = ConfigDict({"seed": 0, "depth": 2, "optimizer": {"learning_rate": 0.0}, "run": {"steps": 50}})
 CHOSEN_BY = {0.1: (1.0, 1.0), 0.2: (3.0, 2.5), 0.3: (4.0, 0.0)}  # on validation data, by rate and seed
 
 
@@ -26,27 +26,31 @@ def trainer(commit="abc", diverges=()):
             raise FloatingPointError("not finite")
         out = {"seed": seed, "score": 10 * rate + seed, "validation": CHOSEN_BY[rate][seed], "trained_by": [commit]}
         (workdir / "summary.json").write_text(json.dumps(out))
+        (workdir / "metrics.jsonl").write_text('{"step": 0}\n{"step": 50, "train/total_flops": 2.0}\n')
         return out
 
     return train, calls
 
 
 def compare(train, at, base=BASE, **more):
-    return grid.compare(train, {"a model": base}, at, {"a model": list(CHOSEN_BY)}, 2, "score", "validation", **more)[
-        "a model"
-    ]
+    entries, trained = grid.compare(
+        train, BASE, {"a model": base}, at, {"a model": list(CHOSEN_BY)}, 2, "validation", **more
+    )
+    assert all(run["seed"] in (0, 1) for run in trained)
+    return entries["a model"]
 
 
 def test_the_best_mean_on_validation_data_is_reported(tmp_path):
     train, calls = trainer()
     found = compare(train, tmp_path)
-    assert found["learning_rate"] == 0.2 and not found["at_edge"]
-    assert found["validation"] == {"0.1": [1.0, 1.0], "0.2": [3.0, 2.5], "0.3": [4.0, 0.0]}  # one seed alone misleads
-    assert found["score"] == 2.5 and [run["score"] for run in found["runs"]] == [2.0, 3.0]
+    scores = {"0.1": [1.0, 1.0], "0.2": [3.0, 2.5], "0.3": [4.0, 0.0]}  # one seed alone misleads
+    assert found["chosen"] == {"learning_rate": 0.2, "at_edge": False, "validation": scores}
+    assert found["mean"]["score"] == 2.5 and [run["score"] for run in found["runs"]] == [2.0, 3.0]
+    assert found["settings"] == {"optimizer.learning_rate": 0.2} and len(found["curves"]) == 2
     assert calls == [(rate, seed) for rate in CHOSEN_BY for seed in (0, 1)]
     compare(train, tmp_path)
     assert len(calls) == 6  # all of them were there
-    lower = compare(train, tmp_path, lower=True)
+    lower = compare(train, tmp_path, lower=True)["chosen"]
     assert lower["learning_rate"] == 0.1 and lower["at_edge"]
 
 
@@ -54,7 +58,7 @@ def test_a_rate_at_which_one_diverged_is_not_chosen_and_not_tried_again(tmp_path
     train, calls = trainer(diverges=[(0.2, 1)])
     for _ in range(2):
         found = compare(train, tmp_path)
-        assert found["learning_rate"] == 0.3 and found["at_edge"] and len(found["runs"]) == 2
+        assert found["chosen"]["learning_rate"] == 0.3 and found["chosen"]["at_edge"] and len(found["runs"]) == 2
         assert len(calls) == 6
     everywhere, _ = trainer(diverges=[(rate, 0) for rate in CHOSEN_BY])
     with pytest.raises(ValueError, match="a model diverged at all of the rates"):
@@ -100,7 +104,6 @@ def test_code_that_changed_between_runs_is_noticed_before_any_is_trained(tmp_pat
         grid.check_code([a, finished("c", "def")])
 
 
-def test_a_written_result_names_no_paths_of_the_machine(tmp_path):
-    grid.write(tmp_path / "out", ConfigDict({"files": ("here",), "depth": 2}), gain=[0.5])
-    out = json.loads((tmp_path / "out.json").read_text())
-    assert out["config"] == {"depth": 2} and out["gain"] == [0.5] and "jax" in out
+def test_settings_that_an_entry_lacks_are_not_said_to_differ():
+    base = ConfigDict({"files": ("here",), "depth": 2, "tune": {"steps": 5}, "run": {"steps": 1, "batch": 2}})
+    assert grid.changed(base, {"depth": 2, "run": {"steps": 3, "batch": 2}}) == {"run.steps": 3}

@@ -1,6 +1,5 @@
 """The comparison of language models: equal parameters, a rate chosen on training text, a table and a figure."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from configs import language as language_config
+from lib import results
 
 from cram_jax.tasks.text_task import TextTask
 from cram_jax.training import experiment
@@ -40,8 +40,8 @@ def test_a_rate_is_chosen_and_the_result_says_nothing_of_the_machines_paths(tmp_
         (folder / f"{i}.txt").write_text(" ".join(random.choice(["alpha", "beta", "gamma"], 400)))
     code = (  # of all models one, as if there were no others
         "import language as l; compare = l.grid.compare;"
-        "l.grid.compare = lambda train, entries, *rest, **how: "
-        "compare(train, {'mamba2': entries['mamba2']}, *rest, **how);"
+        "l.grid.compare = lambda train, base, entries, *rest, **how: "
+        "compare(train, base, {'mamba2': entries['mamba2']}, *rest, **how);"
         "l.experiment.launch(l.main)"
     )
     command = [sys.executable, "-c", code, "--config=experiments/configs/language.py:small", *SMALLEST]
@@ -49,12 +49,13 @@ def test_a_rate_is_chosen_and_the_result_says_nothing_of_the_machines_paths(tmp_
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}/experiments"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    text = (tmp_path / "out.json").read_text()
-    found = json.loads(text)["models"]["mamba2"]
-    assert str(tmp_path) not in text
+    result = results.load("out", tmp_path)
+    found = result["entries"]["mamba2"]
+    assert str(tmp_path) not in results.text(result)
     # Then the rate that learns is taken: its bits have fallen from the 8 of a guess
-    assert found["learning_rate"] == 1e-2 and found["bits_per_byte"] < 6 < found["training_bits_per_byte"]["1e-06"][0]
-    (one,) = found["runs"]
-    assert one["curve"]["step"] == [0, 20, 40] and one["parameters"] > 1000
-    assert (tmp_path / "out.png").stat().st_size > 5000
+    tried = found["chosen"]["training_bits_per_byte"]
+    assert found["chosen"]["learning_rate"] == 1e-2 and found["mean"]["bits_per_byte"] < 6 < tried["1e-06"][0]
+    (run,), (curve,) = found["runs"], found["curves"]
+    assert curve["step"] == [0, 20, 40] and run["parameters"] > 1000
+    assert (tmp_path / "out" / "figure.png").stat().st_size > 5000
     assert "n-grams with n = 1, 2, 3" in done.stdout

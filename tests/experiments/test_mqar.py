@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from configs import mqar as mqar_config
+from lib import results
 from mqar_cases import SMALLEST, environment
 
 from cram_jax.analysis.accounting import state_bytes
@@ -76,8 +77,8 @@ def test_what_a_trained_palimpsa_holds_important_can_be_drawn(tmp_path):
             [sys.executable, *command], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert (tmp_path / "figures" / "plasticity.png").stat().st_size > 5000
-    layers = json.loads((tmp_path / "figures" / "plasticity.json").read_text())["layers"]
+    assert (tmp_path / "plasticity" / "figure.png").stat().st_size > 5000
+    layers = results.load("plasticity", tmp_path)["data"]["layers"]
     assert [np.shape(layer["importance_TxHx3"]) for layer in layers] == [(8, 2, 3)] * 2
     empty = [sys.executable, "experiments/plasticity.py", f"--workdir={tmp_path}/none"]
     done = subprocess.run(empty, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)

@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from lib import results
 from mqar_cases import SMALLEST, environment
-
-from cram_jax.analysis import mqar_figures
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,12 +24,14 @@ def test_rates_are_chosen_on_validation_data_and_finished_runs_are_kept(tmp_path
     launch = lambda: subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     done = launch()
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    result = json.loads((tmp_path / "mqar.json").read_text())["models"]["mamba2"]
+    found = results.load("mqar", tmp_path)["entries"]["mamba2"]
     # Then the one that learns is taken, and its seeds are what is reported
-    assert result["learning_rate"] == 1e-2 and set(result["validation_accuracy"]) == {"0.01", "1e-06"}
-    assert [run["seed"] for run in result["runs"]] == [0, 1]
-    np.testing.assert_allclose(result["accuracy"], np.mean([run["accuracy"] for run in result["runs"]]))
-    assert (tmp_path / "mqar.png").stat().st_size > 5000
+    chosen = found["chosen"]
+    assert chosen["learning_rate"] == 1e-2 and set(chosen["validation_accuracy"]) == {"0.01", "1e-06"}
+    assert [run["seed"] for run in found["runs"]] == [0, 1]
+    np.testing.assert_allclose(found["mean"]["accuracy"], np.mean([run["accuracy"] for run in found["runs"]]))
+    assert found["settings"] == {}  # model and rate are those of the result's config
+    assert (tmp_path / "mqar" / "figure.png").stat().st_size > 5000
     # And a second launch trains nothing
     summaries = sorted((tmp_path / "runs").rglob("summary.json"))
     before = [file.stat().st_mtime_ns for file in summaries]
@@ -56,15 +57,3 @@ def test_what_is_called_equal_is_equal():
     assert state["palimpsa"] == state["metamamba2"] == state["mamba2, twice the state"] == 2 * state["mamba2"]
     assert state["palimpsa, half the keys"] == state["mamba2"] == state["gated_linear"] == state["gated_delta"]
     assert {tuple(size[1:]) for size in sizes.values()} == {(64, 2)}
-
-
-def test_the_figure_shows_every_seed(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(mqar_figures.plt.Axes, "plot", lambda self, x, y, *_, **__: drawn.append((x, y)))
-    models = {
-        "a": {"accuracy": 0.5, "state_bytes": 2048, "runs": [{"accuracy": 0.4}, {"accuracy": 0.6}]},
-        "b": {"accuracy": 0.1, "state_bytes": 1024, "runs": [{"accuracy": 0.1}]},
-    }
-    result = {"models": models, "config": {"data": {"pairs": 10, "length": 40}}}
-    mqar_figures.draw(result, tmp_path / "figure.png")
-    assert drawn == [([10.0], [0]), ([40.0, 60.0], [1, 1])]

@@ -1,12 +1,12 @@
 """Redundancy as a person measures it: on a transformer in training, which it does not disturb."""
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+from lib import results
 
 ROOT = Path(__file__).parents[2]
 SMALLEST = [
@@ -30,18 +30,18 @@ def run(at, *more) -> subprocess.CompletedProcess:
 def test_each_look_is_kept_and_a_stopped_run_goes_on(tmp_path):
     done = run(tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    first = json.loads((tmp_path / "out" / "redundancy.json").read_text())
+    first = results.load("out", tmp_path)["data"]
     assert [look["step"] for look in first["looks"]] == [0, 10, 20]
     for look in first["looks"]:
         assert len(look["layers"]) == 2 and np.shape(look["heads"]) == (2, 2)
         np.testing.assert_allclose(look["mean"], np.mean([layer["mean"] for layer in look["layers"]]))
         assert look["layers"][0]["tokens"] == 512  # half of them fit the probe
     assert first["looks"][0]["bits_per_byte"] > first["looks"][2]["bits_per_byte"]
-    assert (tmp_path / "out" / "redundancy.png").stat().st_size > 10_000
+    assert (tmp_path / "out" / "figure.png").stat().st_size > 10_000
     (tmp_path / "run" / "look_20.json").unlink()
     again = run(tmp_path)
     assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-2000:]
-    assert json.loads((tmp_path / "out" / "redundancy.json").read_text())["looks"] == first["looks"]
+    assert results.load("out", tmp_path)["data"]["looks"] == first["looks"]
     wrong = run(tmp_path, "--config.redundancy.at=(0,30)")
     assert wrong.returncode != 0 and "must go up to config.run.steps=20" in wrong.stderr + wrong.stdout
 

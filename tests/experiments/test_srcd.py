@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from configs import srcd as srcd_config
+from lib import gather, results
 
 from cram_jax.training.metrics import CLOCK, read
 
@@ -98,9 +100,20 @@ def test_a_run_leaves_what_it_promises(whole):
     )
     assert set(promised.split()) <= summary.keys()
     assert summary["attention_tokens_start"] == 1.0  # every token attends before the release
-    assert (workdir / "figures" / "figure_2.png").stat().st_size > 10_000
+    assert (workdir / "figures" / "figure.png").stat().st_size > 10_000
     assert list(workdir.glob("events.out.tfevents*"))
     assert "steps/s" in out and "left" in out and "queries of new bindings" in out
+
+
+def test_a_finished_run_can_become_a_result(whole):
+    workdir, _ = whole
+    found, config = gather.of_directories([workdir])
+    run = json.loads((workdir / "summary.json").read_text())
+    made = gather.made_by([run])
+    results.check(gather.result("x", "How?", "python x.py", made, config=config, entries={"cram": found}))
+    assert found["mean"]["retrieval_accuracy"] == run["retrieval_accuracy"]
+    assert found["curves"][0]["step"] == list(range(0, 201, 10)) and {"exposures", "patterns"} <= found.keys()
+    assert made["commits"] == run["trained_by"] and made["machines"][0].startswith("cpu x")
 
 
 @pytest.mark.parametrize(
@@ -134,3 +147,12 @@ def test_another_models_directory_is_refused(whole):
     assert process.returncode != 0
     assert "holds a run with config.cram.D=16, this one has 8" in out.strip().split("\n")[-1]
     assert "Traceback" not in out
+
+
+def test_a_schedule_may_be_longer_than_a_run():
+    config = srcd_config.get_config("small")
+    config.optimizer.steps = 5000
+    assert config.run.steps == 2400
+    config = srcd_config.get_config("small")
+    config.run.steps = 9000
+    assert config.optimizer.steps == 9000 and config.price.ramp == 3000

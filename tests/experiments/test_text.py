@@ -61,7 +61,7 @@ def check_report(workdir: Path, out: str, folder: Path) -> dict:
     assert 7 < bits[0] < 9 and bits[-1] < 4
     assert summary["text_files"] == 10
     assert summary["text_megabytes"] == sum(path.stat().st_size for path in folder.iterdir()) / 1e6
-    assert (workdir / "figures" / "text.png").stat().st_size > 10_000
+    assert (workdir / "figures" / "figure.png").stat().st_size > 10_000
     assert "n-grams with n = 1, 2, 3" in out
     return summary
 

@@ -2,8 +2,7 @@
 
 import pytest
 import theorems
-
-from cram_jax.analysis import theorem_figures
+from lib import results
 
 
 def run(seed: int, accuracy: float, attention: float, new: float = 0.05) -> dict:
@@ -55,8 +54,12 @@ def test_gradient_descent_stays_below_the_bound_and_leaves_it_beyond_the_largest
     assert beyond["error_end"] > 1e3 * beyond["error"][0] and beyond["largest_share_of_bound"] > 1
 
 
-def test_the_figure_is_drawn(tmp_path):
-    found = {"theorem_1": theorems.theorem_1(STATIC), "theorem_2": theorems.theorem_2(steps=50)}
-    found |= {"theorem_3": theorems.theorem_3(RECURRENCE)}
-    theorem_figures.draw(found, tmp_path / "theorems.png")
-    assert (tmp_path / "theorems.png").stat().st_size > 10_000
+def test_a_result_and_its_figure_are_left_below_runs(tmp_path, monkeypatch):
+    load = results.load
+    monkeypatch.setattr(theorems.results, "load", {"static": STATIC, "recurrence": RECURRENCE}.get)
+    monkeypatch.setattr(theorems, "TARGET", tmp_path / "theorems")
+    theorems.main()
+    result = load("theorems", tmp_path)
+    assert result["data"]["theorem_1"] == theorems.theorem_1(STATIC)
+    assert result["made_by"]["from"] == ["static", "recurrence"]
+    assert (tmp_path / "theorems" / "figure.png").stat().st_size > 10_000

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from configs import srcd as srcd_config
 from configs import transfer as transfer_config
+from lib import results
 from mqar_cases import environment
 
 from cram_jax.tasks.irregular_generated import write_generated
@@ -38,7 +39,7 @@ def finished(tmp_path_factory):
     at = tmp_path_factory.mktemp("transfer")
     done = command(at, "--target=records", "--model=cram")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return at, json.loads((at / "out.json").read_text()), done.stdout
+    return at, results.load("out", at), done.stdout
 
 
 SETTINGS = """
@@ -101,18 +102,22 @@ def test_a_transferred_router_decides_from_the_first_step_and_the_price_starts_a
 
 def test_the_result_names_generated_files_and_compares_with_training_from_scratch(finished):
     at, result, said = finished
-    ((called, models),) = result["targets"].items()
-    assert called == CALLED and f"{CALLED}: cram, head alone" in said and str(at) not in json.dumps(result)
-    ways = models["cram"]
-    assert list(ways) == ["from scratch", "frozen", "head alone"] and "reduction" not in ways["from scratch"]
-    base = ways["from scratch"]["attention_tokens_end"]
-    for way, found in ways.items():
-        (run,) = found["runs"]
-        assert run["score"] == run["score"] == found["score"] and 0 < found["score"] < 1
-        assert 0 <= run["attention_tokens_end"] <= 1 and len(run["curve"]["step"]) == 2
+    assert result["data"]["targets"] == {CALLED: "records"}
+    assert f"{CALLED}: cram, head alone" in said and str(at) not in results.text(result)
+    assert "Generated files" in result["made_by"]["notes"][0]
+    labels = {way: f"{CALLED}: cram, {way}" for way in ("from scratch", "frozen", "head alone")}
+    entries, reduction = result["entries"], result["data"]["reduction"]
+    assert list(entries) == ["source: cram", *labels.values()] and labels["from scratch"] not in reduction
+    base = entries[labels["from scratch"]]["mean"]["attention_tokens_end"]
+    for way, label in labels.items():
+        (run,), (curve,) = entries[label]["runs"], entries[label]["curves"]
+        assert entries[label]["settings"] == {"target": "records", "model": "cram", "way": way}
+        assert run["score"] == entries[label]["mean"]["score"] and 0 < run["score"] < 1
+        assert 0 <= run["attention_tokens_end"] <= 1 and len(curve["step"]) == 2 and "commit" in run
         if way != "from scratch" and base:
-            np.testing.assert_allclose(found["reduction"], 1 - run["attention_tokens_end"] / base)
-    assert (at / "out.png").stat().st_size > 5000
+            less = 1 - run["attention_tokens_end"] / base
+            np.testing.assert_allclose([reduction[label]["mean"], *reduction[label]["by_seed"]], less)
+    assert (at / "out" / "figure.png").stat().st_size > 5000
     # The last evaluation went through the 20 held-out records once
     summary = json.loads((at / "runs" / "records" / "cram_frozen_seed_0" / "summary.json").read_text())
     assert summary["held_out_tokens"] == 20 * 32

@@ -1,0 +1,12 @@
+"""Writes CLAIMS.md and docs/claims/ again, from claims/ and the committed results: `make claims`."""
+
+from lib import claims, launch
+
+
+def main(args) -> None:
+    del args  # there is nothing to choose
+    claims.main()
+
+
+if __name__ == "__main__":
+    launch.run(main)

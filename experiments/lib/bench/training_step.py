@@ -1,0 +1,116 @@
+"""What skipping changes in a training step of a trained model: the time, and nothing else.
+
+| name | what |
+|---|---|
+| skipping | CRAM as it trains: audits and sampled writes included |
+| all_attend | the same step while every token attends, as before the release, to the events that the gate keeps |
+| no_episodic | the same without buffer, write gate, retrieval and what is learned from it: skipping's floor |
+| transformer | a dense model of the same width, depth, data and loss |
+| agreement | 20 steps with skipping and 20 with everything computed, from one state: the difference of their losses |
+"""
+
+import contextlib
+import dataclasses
+from functools import partial
+from types import SimpleNamespace
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cram_jax.functional import consolidation, cram, episodic
+from cram_jax.training import step as training
+from cram_jax.training.metrics import means
+from cram_jax.training.step import Learner
+from lib.bench.measure import timed
+from lib.trained import Trained
+
+STEPS, TIMED = 20, 4  # compared for agreement; timed in one call
+
+
+def compiled_step(learner: Learner, state, batch):
+    """A training step that leaves its argument alone."""
+    return jax.jit(partial(training.train_step.__wrapped__, learner)).lower(state, batch).compile()
+
+
+@contextlib.contextmanager
+def no_episodic():
+    """Inside, what is compiled has no episodic path."""
+
+    def decide_writes(params, x, novelty, uniform, *, cfg):
+        zero = jnp.zeros_like(novelty)
+        return episodic.Writes(zero, zero > 0, zero)
+
+    def plan_reads(writes, attends_BxT, segment_BxT, *, cfg):
+        nothing = jnp.zeros(attends_BxT.shape, bool)
+        return SimpleNamespace(scatter=lambda x, T: nothing, end_BxC=0, start_BxC=0)
+
+    def read(params, plan, x_BxTxD, read_weight_BxT, *, cfg):
+        return jnp.zeros_like(x_BxTxD), jnp.zeros_like(read_weight_BxT)
+
+    def distill(f, plan, params, z_BxTxD, retrieved_BxTxD, *, sizes):
+        zero = jnp.zeros(())
+        return zero, consolidation.ConsolidationStats(jnp.zeros(z_BxTxD.shape[-1]), zero, zero)
+
+    with contextlib.ExitStack() as stack:
+        for module, f in ((episodic, decide_writes), (episodic, plan_reads), (episodic, read)):
+            stack.enter_context(mock.patch.object(module, f.__name__, f))
+        stack.enter_context(mock.patch.object(cram.kernels, "in_buckets", distill))
+        yield
+
+
+def step_times(learner: Learner, dense: Learner, seed: int, state, batches, rounds: int) -> dict:
+    """Milliseconds a step of each, and their ratios."""
+    dense_state = training.init(dense, seed, state.exposures_P.shape[0])
+    unreleased = tuple(one._replace(released=jnp.zeros_like(one.released)) for one in state.consolidation)
+    step = compiled_step(learner, state, batches[0])
+    steps = {"skipping": (step, state), "all_attend": (step, state._replace(consolidation=unreleased))}
+    with no_episodic():
+        steps["no_episodic"] = (compiled_step(learner, state, batches[0]), state)
+    steps["transformer"] = (compiled_step(dense, dense_state, batches[0]), dense_state)
+    all_batches = lambda step, start: [step(start, batch) for batch in batches]
+    times = timed({name: partial(all_batches, *step) for name, step in steps.items()}, rounds, per=len(batches))
+    ratio = lambda over, under: times[over]["ms"] / times[under]["ms"]
+    return times | {
+        "over_no_episodic": ratio("skipping", "no_episodic"),
+        "faster_than_transformer": ratio("transformer", "skipping"),
+        "faster_than_all_attend": ratio("all_attend", "skipping"),
+    }
+
+
+def agreement(learner: Learner, state, batches) -> dict:
+    """The largest relative difference of the losses of steps that skip and of steps that compute everything; and the
+    shares of tokens that attended and were kept meanwhile, audits included."""
+    plain = lambda layer: dataclasses.replace(layer, episodic=dataclasses.replace(layer.episodic, backend="reference"))
+    masking = dataclasses.replace(learner, model=learner.model.replace(plain))
+    steps = {"skipping": compiled_step(learner, state, batches[0])}
+    with mock.patch.object(episodic, "BUCKET_SIZES", ((1, 1),)):  # lists as long as the sequence
+        steps["everything"] = compiled_step(masking, state, batches[0])
+    seen = {name: [] for name in steps}
+    for name, step in steps.items():
+        now = state
+        for batch in batches:
+            now, report = step(now, batch)
+            seen[name].append(jax.device_get(report))
+    loss = {name: np.array([report["loss"][0] for report in reports]) for name, reports in seen.items()}
+    shares = means(seen["skipping"])
+    return {
+        "steps": len(batches),
+        "largest_relative_difference": float(np.max(np.abs(loss["skipping"] / loss["everything"] - 1))),
+        "attention_tokens_training": shares["attention_tokens"],
+        "kept_share_training": shares["kept_share"],
+    }
+
+
+def measure(trained: Trained, dense: Learner, rounds: int) -> dict:
+    """All of the table above, for the last state of a run.
+
+    Args:
+      dense: the transformer, on the same task.
+    """
+    learner, run, seed = trained.learner, trained.run, trained.config.seed
+    batches = [learner.task.batch("train", seed, run.steps + i, run.length, run.batch) for i in range(STEPS)]
+    out = {"seed": seed, "step_of_run": trained.step, "length": run.length, "batch": run.batch}
+    out["step"] = step_times(learner, dense, seed, trained.state, batches[:TIMED], rounds)
+    return out | {"agreement": agreement(learner, trained.state, batches)}

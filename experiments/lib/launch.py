@@ -1,0 +1,139 @@
+"""How an experiment is launched: its flags, its settings, errors in one line, `--help` and `--list`.
+
+A main ends with
+
+    if __name__ == "__main__":
+        launch.run(main, config="srcd.py:small", workdir="runs/srcd", takes="3 minutes on two CPU cores")
+
+and has no other effect when it is imported. `main(args)` gets `args.config` (a ConfigDict) and each flag's value by
+name. An error that names its cause ends the program in one line. CRAM_TRACEBACK=1 shows the traceback instead.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from cram_jax.training.loop import Interrupted
+
+EXPERIMENTS = Path(__file__).parents[1]
+# What names its own cause. Everything else is a bug, and shows its traceback.
+EXPLAINED = (flags.Error, ValueError, TypeError, KeyError, AttributeError, OSError, FloatingPointError, Interrupted)
+KINDS = {str: flags.DEFINE_string, int: flags.DEFINE_integer, list: flags.DEFINE_multi_string}
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """default: its type (str, int, or a list of str for a flag that may be repeated) is the flag's.
+    help: its meaning. choices: all its values, where there are few.
+    """
+
+    default: Any
+    help: str
+    choices: tuple[str, ...] = ()
+
+
+# The flags that several mains have, by name. A main gives their default.
+SHARED = {
+    "workdir": "Directory of the run. The same command on a directory with a run goes on from its last checkpoint.",
+    "runs": "Directory of all runs, one directory each, and of the result. The same command goes on where it was: "
+    "finished runs are not trained again.",
+    "seeds": "Number of seeds.",
+    "part": "i/n: train only the i-th of n parts, and write no result. Start 0/2 and 1/2 at once to use two cores, and "
+    "then the command without --part, which gathers.",
+}
+
+
+def run(
+    main: Callable[[SimpleNamespace], None], *, config: str = "", takes: str = "", **more: Flag | str | int
+) -> None:
+    """Reads the command line and calls `main(args)`.
+
+    Args:
+      config: file below experiments/configs, with its default variant: "srcd.py:small". "" for a main without settings.
+      takes: how long it takes, and where. `--list` reads it from the file.
+      more: further flags by name. For those in SHARED it is enough to give the default.
+    """
+    from lib import manual
+
+    argv = sys.argv
+    with explained():
+        if "--list" in argv[1:]:
+            return print(manual.listed())
+        values = flags.FlagValues()
+        text = "File with the settings, and after a colon its variant."
+        if config:
+            path = EXPERIMENTS.joinpath("configs", config)
+            path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+            config_flags.DEFINE_config_file("config", str(path), text, flag_values=values)
+        asked = {name: flag if isinstance(flag, Flag) else Flag(flag, SHARED[name]) for name, flag in more.items()}
+        for name, flag in asked.items():
+            if flag.choices:
+                enum = flags.DEFINE_multi_enum if isinstance(flag.default, list) else flags.DEFINE_enum
+                enum(name, flag.default, flag.choices, flag.help, flag_values=values)
+            else:
+                KINDS[type(flag.default)](name, flag.default, flag.help, flag_values=values)
+        if {"--help", "-h"} & set(argv[1:]):
+            about = {"config": Flag(str(path), text)} if config else {}
+            return print(manual.page(main.__globals__["__doc__"], about | asked))
+        _parse(values, argv)
+        quiet()
+        main(SimpleNamespace(**{name: values[name].value for name in (["config"] if config else []) + list(asked)}))
+
+
+def _parse(values: flags.FlagValues, argv: list[str]) -> None:
+    """Reads the command line into the flags. A setting that does not exist is answered with those that do."""
+    try:
+        _, *rest = values(argv)
+    except AttributeError:
+        flag = values["config"]
+        config = flag.parser.parse(flag.default)  # the settings are the same in every variant
+        for name in (arg.removeprefix("--config.").split("=")[0] for arg in argv if arg.startswith("--config.")):
+            _check_setting(config, name)
+        raise
+    if rest:
+        raise ValueError(f"{' '.join(rest)} is no flag; flags are given as --NAME=VALUE, see --help")
+
+
+def _check_setting(config: ConfigDict, name: str) -> None:
+    section = config
+    for i, part in enumerate(name.split(".")):
+        if isinstance(section, ConfigDict) and part not in section:
+            where = ".".join(["config", *name.split(".")[:i]])
+            raise KeyError(f"unknown setting {part!r}: {where} has {sorted(section)}")
+        section = section[part] if isinstance(section, ConfigDict) else None
+
+
+def quiet() -> None:
+    """Progress goes to standard output. Libraries report only warnings."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    for noisy in ("absl", "jax", "orbax"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def explained():
+    """Inside, an error that names its cause ends the program in one line, or with CRAM_TRACEBACK=1 in a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit("error: stopped by SIGINT; the same command goes on from the last checkpoint")
+    except EXPLAINED as error:
+        if os.environ.get("CRAM_TRACEBACK") == "1":
+            raise
+        cause = error
+        while isinstance(cause, Exception) and len(cause.args) == 1:  # an error may hold another
+            cause = cause.args[0]
+        text = str(cause)
+        if "Traceback" in text:  # an error of a config file, as its reader passes it on
+            text = text.strip().split("\n")[-1]
+        where = "" if isinstance(error, ValueError) else " (CRAM_TRACEBACK=1 shows where)"
+        sys.exit("error: " + " ".join(text.split()) + where)
