@@ -200,9 +200,9 @@ def spelled(label: str) -> str:
 
 
 def percent(share: float) -> str:
-    """0.0155 as 1.55%; with no more digits than tell something."""
+    """0.0155 as 1.55%; with no more digits than tell something, and 100% for all alone."""
     value = 100 * share
-    return f"{value:.0f}%" if value >= 99.995 else f"{value:.2f}%" if value < 10 or value > 99 else f"{value:.1f}%"
+    return "100%" if share == 1 else f"{value:.2f}%" if value < 10 or value > 99 else f"{value:.1f}%"
 
 
 def seeds(number: int, shown: str = "line: median; band: lowest to highest") -> str:
