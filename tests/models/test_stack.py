@@ -4,17 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cram_jax.functional.jamba import JambaConfig
+from cram_jax.functional.working_memory import WorkingConfig
 
 from cram_jax.functional import consolidation
 from cram_jax.functional.attention import AttentionConfig
 from cram_jax.functional.cram import CRAMConfig
 from cram_jax.functional.episodic import EpisodicConfig
-from cram_jax.functional.jamba import JambaConfig
 from cram_jax.functional.mamba2 import Mamba2Config
 from cram_jax.functional.palimpsa import PalimpsaConfig
 from cram_jax.functional.routing import RoutingConfig
 from cram_jax.functional.seqboat import SeqBoatConfig
-from cram_jax.functional.working_memory import WorkingConfig
 from cram_jax.models.stack import Stack
 
 B, T, D = 2, 24, 8
