@@ -103,7 +103,7 @@ def small_tiles():
     jax.clear_caches()  # of programs with these tiles
 
 
-@pytest.mark.parametrize(("backend", "heads", "examples"), everything_that_runs_on_a_cpu())
+@pytest.mark.parametrize(("backend", "heads", "examples"), list(everything_that_runs_on_a_cpu()))
 def test_any_plan(backend, heads, examples, small_tiles):
     @hypothesis.settings(max_examples=examples, deadline=None, derandomize=True, database=None)
     @hypothesis.given(long_cases(T))
