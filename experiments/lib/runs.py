@@ -48,7 +48,7 @@ SECTIONS = LAYERS | {
 }
 MEANINGS = {
     "seed": "decides parameters and data.",
-    "model": "layers of the network, by the section with their settings; jamba and circular are made of others' sections.",
+    "model": "layers of the network, by the section with their settings (jamba and circular use those of others).",
     "depth": "how often the model's pattern of layers is repeated.",
 }
 
