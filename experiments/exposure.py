@@ -15,7 +15,7 @@ import numpy as np
 from lib import gather, results
 from lib.figures import exposure as exposure_figures
 
-from cram_jax.analysis import power_law, summary
+from cram_jax.analysis import power_law
 
 SOURCES = (
     "recurrence", "70% recur", "recurrence", "100% recur", "ablations", "semantic rate x 10", "table_1", "cram",

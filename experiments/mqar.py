@@ -6,27 +6,25 @@ python experiments/mqar.py --config=experiments/configs/mqar.py:small --workdir=
 from pathlib import Path
 
 import jax
+from lib import launch, runs, summary
 
-from cram_jax.analysis import accounting, summary
+from cram_jax.analysis import accounting
 from cram_jax.tasks.mqar import MQARConfig
 from cram_jax.tasks.mqar_task import MQARTask
-from cram_jax.training import experiment, loop
-from cram_jax.training.learner import Learner
+from cram_jax.training import loop
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.settings import from_config
-
-CONFIG = experiment.config_flag("experiments/configs/mqar.py:small")
-WORKDIR = experiment.workdir_flag("runs/mqar")
+from cram_jax.training.step import Learner
 
 
 def build(config) -> tuple[Learner, RunConfig]:
     """What to train and for how long, from the settings."""
-    return experiment.build(config, MQARTask(from_config(MQARConfig(), config.data), config.examples))
+    return runs.build(config, MQARTask(from_config(MQARConfig(), config.data), config.examples))
 
 
 def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]) -> dict:
     """The run's summary, with the accuracy that settings are chosen by."""
-    out = experiment.finish(learner, run, seed, state, lines)
+    out = runs.finish(learner, run, seed, state, lines)
     chosen_by = loop.evaluate(learner, run, state, seed, run.held_out_tokens, split="validation")
     return out | {
         "validation_accuracy": chosen_by["accuracy"],
@@ -50,15 +48,15 @@ def table(out: dict) -> list[tuple[str, str]]:
 def train(config, workdir: Path) -> dict:
     """One run, or what is left of it: its summary, which is shown and written into the directory."""
     learner, run = build(config)
-    state, lines = experiment.train(config, learner, run, workdir)
+    state, lines = runs.train(config, learner, run, workdir)
     out = finish(learner, run, config.seed, state, lines)
-    experiment.report(workdir, f"MQAR, {config.model}, {run.length} tokens, seed {config.seed}", out, table(out))
+    runs.report(workdir, f"MQAR, {config.model}, {run.length} tokens, seed {config.seed}", out, table(out))
     return out
 
 
-def main(_) -> None:
-    train(CONFIG.value, Path(WORKDIR.value))
+def main(args) -> None:
+    train(args.config, Path(args.workdir))
 
 
 if __name__ == "__main__":
-    experiment.launch(main)
+    launch.run(main, config="mqar.py:small", workdir="runs/mqar", takes="1 to 2 minutes on one CPU core (small)")

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import mqar
 import numpy as np
 from absl import flags
+from cram_jax.training.learner import Learner
 from lib import gather, results
 from lib.figures import plasticity as plasticity_figures
 from ml_collections import ConfigDict
@@ -23,7 +24,6 @@ from cram_jax.functional import palimpsa
 from cram_jax.training import experiment
 from cram_jax.training import learner as learning
 from cram_jax.training.checkpoints import Checkpoints
-from cram_jax.training.learner import Learner
 from cram_jax.training.loop import RunConfig
 
 RESULTS = flags.DEFINE_string("results", "", "Where result and figure go; plasticity in the workdir by default.")

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import text
 from absl import flags
+from cram_jax.training.learner import Learner
 from lib import gather, results
 from lib.figures import redundancy as redundancy_figures
 
@@ -25,7 +26,6 @@ from cram_jax.functional.common import rms_norm
 from cram_jax.models.stack import Stack
 from cram_jax.training import experiment, loop
 from cram_jax.training import learner as learning
-from cram_jax.training.learner import Learner
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.metrics import read, strict
 from cram_jax.training.settings import claim_workdir

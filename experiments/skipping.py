@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import srcd
 from absl import flags
+from cram_jax.training.learner import Learner
 from lib import gather, results
 
 from cram_jax.analysis.timing import timed
@@ -33,7 +34,6 @@ from cram_jax.functional import consolidation, cram, episodic
 from cram_jax.training import experiment
 from cram_jax.training import learner as learning
 from cram_jax.training.checkpoints import Checkpoints
-from cram_jax.training.learner import Learner
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.metrics import means
 
@@ -64,14 +64,14 @@ def no_episodic():
     def read(params, plan, x_BxTxD, worth_BxT, *, cfg):
         return jnp.zeros_like(x_BxTxD), jnp.zeros_like(worth_BxT)
 
-    def lessons(f, plan, params, z_BxTxD, retrieved_BxTxD, *, rungs):
+    def lessons(f, plan, params, z_BxTxD, retrieved_BxTxD, *, sizes):
         zero = jnp.zeros(())
         return zero, consolidation.ConsolidationStats(jnp.zeros(z_BxTxD.shape[-1]), zero, zero)
 
     with contextlib.ExitStack() as stack:
         for module, f in ((episodic, decide_writes), (episodic, plan_reads), (episodic, read)):
             stack.enter_context(mock.patch.object(module, f.__name__, f))
-        stack.enter_context(mock.patch.object(cram.kernels, "on_ladder", lessons))
+        stack.enter_context(mock.patch.object(cram.kernels, "in_buckets", lessons))
         yield
 
 
@@ -102,7 +102,7 @@ def agreement(learner: Learner, state, batches) -> dict:
     layer = dataclasses.replace(layer, episodic=dataclasses.replace(layer.episodic, backend="reference"))
     masking = dataclasses.replace(learner, model=dataclasses.replace(learner.model, layer=layer))
     steps = {"skipping": compiled_step(learner, state, batches[0])}
-    with mock.patch.object(episodic, "RUNGS", ((1, 1),)):  # lists as long as the sequence
+    with mock.patch.object(episodic, "BUCKET_SIZES", ((1, 1),)):  # lists as long as the sequence
         steps["everything"] = compiled_step(masking, state, batches[0])
     seen = {name: [] for name in steps}
     for name, step in steps.items():

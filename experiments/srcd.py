@@ -5,31 +5,25 @@ python experiments/srcd.py --config=experiments/configs/srcd.py:small --workdir=
 
 from pathlib import Path
 
-import lesion
 import numpy as np
-from lib import gather
+from lib import gather, launch, lesion, runs, summary
 from lib.figures import training
 
-from cram_jax.analysis import summary
 from cram_jax.tasks.srcd import SRCDConfig
 from cram_jax.tasks.srcd_task import SRCDTask
-from cram_jax.training import experiment
-from cram_jax.training.learner import Learner
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.settings import from_config
-
-CONFIG = experiment.config_flag("experiments/configs/srcd.py:small")
-WORKDIR = experiment.workdir_flag("runs/srcd")
+from cram_jax.training.step import Learner
 
 
 def build(config) -> tuple[Learner, RunConfig]:
     """What to train and for how long, from the settings."""
-    return experiment.build(config, SRCDTask(from_config(SRCDConfig(), config.data), config.dynamics_weight))
+    return runs.build(config, SRCDTask(from_config(SRCDConfig(), config.data), config.dynamics_weight))
 
 
 def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]) -> dict:
     """The run's summary, with lesions and how often each pattern was asked for."""
-    out = experiment.finish(learner, run, seed, state, lines)
+    out = runs.finish(learner, run, seed, state, lines)
     out["dynamics_mse_excess"] = out["dynamics_mse"] - learner.task.data.noise**2
     if learner.model.consolidates:
         batches = [learner.task.batch("held_out", seed, i, run.length, run.batch) for i in range(16)]
@@ -92,9 +86,9 @@ def consolidation_rows(out: dict) -> list[tuple[str, str]]:
 def train(config, workdir: Path) -> dict:
     """One run, or what is left of it: its summary, which is shown and written into the directory, and its figure."""
     learner, run = build(config)
-    state, lines = experiment.train(config, learner, run, workdir, patterns=learner.task.data.patterns)
+    state, lines = runs.train(config, learner, run, workdir, patterns=learner.task.data.patterns)
     out = finish(learner, run, config.seed, state, lines)
-    experiment.report(workdir, f"SRCD, {config.model}, {run.length} events, seed {config.seed}", out, table(out))
+    runs.report(workdir, f"SRCD, {config.model}, {run.length} events, seed {config.seed}", out, table(out))
     settings = gather.portable(config)
     result = gather.result(
         "srcd", f"How does {config.model} learn SRCD?", "python experiments/srcd.py", gather.made_by([out]),
@@ -105,9 +99,9 @@ def train(config, workdir: Path) -> dict:
     return out
 
 
-def main(_) -> None:
-    train(CONFIG.value, Path(WORKDIR.value))
+def main(args) -> None:
+    train(args.config, Path(args.workdir))
 
 
 if __name__ == "__main__":
-    experiment.launch(main)
+    launch.run(main, config="srcd.py:small", workdir="runs/srcd", takes="1 (tiny) to 10 minutes (paper), two CPU cores")

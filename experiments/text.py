@@ -6,20 +6,14 @@ python experiments/text.py [--files=FOLDER --files='src/**/*.c' ...] [--config.m
 from pathlib import Path
 
 import numpy as np
-from absl import flags
+from cram_jax.training.learner import Learner
 from lib import gather
 from lib.figures import text as text_figures
 
 from cram_jax.analysis import ngram, summary
 from cram_jax.tasks import text
 from cram_jax.tasks.text_task import KINDS, TextTask
-from cram_jax.training import experiment
-from cram_jax.training.learner import Learner
 from cram_jax.training.loop import RunConfig
-
-CONFIG = experiment.config_flag("experiments/configs/text.py:small")
-WORKDIR = experiment.workdir_flag("runs/text")
-FILES = flags.DEFINE_multi_string("files", [], "Files, folders or globs; the Python standard library by default.")
 
 
 def build(config) -> tuple[Learner, RunConfig]:
@@ -29,7 +23,7 @@ def build(config) -> tuple[Learner, RunConfig]:
       ValueError, KeyError: for settings out of range, or files that cannot be trained on.
     """
     task = TextTask(tuple(config.files), config.held_out_share)
-    learner, run = experiment.build(config, task)
+    learner, run = runs.build(config, task)
     longest = max([run.length, *(length for _, length, _ in run.curriculum)])
     for split in text.SPLITS:
         task.corpus.windows(split, config.seed, 0, longest, 1)
@@ -39,7 +33,7 @@ def build(config) -> tuple[Learner, RunConfig]:
 def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]) -> dict:
     """The run's summary, and the n-grams' on the same held-out bytes."""
     corpus = learner.task.corpus
-    out = experiment.finish(learner, run, seed, state, lines)
+    out = runs.finish(learner, run, seed, state, lines)
     batches = range(run.held_out_batches(run.final_tokens))
     windows = [corpus.windows("held_out", seed, index, run.length, run.batch) for index in batches]
     grams = ngram.fit(corpus.contents("train"), corpus.train.bytes)
@@ -78,9 +72,9 @@ def opened(config, files: tuple[str, ...]):
 def train(config, workdir: Path) -> dict:
     """One run, or what is left of it: its summary, which is shown, drawn and written into the directory."""
     learner, run = build(config)
-    state, lines = experiment.train(config, learner, run, workdir)
+    state, lines = runs.train(config, learner, run, workdir)
     out = finish(learner, run, config.seed, state, lines)
-    experiment.report(workdir, f"Text, {config.model}, {run.length} bytes, seed {config.seed}", out, table(out))
+    runs.report(workdir, f"Text, {config.model}, {run.length} bytes, seed {config.seed}", out, table(out))
     settings = gather.portable(config)
     result = gather.result(
         "text", f"How does {config.model} learn real text?", "python experiments/text.py", gather.made_by([out]),
@@ -90,9 +84,12 @@ def train(config, workdir: Path) -> dict:
     return out
 
 
-def main(_) -> None:
-    train(opened(CONFIG.value, tuple(FILES.value)), Path(WORKDIR.value))
+def main(args) -> None:
+    train(opened(args.config, tuple(args.files)), Path(args.workdir))
 
 
 if __name__ == "__main__":
-    experiment.launch(main)
+    files = launch.Flag([], "Files, folders or globs; the Python standard library by default. May be repeated.")
+    launch.run(
+        main, config="text.py:small", workdir="runs/text", files=files, takes="3 minutes on two CPU cores"
+    )

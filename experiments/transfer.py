@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import srcd
 from absl import flags
+from cram_jax.training.learner import Learner
 from lib import gather, results
 from lib.figures import transfer as transfer_figures
 from ml_collections import ConfigDict
@@ -29,7 +30,6 @@ from cram_jax.tasks.irregular_task import IrregularTask, area_under_curve
 from cram_jax.training import experiment, loop
 from cram_jax.training import learner as learning
 from cram_jax.training.checkpoints import Checkpoints
-from cram_jax.training.learner import Learner
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.metrics import read
 from cram_jax.training.settings import from_config

@@ -1,10 +1,12 @@
-"""Kernels: attention over a plan, which does no work for what a router skipped, and the recurrent scans."""
+"""Kernels: attention over a plan, which computes only what a router selected, and scans over a recurrent state."""
 
+from .backends import NotSupported
+from .common import segment_starts
 from .palimpsa import PalimpsaState, palimpsa_scan, shared_importance_scan
 from .skip_attention import (
     SkipPlan,
+    in_buckets,
     make_plan,
-    on_ladder,
     read_cache,
     resolve,
     skip_attention,
@@ -14,13 +16,15 @@ from .skip_attention import (
 from .ssd import ssd_scan
 
 __all__ = [
+    "NotSupported",
     "PalimpsaState",
     "SkipPlan",
+    "in_buckets",
     "make_plan",
-    "on_ladder",
     "palimpsa_scan",
     "read_cache",
     "resolve",
+    "segment_starts",
     "shared_importance_scan",
     "skip_attention",
     "skip_attention_compact",

@@ -1,8 +1,8 @@
-"""What the scans over a recurrent state share: checks, segments, and sequences cut into chunks.
+"""What the scans over a recurrent state share: checks, the choice of a backend, and sequences cut into chunks.
 
-Tokens may be packed: a segment that starts at a position sees nothing of what came before it. Inside a chunk this is a
-number per token, how many segments have started in the chunk so far; 0 is the segment that goes on from before. It is
-never a decay of minus infinity, whose gradients would be NaN.
+Sequences may be packed: a token sees nothing of the segments before its own. Inside a chunk, `part` is a number for
+each token: how many segments have started in the chunk so far. 0 is the segment that goes on from the chunk before. A
+start is not written as a decay of minus infinity, because the gradients would be NaN.
 """
 
 from functools import partial
@@ -10,16 +10,19 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-# Float32 products are float32, which accelerators round to fewer bits where they may.
+from .backends import Backends, Call, device_of
+from .common import accumulator, default_scale, segment_starts
+
+# Float32 products stay float32; by default accelerators round them to fewer bits.
 exact_einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def check_heads(v_BxTxHxV, grouped: dict, by_head: dict) -> None:
-    """Raises ValueError for shapes that do not go with those of the values.
+    """Raises ValueError unless the shapes agree with the shape of the values.
 
     Args:
-      grouped: arrays (B T G K) by name; G divides H, and they agree.
-      by_head: arrays by name, with the shape each has to have.
+      grouped: arrays (B T G K) by name. All have one shape, and G divides H.
+      by_head: (array or None, the shape that it must have) by name.
     """
     B, T, H, _ = v_BxTxHxV.shape
     if T < 1:
@@ -37,25 +40,52 @@ def check_heads(v_BxTxHxV, grouped: dict, by_head: dict) -> None:
             raise ValueError(f"{name} must have shape {shape} to go with v_BxTxHxV of {v_BxTxHxV.shape}, got {x.shape}")
 
 
-def starts(segment_BxT, B: int, T: int):
-    """(B T): True where a new segment begins; the first token goes on from the state that is handed in."""
-    if segment_BxT is None:
-        return jnp.zeros((B, T), bool)
-    return jnp.diff(segment_BxT, axis=1, prepend=segment_BxT[:, :1]) != 0
+def run(backends: Backends, backend: str, q_BxTxGxK, *others, scale: float | None, chunk: int | None):
+    """Runs a family's scan on a backend that can run it here.
+
+    Args:
+      others: what the scan takes after the queries.
+      scale: factor on what is read; K**-0.5 by default.
+      chunk: tokens in a chunk; the backend's choice by default.
+
+    Raises:
+      ValueError: for a chunk below 1, an unknown backend, or one that cannot run here.
+    """
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk must be at least 1 (or None for the backend's choice), got {chunk}")
+    T, K = q_BxTxGxK.shape[1], q_BxTxGxK.shape[3]
+    call = Call(jax.default_backend(), rows=T, keys=T, dtype=q_BxTxGxK.dtype, device=device_of(q_BxTxGxK))
+    scan = backends[backends.resolve(backend, call)].scan
+    return scan(q_BxTxGxK, *others, scale=default_scale(scale, K), chunk=chunk)
+
+
+def empty_state(v_BxTxHxV, K: int):
+    """Zeros (B H V K), in float32 or wider."""
+    B, _, H, V = v_BxTxHxV.shape
+    return jnp.zeros((B, H, V, K), accumulator(v_BxTxHxV.dtype))
+
+
+def starts_of(segment_BxT, B: int, T: int):
+    """(B T): where a segment starts and nothing is carried over. None means that all tokens share one segment."""
+    return jnp.zeros((B, T), bool) if segment_BxT is None else segment_starts(segment_BxT)
 
 
 def to_heads(x_BxTxGxK, H: int):
-    """(B T H K): each group's for all its heads."""
+    """(B T H K): each head gets the rows of its group."""
     return jnp.repeat(x_BxTxGxK, H // x_BxTxGxK.shape[2], axis=2)
 
 
 def wide(*arrays):
-    """In float32 at least: what is added up over a sequence."""
-    return [x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in arrays]
+    """The arrays in float32 or wider, the dtype of sums over a sequence."""
+    return [x.astype(accumulator(x.dtype)) for x in arrays]
 
 
 def in_chunks(x_BxT, chunk: int, fill: int = 0):
-    """(chunks, B, chunk, ...), filled up so that nothing happens: no write, no start, and no decay."""
+    """(chunks, B, chunk, ...). The last chunk is filled with tokens that write nothing and start no segment.
+
+    Args:
+      fill: value of the added tokens. Of a decay it is 1.
+    """
     B, T = x_BxT.shape[:2]
     widths = [(0, 0), (0, -T % chunk), *[(0, 0)] * (x_BxT.ndim - 2)]
     x_BxT = jnp.pad(x_BxT, widths, constant_values=fill)
@@ -63,19 +93,6 @@ def in_chunks(x_BxT, chunk: int, fill: int = 0):
 
 
 def from_chunks(x_NxBxQ, T: int):
-    """Back to (B T ...)."""
+    """(B T ...) again: the inverse of `in_chunks`."""
     N, B, Q = x_NxBxQ.shape[:3]
     return x_NxBxQ.swapaxes(0, 1).reshape(B, N * Q, *x_NxBxQ.shape[3:])[:, :T]
-
-
-def check_backend(backend: str, backends: dict) -> None:
-    """Raises ValueError for a name that is no backend of a scan."""
-    if backend == "gpu":
-        raise ValueError('there is no GPU kernel of this scan; GPUs take backend="xla", as "auto" does')
-    if backend not in backends:
-        raise ValueError(f"backend must be one of {('auto', *backends)}, got {backend!r}")
-
-
-def on_this_platform() -> str:
-    """The backend that "auto" stands for."""
-    return "tpu" if jax.default_backend() == "tpu" else "xla"

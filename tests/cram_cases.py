@@ -38,8 +38,8 @@ def stream(params, state, x_BxTxD, gap_BxT, cfg, key):
     """`step` over the whole sequence: (outputs, routes), batch first."""
 
     def one(cache, token):
-        y_BxD, cache, routes = cram.step(params, state, cache, token[0], cfg=cfg, gap_B=token[1], key=key)
-        return cache, (y_BxD, routes)
+        y_BxD, cache, aux = cram.step(params, state, cache, token[0], cfg=cfg, gap_B=token[1], key=key)
+        return cache, (y_BxD, aux.routes)
 
     tokens = (jnp.swapaxes(x_BxTxD, 0, 1), jnp.swapaxes(gap_BxT, 0, 1))
     _, out = jax.lax.scan(one, cram.init_cache(cfg, B), tokens)
@@ -55,11 +55,11 @@ def loss(params, state, x_BxTxD, gap_BxT, cfg, key):
 def poisoned_reads(read, poison):
     """`episodic.read` with `poison` in every row that neither routed nor was audited."""
 
-    def poisoned(params, plan, x_BxTxD, worth_BxT, *, cfg):
-        r_BxTxD, use_BxT = read(params, plan, x_BxTxD, worth_BxT, cfg=cfg)
+    def poisoned(params, plan, x_BxTxD, read_weight_BxT, *, cfg):
+        r_BxTxD, reads_BxT = read(params, plan, x_BxTxD, read_weight_BxT, cfg=cfg)
         attends_BxT = plan.scatter(jnp.ones(plan.rows_BxC.shape, bool), x_BxTxD.shape[1])
         filled = lambda a, attends: jnp.where(attends, a, poison)
-        return filled(r_BxTxD, attends_BxT[..., None]), filled(use_BxT, attends_BxT)
+        return filled(r_BxTxD, attends_BxT[..., None]), filled(reads_BxT, attends_BxT)
 
     return poisoned
 

@@ -1,38 +1,40 @@
-"""What the README says, runs."""
+"""README and the pages in docs/: their code runs as it is printed, their links lead somewhere."""
 
 import re
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n# (\w+)\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCKS = [
+    pytest.param(code, id=f"{page.relative_to(ROOT)}:{number}")
+    for page in PAGES
+    for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE))
+]
 
 
-@pytest.mark.parametrize(("name", "code"), BLOCKS, ids=[name for name, _ in BLOCKS])
-def test_a_block_of_code_runs(name, code):
-    key = jax.random.key(0)
-    names = {"key": key, "x_BxTxD": jax.random.normal(key, (2, 16, 64)), "gap_BxT": jnp.ones((2, 16))}
-    exec(code, names)
-    if name == "Depths":
-        attends_BxT = jnp.any(names["y_BxTxHxV"] != 0, axis=(2, 3))
-        assert jnp.all(jnp.sum(attends_BxT, axis=1) == 32)
-        return
-    y_BxTxD = names["y_BxTxD"]
-    if name == "Scans":
-        assert y_BxTxD.shape == (2, 100, 64) and names["cfg"].rank and jnp.all(jnp.isfinite(y_BxTxD))
-        return
-    assert y_BxTxD.shape == (2, 16, 64) and jnp.all(jnp.isfinite(y_BxTxD))
-    assert names["aux"].sums.tokens == 32
+@pytest.mark.parametrize("code", BLOCKS)
+def test_a_block_of_code_runs_as_it_is_printed(code):
+    exec(compile(code, "block", "exec"), {"__name__": "__main__"})
 
 
-def test_there_are_blocks():
-    assert [name for name, _ in BLOCKS] == ["NNX", "Linen", "Depths", "Scans"]
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_within_the_repository_lead_to_files(page):
+    targets = re.findall(r"\]\((?![a-z]+:|#)([^)\s#]+)", page.read_text())
+    assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
-def test_every_file_it_names_exists():
-    root = Path(__file__).parents[1]
-    for path in re.findall(r"(?:experiments|cram_jax)/[\w/]+\.(?:py|png|json)", README):
-        assert (root / path).exists(), path
+def test_the_readme_is_short_and_shows_a_layer():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    assert "cj.CRAM(" in text and "```python" in text
+
+
+def test_commands_named_on_pages_exist():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for page in PAGES:
+        text = page.read_text()
+        assert set(re.findall(r"\bmake ([a-z-]+)", "\n".join(re.findall(r"`[^`]+`", text)))) <= set(targets), page
+        for path in re.findall(r"python ((?:experiments|tests)/\w+(?:/\w+)*\.py)", text):
+            assert "NAME" in path or (ROOT / path).exists(), f"{page}: {path}"

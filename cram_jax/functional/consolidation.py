@@ -1,7 +1,7 @@
-"""How well a layer's semantic memory replaces its retrievals: the running state, quality (Eq 6), familiarity.
+"""How well a layer's semantic memory replaces its retrievals: running statistics, quality (Eq 6), familiarity.
 
-Eq 6 compares a recall with the retrieval it is to save, so it is known only where a token did retrieve. The
-familiarity head estimates it from the token alone; it learns from tokens that retrieved, and decides for all.
+Eq 6 compares a recall with the retrieval that it is to save, so quality is known only where a token did retrieve. The
+familiarity head estimates it from the token alone. It learns from tokens that retrieved, and is used for all.
 """
 
 import dataclasses
@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Float, Key, Marks, Scalar, Tokens
-from cram_jax.functional.common import FeedForward, at_least_one, feed_forward, init_feed_forward
+from cram_jax.functional.common import FeedForward, check_at_least_one, feed_forward, init_feed_forward
 
-FLOOR = 0.01  # of sigma^2, in units of a token's mean square per coordinate
+LEAST_VARIANCE = 0.01  # of sigma^2
 
 
 @jax.tree_util.register_static
@@ -27,7 +27,7 @@ class ConsolidationConfig:
     width: int = 64
 
     def __post_init__(self):
-        at_least_one(self, "width")
+        check_at_least_one(self, "width")
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {self.decay}")
 
@@ -79,18 +79,18 @@ def release(state: ConsolidationState, when: Bool[Array, ""] | bool = True) -> C
 def variance(state: ConsolidationState) -> Float[Array, "*layers"]:
     """sigma^2 of Eq 6: the mean squared distance of retrievals from their mean; 1 before any was seen.
 
-    It is centred: with an uncentred one, retrievals with a large constant part would all look familiar. It is at least
-    FLOOR: in a layer that stopped attending, retrievals shrink together, and divided by their own variance the noise
-    of distilling them would be the largest gradient there is.
+    It is centred: with an uncentred variance, retrievals with a large constant part would all look familiar. It is at
+    least LEAST_VARIANCE: in a layer that stopped attending retrievals shrink, and divided by their own variance they
+    would give the largest gradient of all.
     """
     seen = state.weight > 0
     weight = jnp.where(seen, state.weight, 1)
     centred = state.square / weight - jnp.sum((state.mean_D / weight[..., None]) ** 2, axis=-1)
-    return jnp.where(seen, jnp.maximum(centred, FLOOR), 1)
+    return jnp.where(seen, jnp.maximum(centred, LEAST_VARIANCE), 1)
 
 
 def statistics(retrieved_BxTxD: Tokens, retrieved_BxT: Marks) -> ConsolidationStats:
-    """Sums over tokens that retrieved. Other rows are not looked at. No gradient."""
+    """Sums over tokens that retrieved; other rows are ignored. No gradient."""
     r_BxTxD = jax.lax.stop_gradient(jnp.where(retrieved_BxT[..., None], retrieved_BxTxD, 0))
     return ConsolidationStats(
         jnp.sum(r_BxTxD, axis=(0, 1)), jnp.sum(r_BxTxD**2), jnp.sum(retrieved_BxT, dtype=r_BxTxD.dtype)
@@ -98,7 +98,7 @@ def statistics(retrieved_BxTxD: Tokens, retrieved_BxT: Marks) -> ConsolidationSt
 
 
 def update(state: ConsolidationState, stats: ConsolidationStats, axis_name: str | None = None) -> ConsolidationState:
-    """Once a training step, after all sums: moves the running mean and variance. No retrieval, no change.
+    """Moves the running mean and variance; without a retrieval nothing changes. Once a training step, after all sums.
 
     Args:
       axis_name: sums the statistics over that mapped axis first.
@@ -129,13 +129,13 @@ def quality(
 
 
 def init_familiarity(key: Key, D: int, cfg: ConsolidationConfig) -> FeedForward:
-    """A small network from a token to the logit of its estimated quality; starts at 1/2."""
+    """A small network from a token to the logit of its estimated quality, which starts at 1/2."""
     head = init_feed_forward(key, D, cfg.width, 1)
     return head._replace(out_FxD=jnp.zeros_like(head.out_FxD))
 
 
 def familiarity_logit(params: FeedForward, x: Float[Array, "... D"]) -> Float[Array, "..."]:
-    """Logit of q-hat, the quality a retrieval would show, without retrieving. The token gets no gradient."""
+    """Logit of q-hat, the quality that a retrieval would show, without retrieving. The token gets no gradient."""
     return feed_forward(params, jax.lax.stop_gradient(x))[..., 0]
 
 

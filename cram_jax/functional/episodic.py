@@ -9,23 +9,25 @@ import jax.numpy as jnp
 
 from cram_jax import kernels
 from cram_jax.dims import Array, Bool, Float, Int, Key, Marks, Segments, Token, Tokens
-from cram_jax.functional.common import FeedForward, at_least_one, feed_forward, init_feed_forward, normal, rotate
+from cram_jax.functional.common import FeedForward, check_at_least_one, feed_forward, init_feed_forward, normal, rotate
 
-# After the release a training attends with some 5% of tokens, audits included, and keeps under 20%.
-RUNGS = ((8, 4), (1, 1))
+# Shares of a sequence's (queries, keys). After the release, training attends with some 5% of tokens, audits included,
+# and keeps under 20%.
+BUCKET_SIZES = ((1 / 8, 1 / 4), (1, 1))
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class EpisodicConfig:
     """heads: H. head_dim: K, of keys and of values; one coordinate of the values carries the write gate's gradient.
-    memory: M, how many kept events the buffer holds; the oldest leaves first.
-    rotary: positions in queries and keys; content alone tells where it is False.
-    write_audit_rate: least chance of an event that the gate says no to, to be kept in training; it is exp(logit) where
-        that is more. So a binding that was dropped, and whose queries are therefore routed away, is tried again in
-        proportion to what is expected of it: at a constant 2% two keys of 400 were never kept again in 10,000 steps.
-    write_bias: logit of the write gate at the start; above 0 it keeps all events. The gate's gradient begins at
-        exp(write_bias), and shares one clip with the rest of the model.
+    memory: M, kept events that the buffer holds; the oldest leaves first.
+    rotary: rotates queries and keys by their position; without it attention sees content alone.
+    write_audit_rate: in training, an event that the write gate refuses is kept with chance exp(logit), and at least
+        with this one. So a binding that was dropped, and whose queries are therefore routed away, is tried again in
+        proportion to the reads expected of it. With a constant 2%, two keys of 400 were never kept again in 10,000
+        steps.
+    write_bias: initial logit of the write gate; above 0 it keeps all events. The gate's gradient begins at
+        exp(write_bias), and is clipped together with the rest of the model.
     width: hidden units of the write gate.
     backend: of `kernels.skip_attention_compact`.
     """
@@ -40,7 +42,7 @@ class EpisodicConfig:
     backend: str = "auto"
 
     def __post_init__(self):
-        at_least_one(self, "heads", "memory", "width")
+        check_at_least_one(self, "heads", "memory", "width")
         if self.head_dim < 2:
             raise ValueError(f"head_dim must be at least 2, got {self.head_dim}")
         if not 0 < self.write_audit_rate <= 1:
@@ -50,7 +52,7 @@ class EpisodicConfig:
 class EpisodicParams(NamedTuple):
     """Attributes:
     q_DxHxK, k_DxHxK. v_DxHxV, o_HxVxD: without the coordinate of the write gate.
-    write: the write gate, from a token and its novelty 1 - q-hat to a logit.
+    write: the write gate, from a token and its novelty 1 - q-hat to a logit (`Writes`).
     """
 
     q_DxHxK: Float[Array, "D H K"]
@@ -61,8 +63,10 @@ class EpisodicParams(NamedTuple):
 
 
 class EpisodicCache(NamedTuple):
-    """A ring of the last M kept events: Eq 3's (k_i, v_i). Its tau_i is in the key where that is rotated; its c_i, the
-    novelty, went into the write gate, and nothing reads it again.
+    """A ring of the last M kept events: Eq 3's (k_i, v_i).
+
+    Eq 3's tau_i is in the key if that is rotated. Its c_i, the novelty, went into the write gate; nothing reads it
+    later.
 
     Attributes:
       k_NxMxK, v_NxMxV: keys and values; sequences and heads are one axis (`kernels.read_cache`).
@@ -75,7 +79,7 @@ class EpisodicCache(NamedTuple):
 
 
 def init(key: Key, D: int, cfg: EpisodicConfig) -> EpisodicParams:
-    """Unit-variance projections; almost everything is kept."""
+    """Unit-variance projections; almost all events are kept."""
     H, K = cfg.heads, cfg.head_dim
     q, k, v, o, w = jax.random.split(key, 5)
     gate = init_feed_forward(w, D + 1, cfg.width, 1)
@@ -96,15 +100,15 @@ def init_cache(cfg: EpisodicConfig, batch: int, dtype: str | None = None) -> Epi
 
 class Writes(NamedTuple):
     """Attributes:
-    logit_BxT: of the gate: log of how many reads it expects of an event, over how many are worth keeping it.
+    logit_BxT: log(expected reads of the event / reads needed to justify keeping it).
     kept_BxT: which events enter the buffer.
-    worth_BxT: 0, with the gradient of logit / P(kept): an event's share of what a read of it is worth. Only a kept
-        event can be read, so this weight makes the expected gradient that of keeping the event, the others as they are.
+    read_weight_BxT: 0, with the gradient of logit / P(kept). Reads of an event pass a gradient to the gate through it.
+        Only a kept event can be read, so the division makes the expected gradient that of keeping the event.
     """
 
     logit_BxT: Float[Array, "*shape"]
     kept_BxT: Bool[Array, "*shape"]
-    worth_BxT: Float[Array, "*shape"]
+    read_weight_BxT: Float[Array, "*shape"]
 
 
 def decide_writes(
@@ -115,11 +119,11 @@ def decide_writes(
     *,
     cfg: EpisodicConfig,
 ) -> Writes:
-    """Which events are kept: those with logit > 0, and where random numbers are given, others with chance exp(logit).
+    """Which events are kept: those with logit > 0 and, if random numbers are given, others with chance exp(logit).
 
-    The gate learns from use alone: the attention an event receives from routed queries, mean over heads. It regresses
-    it (`objective.write_loss`), so that exp(logit) is the use expected of an event over the use worth keeping one for.
-    A log-bias on its key cannot teach it: once a query matches, the attention weight is 1 whatever the bias.
+    The gate learns only from reads: the attention that an event receives from routed queries, mean over heads. It
+    regresses them (`objective.write_loss`). A log-bias on the event's key could not teach the gate: once a query
+    matches, the attention weight is 1 whatever the bias.
     """
     seen = jnp.concatenate([jax.lax.stop_gradient(x), novelty[..., None]], axis=-1)
     logit = feed_forward(params.write, seen)[..., 0] + cfg.write_bias
@@ -134,15 +138,15 @@ def _queries(params: EpisodicParams, x_BxCxD, position_BxC, cfg: EpisodicConfig)
     return rotate(q, position_BxC) if cfg.rotary else q
 
 
-def _keys_values(params: EpisodicParams, x_BxSxD, worth_BxS, position_BxS, cfg: EpisodicConfig):
+def _keys_values(params: EpisodicParams, x_BxSxD, read_weight_BxS, position_BxS, cfg: EpisodicConfig):
     k = jnp.einsum("bsd,dhk->bshk", x_BxSxD, params.k_DxHxK)
     v = jnp.einsum("bsd,dhv->bshv", x_BxSxD, params.v_DxHxV)
-    worth = jnp.broadcast_to(worth_BxS[..., None, None], (*v.shape[:-1], 1)).astype(v.dtype)
-    return rotate(k, position_BxS) if cfg.rotary else k, jnp.concatenate([v, worth], axis=-1)
+    weight = jnp.broadcast_to(read_weight_BxS[..., None, None], (*v.shape[:-1], 1)).astype(v.dtype)
+    return rotate(k, position_BxS) if cfg.rotary else k, jnp.concatenate([v, weight], axis=-1)
 
 
 def _output(params: EpisodicParams, o_BxCxHxV):
-    """(r^E, use: what the read was worth to the gates of the events it read; 0, with their gradient)."""
+    """(r^E; reads: 0, with the gradient of the read weights of the events that were read)."""
     return jnp.einsum("bchv,hvd->bcd", o_BxCxHxV[..., :-1], params.o_HxVxD), jnp.mean(o_BxCxHxV[..., -1], axis=-1)
 
 
@@ -157,26 +161,27 @@ def read(
     params: EpisodicParams,
     plan: kernels.SkipPlan,
     x_BxTxD: Tokens,
-    worth_BxT: Float[Array, "B T"],
+    read_weight_BxT: Float[Array, "B T"],
     *,
     cfg: EpisodicConfig,
 ) -> tuple[Tokens, Float[Array, "B T"]]:
-    """What the tokens that attend read in the buffer (Eq 3), and the use the write gate learns from; 0 elsewhere.
+    """(r^E of the tokens that attend (Eq 3), the reads that the write gate learns from); 0 elsewhere.
 
-    Queries and outputs are projected for rows of the plan, keys and values for its slots: for as many as the shortest
-    of RUNGS has that holds them, in the longest sequence of the batch.
+    Queries and outputs are projected for the plan's rows only, keys and values for its slots only, in the smallest
+    bucket that holds the longest lists of the batch.
     """
     T, kind = x_BxTxD.shape[1], jnp.result_type(x_BxTxD, params.q_DxHxK)
     cfg = dataclasses.replace(cfg, backend=kernels.resolve(cfg.backend, T, T, kind))
-    return kernels.on_ladder(partial(_read, cfg), plan, params, x_BxTxD, worth_BxT, rungs=RUNGS)
+    return kernels.in_buckets(partial(_read, cfg), plan, params, x_BxTxD, read_weight_BxT, sizes=BUCKET_SIZES)
 
 
-def _read(cfg: EpisodicConfig, plan, params, x_BxTxD, worth_BxT):
+def _read(cfg: EpisodicConfig, plan, params, x_BxTxD, read_weight_BxT):
     T = x_BxTxD.shape[1]
     q = _queries(params, plan.gather_queries(x_BxTxD), plan.rows_BxC, cfg)
-    k, v = _keys_values(params, plan.gather_keys(x_BxTxD), plan.gather_keys(worth_BxT), plan.slots_BxS, cfg)
-    r_BxCxD, use_BxC = _output(params, kernels.skip_attention_compact(q, k, v, plan, backend=cfg.backend))
-    return plan.scatter(r_BxCxD, T), plan.scatter(use_BxC, T)
+    weight_BxS = plan.gather_keys(read_weight_BxT)
+    k, v = _keys_values(params, plan.gather_keys(x_BxTxD), weight_BxS, plan.slots_BxS, cfg)
+    r_BxCxD, reads_BxC = _output(params, kernels.skip_attention_compact(q, k, v, plan, backend=cfg.backend))
+    return plan.scatter(r_BxCxD, T), plan.scatter(reads_BxC, T)
 
 
 def write(
@@ -188,7 +193,7 @@ def write(
     *,
     cfg: EpisodicConfig,
 ) -> EpisodicCache:
-    """Puts one event into the ring where it is kept, over the oldest one when the ring is full."""
+    """Puts one event into the ring if it is kept; a full ring loses its oldest event."""
     B = x_BxD.shape[0]
     position_Bx1 = jnp.full((B, 1), position)
     k, v = _keys_values(params, x_BxD[:, None], jnp.zeros((B, 1)), position_Bx1, cfg)
@@ -198,7 +203,7 @@ def write(
 def push(
     cache: EpisodicCache, k_BxGxK: Float[Array, "B G K"], v_BxGxV: Float[Array, "B G V"], kept_B: Bool[Array, "B"]
 ) -> EpisodicCache:
-    """The ring with one event's key and value where it is kept, over the oldest one when it is full."""
+    """The ring with one event's key and value added if it is kept; a full ring loses its oldest event."""
     M = cache.k_NxMxK.shape[1]
     place_B = jnp.where(kept_B, cache.written_B % M, M)  # beyond the end: dropped
     return EpisodicCache(
@@ -209,7 +214,7 @@ def push(
 
 
 def look_up(cache: EpisodicCache, q_BxHxK: Float[Array, "B H K"], attends_B: Bool[Array, "B"]):
-    """What queries read in the ring, (B H V); 0 for those of sequences that do not attend."""
+    """What queries read in the ring, (B H V); 0 for sequences that do not attend."""
     end_B = jnp.where(attends_B, jnp.minimum(cache.written_B, cache.k_NxMxK.shape[1]), 0)
     return kernels.read_cache(q_BxHxK, cache.k_NxMxK, cache.v_NxMxV, end_B)
 
@@ -223,7 +228,7 @@ def read_cache(
     *,
     cfg: EpisodicConfig,
 ) -> Token:
-    """r^E of one token from the ring; 0 where it does not attend. Where none of the batch attends, nothing is read."""
+    """r^E of one token, read from the ring; 0 where it does not attend. If no sequence attends, nothing is computed."""
 
     def attend():
         q_Bx1xHxK = _queries(params, x_BxD[:, None], jnp.full((x_BxD.shape[0], 1), position), cfg)

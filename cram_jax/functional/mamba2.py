@@ -1,4 +1,4 @@
-"""Mamba-2 (Dao and Gu 2024), and with an importance MetaMamba2 (Bonnet et al., arXiv 2602.09075), as a layer.
+"""Mamba-2 (Dao and Gu 2024) as a layer; with an importance, MetaMamba2 (Bonnet et al., arXiv 2602.09075).
 
 Names are Mamba-2's where the papers differ: its C are queries, its B keys, and dt x the values.
 """
@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax import kernels
-from cram_jax.dims import Array, Float, Gap, Gaps, Key, Segments, Token, Tokens
-from cram_jax.functional.common import at_least_one, cast, check_compute, check_inputs, normal, rms_norm
+from cram_jax.dims import Array, Float, Gap, Gaps, Key, Token, Tokens
+from cram_jax.functional import operations
+from cram_jax.functional.common import cast, check_at_least_one, check_compute_dtype, normal, rms_norm
+from cram_jax.functional.layer import Layer, LayerAux, Operations, apply, init, init_cache, init_state, step
 from cram_jax.functional.recurrence import (
     SPREADS,
     Decay,
@@ -21,22 +23,25 @@ from cram_jax.functional.recurrence import (
     importance,
     init_decay,
     init_importance,
+    init_scan_state,
 )
+
+__all__ = ["Mamba2Cache", "Mamba2Config", "Mamba2Params", "apply", "init", "init_cache", "init_state", "step"]
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class Mamba2Config:
+class Mamba2Config(Layer):
     """D: width. heads, head_dim: H and V; their product is the inner width.
-    state: K, numbers a value is held in. groups: G; heads of a group share keys and queries. MetaMamba2 has as many
-        as heads.
-    rank: hidden units of the network that tells importance; 0 is Mamba-2, more is MetaMamba2.
-    conv: tokens the convolution sees.
-    norm_groups: parts of the inner width that are normalised each by itself; 1 in the papers' code, the number of
-        groups in that of Hugging Face since version 5.23.
-    epsilon: of the norms. spread: of decays at the start, one of `recurrence.SPREADS`.
+    state: K, numbers of state for each value. groups: G; heads of a group share keys and queries. MetaMamba2 has as
+        many groups as heads.
+    rank: hidden units of the network for importance; 0 is Mamba-2, more is MetaMamba2.
+    conv: tokens that the convolution sees.
+    norm_groups: parts of the inner width that are normalised separately; 1 in the papers' code, the number of groups
+        in that of Hugging Face since version 5.23.
+    epsilon: of the norms. spread: of the initial decays, one of `recurrence.SPREADS`.
     compute_dtype: of the projections and the convolution; None is that of the tokens. Decays, importance and state are
-        float32 in any case.
+        always float32.
     backend: of the scan.
     """
 
@@ -54,8 +59,8 @@ class Mamba2Config:
     backend: str = "auto"
 
     def __post_init__(self):
-        at_least_one(self, "D", "heads", "head_dim", "state", "groups", "conv", "norm_groups")
-        check_compute(self.compute_dtype)
+        check_at_least_one(self, "D", "heads", "head_dim", "state", "groups", "conv", "norm_groups")
+        check_compute_dtype(self.compute_dtype)
         if self.heads % self.groups or self.inner % self.norm_groups:
             raise ValueError(
                 f"groups must divide heads, and norm_groups heads x head_dim, got groups={self.groups}, "
@@ -74,6 +79,52 @@ class Mamba2Config:
     def convolved(self) -> int:
         """Channels of the convolution: x, B and C."""
         return self.inner + 2 * self.groups * self.state
+
+    def init(self, key: Key) -> "Mamba2Params":
+        """Unit-variance projections, decays as `spread` says."""
+        project, conv, decay, meta, out = jax.random.split(key, 5)
+        wide = self.inner + self.convolved + self.heads
+        return Mamba2Params(
+            norm_D=jnp.ones(self.D),
+            in_DxX=normal(project, (self.D, wide), self.D),
+            conv_WxX=normal(conv, (self.conv, self.convolved), self.conv),
+            conv_bias_X=jnp.zeros(self.convolved),
+            decay=init_decay(decay, self.heads, self.spread),
+            importance=init_importance(meta, self.D, self.rank, self.heads, self.head_dim) if self.rank else (),
+            skip_H=jnp.ones(self.heads),
+            out_norm_X=jnp.ones(self.inner),
+            out_XxD=normal(out, (self.inner, self.D), self.inner),
+        )
+
+    def init_cache(self, batch: int) -> "Mamba2Cache":
+        """Nothing seen yet."""
+        state = init_scan_state((batch, self.heads, self.head_dim, self.state), self.rank > 0)
+        return Mamba2Cache(jnp.zeros((batch, self.conv, self.convolved), self.compute_dtype), state)
+
+    def mix(self, params: "Mamba2Params", state, x_BxTxD: Tokens, gap_BxT: Gaps, *, key, train, segment_BxT):
+        """Whole sequences; gaps are not used."""
+        h, z, xBC, dt = _project(params, x_BxTxD, self)
+        weight_WxX, bias_X = cast((params.conv_WxX, params.conv_bias_X), self.compute_dtype)
+        xBC = causal_conv(xBC, weight_WxX, segment_BxT) + bias_X
+        read_BxTxX, _ = _scan(params, h, xBC, dt, None, segment_BxT, self, self.backend)
+        return _output(params, read_BxTxX, z, self).astype(x_BxTxD.dtype), LayerAux()
+
+    def mix_token(self, params: "Mamba2Params", state, cache: "Mamba2Cache", x_BxD: Token, gap_B: Gap, *, key):
+        """One token; gaps are not used."""
+        h_BxD, z, xBC, dt = _project(params, x_BxD, self)
+        weight_WxX, bias_X = cast((params.conv_WxX, params.conv_bias_X), self.compute_dtype)
+        past, xBC = conv_step(cache.past_BxWxX, xBC, weight_WxX)
+        one = h_BxD[:, None], (xBC + bias_X)[:, None], dt[:, None]
+        read_Bx1xX, scanned = _scan(params, *one, cache.state, None, self, "reference")
+        mixed_BxD = _output(params, read_Bx1xX[:, 0], z, self).astype(x_BxD.dtype)
+        return mixed_BxD, Mamba2Cache(past, scanned), LayerAux()
+
+    def operations(self, shape: tuple[int, int], routes, train: bool) -> Operations:
+        """Projections, convolution and state."""
+        projected = self.D * (2 * self.inner + self.convolved + self.heads)
+        importance = self.rank * (self.D + self.inner)
+        weights = projected + importance + self.conv * self.convolved
+        return operations.recurrent(weights, self.inner * self.state, self.rank > 0, shape, train)
 
 
 class Mamba2Params(NamedTuple):
@@ -103,40 +154,11 @@ class Mamba2Cache(NamedTuple):
     state: Float[Array, "B H V K"] | kernels.PalimpsaState
 
 
-def init(key: Key, cfg: Mamba2Config) -> Mamba2Params:
-    """Unit-variance projections, decays as `spread` says."""
-    project, conv, decay, meta, out = jax.random.split(key, 5)
-    wide = cfg.inner + cfg.convolved + cfg.heads
-    return Mamba2Params(
-        norm_D=jnp.ones(cfg.D),
-        in_DxX=normal(project, (cfg.D, wide), cfg.D),
-        conv_WxX=normal(conv, (cfg.conv, cfg.convolved), cfg.conv),
-        conv_bias_X=jnp.zeros(cfg.convolved),
-        decay=init_decay(decay, cfg.heads, cfg.spread),
-        importance=init_importance(meta, cfg.D, cfg.rank, cfg.heads, cfg.head_dim) if cfg.rank else (),
-        skip_H=jnp.ones(cfg.heads),
-        out_norm_X=jnp.ones(cfg.inner),
-        out_XxD=normal(out, (cfg.inner, cfg.D), cfg.inner),
-    )
-
-
-def init_state(cfg: Mamba2Config) -> tuple[()]:
-    """Nothing is learned outside the parameters."""
-    return ()
-
-
-def init_cache(cfg: Mamba2Config, batch: int) -> Mamba2Cache:
-    """Nothing seen yet."""
-    blank = lambda: jnp.zeros((batch, cfg.heads, cfg.head_dim, cfg.state))
-    state = kernels.PalimpsaState(blank(), blank()) if cfg.rank else blank()
-    return Mamba2Cache(jnp.zeros((batch, cfg.conv, cfg.convolved), cfg.compute_dtype), state)
-
-
 def _project(params: Mamba2Params, x: Float[Array, "... D"], cfg: Mamba2Config):
     """(normed token, z, what is convolved, dt)."""
     h = rms_norm(params.norm_D, x, cfg.epsilon)
-    all_of_it = cast(h, cfg.compute_dtype) @ cast(params.in_DxX, cfg.compute_dtype)
-    z, xBC, dt = jnp.split(all_of_it, (cfg.inner, cfg.inner + cfg.convolved), axis=-1)
+    projected = cast(h, cfg.compute_dtype) @ cast(params.in_DxX, cfg.compute_dtype)
+    z, xBC, dt = jnp.split(projected, (cfg.inner, cfg.inner + cfg.convolved), axis=-1)
     dt = jax.nn.softplus(dt.astype(x.dtype) + params.decay.bias_H)
     return h, z, xBC, dt
 
@@ -159,55 +181,9 @@ def _scan(params: Mamba2Params, h_BxTxD, xBC_BxTxX, dt_BxTxH, state, segment_BxT
     return (o + params.skip_H[:, None] * x_BxTxHxV).reshape(B, T, cfg.inner), state
 
 
-def _finish(params: Mamba2Params, x, read, z, cfg: Mamba2Config):
+def _output(params: Mamba2Params, read, z, cfg: Mamba2Config):
     gated = read * jax.nn.silu(z.astype(read.dtype))
     parts = gated.reshape(*gated.shape[:-1], cfg.norm_groups, -1)
     scale = params.out_norm_X.reshape(cfg.norm_groups, -1)
     normed = rms_norm(scale, parts, cfg.epsilon).reshape(gated.shape)
-    return x + (cast(normed, cfg.compute_dtype) @ cast(params.out_XxD, cfg.compute_dtype)).astype(x.dtype)
-
-
-def apply(
-    params: Mamba2Params,
-    state: tuple[()],
-    x_BxTxD: Tokens,
-    *,
-    cfg: Mamba2Config,
-    gap_BxT: Gaps | None = None,
-    key: Key | None = None,
-    train: bool = False,
-    segment_BxT: Segments | None = None,
-) -> tuple[Tokens, tuple[()]]:
-    """A whole sequence. `state`, `gap_BxT`, `key` and `train` are of the shared contract and change nothing here.
-
-    Raises:
-      ValueError, TypeError: for shapes or dtypes that do not fit the layer.
-    """
-    del state, key, train
-    check_inputs(x_BxTxD, cfg.D, gap_BxT, segment_BxT)
-    h, z, xBC, dt = _project(params, x_BxTxD, cfg)
-    weight_WxX, bias_X = cast((params.conv_WxX, params.conv_bias_X), cfg.compute_dtype)
-    xBC = causal_conv(xBC, weight_WxX, segment_BxT) + bias_X
-    read_BxTxX, _ = _scan(params, h, xBC, dt, None, segment_BxT, cfg, cfg.backend)
-    return _finish(params, x_BxTxD, read_BxTxX, z, cfg), ()
-
-
-def step(
-    params: Mamba2Params,
-    state: tuple[()],
-    cache: Mamba2Cache,
-    x_BxD: Token,
-    *,
-    cfg: Mamba2Config,
-    gap_B: Gap | None = None,
-    key: Key | None = None,
-) -> tuple[Token, Mamba2Cache, tuple[()]]:
-    """One token, streaming; equals `apply` at that position."""
-    del state, key
-    check_inputs(x_BxD[:, None], cfg.D, None if gap_B is None else gap_B[:, None], None)
-    h_BxD, z, xBC, dt = _project(params, x_BxD, cfg)
-    weight_WxX, bias_X = cast((params.conv_WxX, params.conv_bias_X), cfg.compute_dtype)
-    past, xBC = conv_step(cache.past_BxWxX, xBC, weight_WxX)
-    one = h_BxD[:, None], (xBC + bias_X)[:, None], dt[:, None]
-    read_Bx1xX, scanned = _scan(params, *one, cache.state, None, cfg, "reference")
-    return _finish(params, x_BxD, read_Bx1xX[:, 0], z, cfg), Mamba2Cache(past, scanned), ()
+    return cast(normed, cfg.compute_dtype) @ cast(params.out_XxD, cfg.compute_dtype)

@@ -1,4 +1,4 @@
-"""Gives a trained model metaplasticity without changing, at first, what it computes."""
+"""Conversion: gives a trained layer metaplasticity without changing what it computes at first."""
 
 import dataclasses
 from typing import TypeVar
@@ -16,19 +16,19 @@ Config = TypeVar("Config", Mamba2Config, PalimpsaConfig)
 
 
 def make_metaplastic(params: Params, cfg: Config, *, rank: int = 8, key: Key | None = None) -> tuple[Params, Config]:
-    """The metaplastic twin of a layer, or of the stacked layers of a network: (params, cfg).
+    """(params, cfg) of a metaplastic layer that computes the same function as this one.
 
-    Importance starts at exactly 0 in every head, so with the prior at 1 the twin is the same function; only rounding
-    differs, since another scan computes it. The gradient of each head's scale is not 0 (`recurrence.importance`). The
-    paper's own conversion changes the mixers' outputs, because it starts with importance above 0.
+    Importance starts at exactly 0 in every head, so with a prior of 1 the function is the same; only rounding differs,
+    because another scan computes it. The gradient of each head's scale is not 0 (`recurrence.importance`). The paper's
+    own conversion changes the mixers' outputs, because it starts with importance above 0.
 
     Args:
-      params: of one layer, or with leading axes of layers (`models/stack.py`).
-      rank: hidden units of the networks that tell importance.
-      key: for those networks, which nothing was learned of yet; a fixed one by default.
+      params: of one layer, or of several with leading axes (`models/stack.py`).
+      rank: hidden units of the new networks for importance.
+      key: for their initial weights; a fixed key by default.
 
     Raises:
-      ValueError: for a rank below 1, or a model that is metaplastic already.
+      ValueError: for a rank below 1, or a layer that is metaplastic already.
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")

@@ -1,7 +1,7 @@
-"""Palimpsa (Bonnet et al., arXiv 2602.09075) as a layer: a gated linear memory that knows what it must not forget.
+"""Palimpsa (Bonnet et al., arXiv 2602.09075) as a layer: gated linear attention with Bayesian metaplasticity.
 
-Without an importance (rank 0) the same block is gated linear attention with one decay a head, or with the delta rule
-Gated DeltaNet (Yang et al. 2025), to compare with. `recurrence.py` has its parts.
+Without an importance (rank 0) the same block is gated linear attention with one decay a head or, with the delta rule,
+Gated DeltaNet (Yang et al. 2025), to compare with. Its parts are in `recurrence.py`.
 """
 
 import dataclasses
@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax import kernels
-from cram_jax.dims import Array, Float, Gap, Gaps, Key, Segments, Token, Tokens
-from cram_jax.functional.common import at_least_one, cast, check_compute, check_inputs, normal, rms_norm, segment_starts
+from cram_jax.dims import Array, Float, Gap, Gaps, Key, Token, Tokens
+from cram_jax.functional import operations
+from cram_jax.functional.common import cast, check_at_least_one, check_compute_dtype, normal, rms_norm
+from cram_jax.functional.layer import Layer, LayerAux, Operations, apply, init, init_cache, init_state, step
 from cram_jax.functional.recurrence import (
     SPREADS,
     Decay,
@@ -22,21 +24,27 @@ from cram_jax.functional.recurrence import (
     importance,
     init_decay,
     init_importance,
+    init_scan_state,
+    unit,
 )
 from cram_jax.kernels.recurrent import exact_einsum
+
+__all__ = [
+    "PalimpsaCache", "PalimpsaConfig", "PalimpsaParams", "apply", "init", "init_cache", "init_state", "step", "writes",
+]  # fmt: skip
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class PalimpsaConfig:
+class PalimpsaConfig(Layer):
     """D: width. heads, key_dim, value_dim: H, K and V.
     F: hidden units of the SwiGLU network after the memory; 0 is none, as in the paper's recall task.
-    rank: hidden units of the network that tells importance; 0 is a layer without metaplasticity.
-    delta: whether a write first takes away what its key recalls; for rank 0 alone.
-    conv: tokens the convolutions see.
-    epsilon: of the norms. spread: of decays at the start, one of `recurrence.SPREADS`.
-    compute_dtype: of projections and convolutions; None is that of the tokens. Decays, importance and state are
-        float32 in any case.
+    rank: hidden units of the network for importance; 0 is a layer without metaplasticity.
+    delta: the delta rule: a write first subtracts what its key recalls. Only with rank 0.
+    conv: tokens that the convolutions see.
+    epsilon: of the norms. spread: of the initial decays, one of `recurrence.SPREADS`.
+    compute_dtype: of projections and convolutions; None is that of the tokens. Decays, importance and state are always
+        float32.
     backend: of the scan.
     """
 
@@ -54,12 +62,12 @@ class PalimpsaConfig:
     backend: str = "auto"
 
     def __post_init__(self):
-        at_least_one(self, "D", "heads", "key_dim", "value_dim", "conv")
-        check_compute(self.compute_dtype)
+        check_at_least_one(self, "D", "heads", "key_dim", "value_dim", "conv")
+        check_compute_dtype(self.compute_dtype)
         if self.rank < 0 or self.F < 0:
             raise ValueError(f"rank and F must be at least 0, got rank={self.rank}, F={self.F}")
         if self.delta and self.rank:
-            raise ValueError(f"the delta rule knows no importance; give rank=0 with delta=True, got rank={self.rank}")
+            raise ValueError(f"the delta rule has no importance: delta=True needs rank=0, got rank={self.rank}")
         if self.spread not in SPREADS:
             raise ValueError(f"spread must be one of {SPREADS}, got {self.spread!r}")
 
@@ -67,6 +75,65 @@ class PalimpsaConfig:
     def convolved(self) -> int:
         """Channels of the convolution: queries, keys and values."""
         return self.heads * (2 * self.key_dim + self.value_dim)
+
+    def init(self, key: Key) -> "PalimpsaParams":
+        """Unit-variance projections, decays as `spread` says."""
+        keys = list(jax.random.split(key, 11))
+        D, H, V, F = self.D, self.heads, self.value_dim, self.F
+        read = lambda *shape: normal(keys.pop(), (D, *shape), D)
+        return PalimpsaParams(
+            norm_D=jnp.ones(D),
+            in_DxX=read(self.convolved),
+            conv_WxX=normal(keys.pop(), (self.conv, self.convolved), self.conv),
+            dt_DxH=read(H),
+            write_DxH=read(H),
+            gate_DxHxV=read(H, V),
+            decay=init_decay(keys.pop(), H, self.spread),
+            importance=init_importance(keys.pop(), D, self.rank, H, V) if self.rank else (),
+            skip_H=jnp.ones(H),
+            out_norm_V=jnp.ones(V),
+            out_HxVxD=normal(keys.pop(), (H, V, D), H * V),
+            feed_forward=SwiGLU(jnp.ones(D), read(F), read(F), normal(keys.pop(), (F, D), F)) if F else (),
+        )
+
+    def init_cache(self, batch: int) -> "PalimpsaCache":
+        """Nothing seen yet."""
+        state = init_scan_state((batch, self.heads, self.value_dim, self.key_dim), self.rank > 0)
+        return PalimpsaCache(jnp.zeros((batch, self.conv, self.convolved), self.compute_dtype), state)
+
+    def mix(self, params: "PalimpsaParams", state, x_BxTxD: Tokens, gap_BxT: Gaps, *, key, train, segment_BxT):
+        """Whole sequences; gaps are not used."""
+        h_BxTxD, qkv_BxTxX = _enter(params, x_BxTxD, segment_BxT, self)
+        read, _, _ = _remember(params, h_BxTxD, qkv_BxTxX, None, segment_BxT, self, self.backend)
+        return _output(params, h_BxTxD, read, self).astype(x_BxTxD.dtype), LayerAux()
+
+    def mix_token(self, params: "PalimpsaParams", state, cache: "PalimpsaCache", x_BxD: Token, gap_B: Gap, *, key):
+        """One token; gaps are not used."""
+        h_BxD = rms_norm(params.norm_D, x_BxD, self.epsilon)
+        in_BxX = cast(h_BxD, self.compute_dtype) @ cast(params.in_DxX, self.compute_dtype)
+        past, qkv_BxX = conv_step(cache.past_BxWxX, in_BxX, cast(params.conv_WxX, self.compute_dtype))
+        read, scanned, _ = _remember(params, h_BxD[:, None], qkv_BxX[:, None], cache.state, None, self, "reference")
+        mixed_BxD = _output(params, h_BxD, read[:, 0], self).astype(x_BxD.dtype)
+        return mixed_BxD, PalimpsaCache(past, scanned), LayerAux()
+
+    def mixer_params(self, params):
+        """Without the feed-forward network."""
+        return params._replace(feed_forward=())
+
+    def feed(self, params: "PalimpsaParams", x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """x + W_out (SiLU(W_gate norm(x)) * W_in norm(x)); x where F is 0."""
+        if not self.F:
+            return x
+        network = cast(params.feed_forward, self.compute_dtype)
+        h = cast(rms_norm(params.feed_forward.norm_D, x, self.epsilon), self.compute_dtype)
+        return x + ((jax.nn.silu(h @ network.gate_DxF) * (h @ network.in_DxF)) @ network.out_FxD).astype(x.dtype)
+
+    def operations(self, shape: tuple[int, int], routes, train: bool) -> Operations:
+        """Projections, convolution, state and feed-forward network."""
+        values = self.heads * self.value_dim
+        projected = self.D * (self.convolved + 2 * self.heads + 2 * values + 3 * self.F)
+        weights = projected + self.rank * (self.D + values) + self.conv * self.convolved
+        return operations.recurrent(weights, values * self.key_dim, self.rank > 0, shape, train)
 
 
 class SwiGLU(NamedTuple):
@@ -109,49 +176,11 @@ class PalimpsaCache(NamedTuple):
     state: Float[Array, "B H V K"] | kernels.PalimpsaState
 
 
-def init(key: Key, cfg: PalimpsaConfig) -> PalimpsaParams:
-    """Unit-variance projections, decays as `spread` says."""
-    keys = list(jax.random.split(key, 11))
-    D, H, V, F = cfg.D, cfg.heads, cfg.value_dim, cfg.F
-    read = lambda *shape: normal(keys.pop(), (D, *shape), D)
-    return PalimpsaParams(
-        norm_D=jnp.ones(D),
-        in_DxX=read(cfg.convolved),
-        conv_WxX=normal(keys.pop(), (cfg.conv, cfg.convolved), cfg.conv),
-        dt_DxH=read(H),
-        write_DxH=read(H),
-        gate_DxHxV=read(H, V),
-        decay=init_decay(keys.pop(), H, cfg.spread),
-        importance=init_importance(keys.pop(), D, cfg.rank, H, V) if cfg.rank else (),
-        skip_H=jnp.ones(H),
-        out_norm_V=jnp.ones(V),
-        out_HxVxD=normal(keys.pop(), (H, V, D), H * V),
-        feed_forward=SwiGLU(jnp.ones(D), read(F), read(F), normal(keys.pop(), (F, D), F)) if F else (),
-    )
-
-
-def init_state(cfg: PalimpsaConfig) -> tuple[()]:
-    """Nothing is learned outside the parameters."""
-    return ()
-
-
-def init_cache(cfg: PalimpsaConfig, batch: int) -> PalimpsaCache:
-    """Nothing seen yet."""
-    blank = lambda: jnp.zeros((batch, cfg.heads, cfg.value_dim, cfg.key_dim))
-    state = kernels.PalimpsaState(blank(), blank()) if cfg.rank else blank()
-    return PalimpsaCache(jnp.zeros((batch, cfg.conv, cfg.convolved), cfg.compute_dtype), state)
-
-
-def _unit(x: Float[Array, "... K"]) -> Float[Array, "... K"]:
-    """Of length 1; a zero stays one, with a gradient that is finite."""
-    return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-6)
-
-
 class Writes(NamedTuple):
-    """What a sequence of tokens asks of the scan: its arguments by their names there. beta is 0 without importance.
+    """What the layer hands to the scan, by the names of the scan's arguments. beta is 0 without importance.
 
     Attributes:
-      write_BxTxH: how much of a value is written, from 0 to 1; v has it already, but for the delta rule.
+      write_BxTxH: share of a value that is written, 0 to 1. v is multiplied by it already, except for the delta rule.
     """
 
     q_BxTxHxK: Float[Array, "B T H K"]
@@ -169,14 +198,14 @@ def _writes(params: PalimpsaParams, h_BxTxD, x_BxTxHxV, q, k, cfg: PalimpsaConfi
     if cfg.rank:
         beta_BxTxHxV = write_BxTxH[..., None] * importance(params.importance, h_BxTxD)
     v_BxTxHxV = x_BxTxHxV if cfg.delta else write_BxTxH[..., None] * x_BxTxHxV
-    return Writes(_unit(q), _unit(k), v_BxTxHxV, beta_BxTxHxV, dt_BxTxH, write_BxTxH)
+    return Writes(unit(q), unit(k), v_BxTxHxV, beta_BxTxHxV, dt_BxTxH, write_BxTxH)
 
 
 def _delta_scan(q_BxTxHxK, k_BxTxHxK, v_BxTxHxV, write_BxTxH, log_decay_BxTxH, state, segment_BxT):
     """S_t = a_t S_{t-1} + w_t (v_t - a_t S_{t-1} k_t) k_t^T, o_t = K^-1/2 S_t q_t, one token after the other."""
     B, T, H, K = q_BxTxHxK.shape
     state = jnp.zeros((B, H, v_BxTxHxV.shape[-1], K)) if state is None else state
-    starts_BxT = jnp.zeros((B, T), bool) if segment_BxT is None else segment_starts(segment_BxT)
+    starts_BxT = jnp.zeros((B, T), bool) if segment_BxT is None else kernels.segment_starts(segment_BxT)
     decay_BxTxH = jnp.where(starts_BxT[..., None], 0, jnp.exp(log_decay_BxTxH))
 
     def token(S, now):
@@ -192,7 +221,7 @@ def _delta_scan(q_BxTxHxK, k_BxTxHxK, v_BxTxHxV, write_BxTxH, log_decay_BxTxH, s
 
 
 def _remember(params: PalimpsaParams, h_BxTxD, qkv_BxTxX, state, segment_BxT, cfg: PalimpsaConfig, backend: str):
-    """(what is read, with the skip; state; what was written)."""
+    """(what is read, skip connection included; the scan's state; what was written)."""
     B, T, _ = h_BxTxD.shape
     H, K, V = cfg.heads, cfg.key_dim, cfg.value_dim
     parts = jnp.split(jax.nn.silu(qkv_BxTxX).astype(h_BxTxD.dtype), (H * K, 2 * H * K), axis=-1)
@@ -210,39 +239,12 @@ def _remember(params: PalimpsaParams, h_BxTxD, qkv_BxTxX, state, segment_BxT, cf
     return o + params.skip_H[:, None] * x, state, writes
 
 
-def _finish(params: PalimpsaParams, x, h, read, cfg: PalimpsaConfig):
+def _output(params: PalimpsaParams, h, read, cfg: PalimpsaConfig):
+    """W_o (norm(read) * SiLU(W_g h)), the norm over each head's values."""
     dtype = cfg.compute_dtype
     gate = jax.nn.silu(jnp.einsum("...d,dhv->...hv", cast(h, dtype), cast(params.gate_DxHxV, dtype)))
     shown = cast(rms_norm(params.out_norm_V, read, cfg.epsilon), dtype) * gate
-    x = x + jnp.einsum("...hv,hvd->...d", shown, cast(params.out_HxVxD, dtype)).astype(x.dtype)
-    if not cfg.F:
-        return x
-    network = cast(params.feed_forward, dtype)
-    h = cast(rms_norm(params.feed_forward.norm_D, x, cfg.epsilon), dtype)
-    return x + ((jax.nn.silu(h @ network.gate_DxF) * (h @ network.in_DxF)) @ network.out_FxD).astype(x.dtype)
-
-
-def apply(
-    params: PalimpsaParams,
-    state: tuple[()],
-    x_BxTxD: Tokens,
-    *,
-    cfg: PalimpsaConfig,
-    gap_BxT: Gaps | None = None,
-    key: Key | None = None,
-    train: bool = False,
-    segment_BxT: Segments | None = None,
-) -> tuple[Tokens, tuple[()]]:
-    """A whole sequence. `state`, `gap_BxT`, `key` and `train` are of the shared contract and change nothing here.
-
-    Raises:
-      ValueError, TypeError: for shapes or dtypes that do not fit the layer.
-    """
-    del state, key, train
-    check_inputs(x_BxTxD, cfg.D, gap_BxT, segment_BxT)
-    h_BxTxD, qkv_BxTxX = _enter(params, x_BxTxD, segment_BxT, cfg)
-    read, _, _ = _remember(params, h_BxTxD, qkv_BxTxX, None, segment_BxT, cfg, cfg.backend)
-    return _finish(params, x_BxTxD, h_BxTxD, read, cfg), ()
+    return jnp.einsum("...hv,hvd->...d", shown, cast(params.out_HxVxD, dtype))
 
 
 def _enter(params: PalimpsaParams, x_BxTxD, segment_BxT, cfg: PalimpsaConfig):
@@ -252,27 +254,7 @@ def _enter(params: PalimpsaParams, x_BxTxD, segment_BxT, cfg: PalimpsaConfig):
     return h_BxTxD, causal_conv(in_BxTxX, cast(params.conv_WxX, cfg.compute_dtype), segment_BxT)
 
 
-def step(
-    params: PalimpsaParams,
-    state: tuple[()],
-    cache: PalimpsaCache,
-    x_BxD: Token,
-    *,
-    cfg: PalimpsaConfig,
-    gap_B: Gap | None = None,
-    key: Key | None = None,
-) -> tuple[Token, PalimpsaCache, tuple[()]]:
-    """One token, streaming; equals `apply` at that position."""
-    del state, key
-    check_inputs(x_BxD[:, None], cfg.D, None if gap_B is None else gap_B[:, None], None)
-    h_BxD = rms_norm(params.norm_D, x_BxD, cfg.epsilon)
-    in_BxX = cast(h_BxD, cfg.compute_dtype) @ cast(params.in_DxX, cfg.compute_dtype)
-    past, qkv_BxX = conv_step(cache.past_BxWxX, in_BxX, cast(params.conv_WxX, cfg.compute_dtype))
-    read, scanned, _ = _remember(params, h_BxD[:, None], qkv_BxX[:, None], cache.state, None, cfg, "reference")
-    return _finish(params, x_BxD, h_BxD, read[:, 0], cfg), PalimpsaCache(past, scanned), ()
-
-
 def writes(params: PalimpsaParams, x_BxTxD: Tokens, *, cfg: PalimpsaConfig) -> Writes:
-    """What the layer writes, without doing anything: for looking at importance (`analysis/metaplasticity.py`)."""
+    """What the layer would write; `analysis/metaplasticity.py` looks at importance with it."""
     h_BxTxD, qkv_BxTxX = _enter(params, x_BxTxD, None, cfg)
     return _remember(params, h_BxTxD, qkv_BxTxX, None, None, cfg, cfg.backend)[2]

@@ -1,21 +1,22 @@
-"""What Mamba-2's and Palimpsa's blocks share: a short convolution, decays, and the network that tells importance."""
+"""What Mamba-2's and Palimpsa's layers share: a short convolution, decays, and the network for importance."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from cram_jax import kernels
 from cram_jax.dims import Array, Float, Key, Segments
 from cram_jax.functional.common import normal
 
 SPREADS = ("language", "recall")
-LEAST_RATE = 1e-3  # log A runs to minus infinity near 0
+LEAST_RATE = 1e-3  # near 0, log A runs to minus infinity
 
 
 def causal_conv(
     x_BxTxX: Float[Array, "B T X"], weight_WxX: Float[Array, "W X"], segment_BxT: Segments | None
 ) -> Float[Array, "B T X"]:
-    """Depthwise: each channel's last W values of its own segment, the last weight on the newest."""
+    """Depthwise convolution over a channel's last W values in the same segment; the last weight is the newest's."""
     T, W = x_BxTxX.shape[1], len(weight_WxX)
     past = jnp.pad(x_BxTxX, ((0, 0), (W - 1, 0), (0, 0)))
     out_BxTxX = x_BxTxX * weight_WxX[-1]
@@ -36,15 +37,33 @@ def conv_step(
     return past_BxWxX, jnp.sum(past_BxWxX * weight_WxX, axis=1)
 
 
+def init_scan_state(
+    shape: tuple[int, int, int, int], metaplastic: bool
+) -> Float[Array, "B H V K"] | kernels.PalimpsaState:
+    """A scan's state (B H V K) before the first token; with metaplasticity there is an importance for each number."""
+    blank = lambda: jnp.zeros(shape)
+    return kernels.PalimpsaState(blank(), blank()) if metaplastic else blank()
+
+
+def unit(x: Float[Array, "... K"]) -> Float[Array, "... K"]:
+    """x divided by its length. Zero stays zero, with a finite gradient."""
+    return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-6)
+
+
 class Decay(NamedTuple):
-    """Attributes: the decay of a token is exp(-dt A): A = exp(log_rate_H), dt = softplus(what is read + bias_H)."""
+    """A token's decay is exp(-dt A), with A = exp(log_rate_H) and dt = softplus(projection of the token + bias_H)."""
 
     log_rate_H: Float[Array, "H"]
     bias_H: Float[Array, "H"]
 
 
 def init_decay(key: Key, H: int, spread: str) -> Decay:
-    """ "language": A up to 16 and dt from 0.001 to 0.1, drawn head by head; "recall": both ramps, slow decays only."""
+    """Initial decays.
+
+    Args:
+      spread: "language": A up to 16 and dt from 0.001 to 0.1, random for each head. "recall": ramps over the heads, A
+        from 0.01 to 0.16 and dt from 0.1 to 0.001, so that all decays are slow.
+    """
     rate, dt = jax.random.split(key)
     if spread == "language":
         rate_H = jnp.maximum(jax.random.uniform(rate, (H,), maxval=16.0), LEAST_RATE)
@@ -55,11 +74,11 @@ def init_decay(key: Key, H: int, spread: str) -> Decay:
 
 
 class Importance(NamedTuple):
-    """How much a write adds to what its synapses hold to be important.
+    """How much a write adds to the importance of its synapses.
 
     Attributes:
       down_DxR, up_RxHxV: W1 and W2, from a token to a number per value.
-      scale_H: how metaplastic a head is; below 0 counts as 0 (`importance`).
+      scale_H: how metaplastic a head is; a value below 0 counts as 0 (`importance`).
     """
 
     down_DxR: Float[Array, "*layers D R"]
@@ -68,7 +87,7 @@ class Importance(NamedTuple):
 
 
 def init_importance(key: Key, D: int, rank: int, H: int, V: int, scale: float = 1.3133) -> Importance:
-    """scale: 1.3133 is the softplus(1) of the paper's code; at 0 there is no metaplasticity yet."""
+    """scale: the paper's code starts at softplus(1) = 1.3133. At 0 there is no metaplasticity yet."""
     down, up = jax.random.split(key)
     bound = rank**-0.5
     up_RxHxV = jax.random.uniform(up, (rank, H, V), minval=-bound, maxval=bound)
@@ -76,10 +95,9 @@ def init_importance(key: Key, D: int, rank: int, H: int, V: int, scale: float = 
 
 
 def importance(params: Importance, x: Float[Array, "... D"]) -> Float[Array, "... H V"]:
-    """scale sigmoid(W2 W1 x), at least 0, in float32 or wider: beta, before the factor that scales the write.
+    """scale sigmoid(W2 W1 x), at least 0, in float32 or wider: beta without the factor that scales the write.
 
-    The scale is cut off at 0 and keeps its gradient there: a head that starts without metaplasticity can gain it, as
-    one that gave it up can come back.
+    The scale is cut off at 0 but keeps its gradient there, so that a head without metaplasticity can gain it (back).
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     cut_H = params.scale_H + jax.lax.stop_gradient(jnp.maximum(params.scale_H, 0) - params.scale_H)

@@ -7,32 +7,31 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Float, Int, Key
-from cram_jax.functional.common import FeedForward, at_least_one, feed_forward, init_feed_forward
+from cram_jax.functional.common import FeedForward, check_at_least_one, feed_forward, init_feed_forward
 
 WORKING, EPISODIC, SEMANTIC = 0, 1, 2
 FEATURES = ("content", "gap", "dynamics", "familiarity", "uncertainty")
 PAPER_FEATURES = ("gap", "dynamics", "familiarity", "uncertainty")
-DECIDES = ("learned", "random", "positions", "circular")
+DECIDES = ("learned", "random", "positions")
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class RoutingConfig:
-    """features: what the router sees. The paper's list has no content, so it cannot tell a query from another event.
+    """features: the router's inputs. The paper's list has no content, so it cannot tell a query from another event.
     width: hidden units of the router.
-    working_always: working memory serves every token, so that the first choice is working memory *only* and a query
-        still follows the dynamics; False is the sum of three gated paths, taken literally.
-    temperature: of the Gumbel-softmax; lower is closer to hard and noisier in gradient.
-    audit_rate: share of tokens that retrieve in training although routed away, so that the router and the
-        familiarity head keep learning what retrieval would give; they count as attention.
-    audit_gain: a token the router is unsure of is audited more often, by this times its pi^(2), because there the
-        gradient of its gate is large; the weight 1 / rate keeps the expected gradient what it is.
-    evaluation_audit_rate: the same outside training, where a key is given.
-    decide: who decides on attention, to compare with; the choice between the other two memories is always learned.
-        learned: the router. random: chance, for a share `budget` of tokens. positions: the place in the sequence, for
-        every 1/budget-th. circular: the router, which sees the quality q itself (Eq 7 read literally), for which every
-        token retrieves, and is counted.
-    budget: share of tokens that attend, in random and positions.
+    working_always: working memory serves every token, so the first choice is working memory *only*, and a query still
+        follows the dynamics. False is the paper's sum of three gated paths, taken literally.
+    temperature: of the Gumbel-softmax; lower is closer to hard decisions, with a noisier gradient.
+    audit_rate: in training, share of tokens that retrieve although routed elsewhere, so that the router and the
+        familiarity head keep learning what retrieval would give. They count as attention.
+    audit_gain: this times pi^(2) is added to the rate: tokens of which the router is unsure are audited more often,
+        because the gradient of their gate is large. The weight 1 / rate keeps the expected gradient unchanged.
+    evaluation_audit_rate: the rate outside training, if a key is given.
+    decide: what decides on attention. "learned": the router. To compare with: "random": chance, for a share `budget` of
+        tokens; "positions": the place in the sequence, every 1/budget-th. The choice between the other two memories is
+        always learned.
+    budget: share of tokens that attend, for random and positions.
     """
 
     features: tuple[str, ...] = FEATURES
@@ -46,7 +45,7 @@ class RoutingConfig:
     budget: float = 0.05
 
     def __post_init__(self):
-        at_least_one(self, "width")
+        check_at_least_one(self, "width")
         if self.decide not in DECIDES:
             raise ValueError(f"decide must be one of {DECIDES}, got {self.decide!r}")
         if not 0 <= self.budget <= 1:
@@ -60,13 +59,13 @@ class RoutingConfig:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
 
 
-class Routes(NamedTuple):
+class Gates(NamedTuple):
     """Attributes:
-    soft_BxTx3: Gumbel-softmax probabilities (plain softmax without noise); the gradient's path.
-    mean_BxTx3: the same without noise: what is priced. A token's chance in training is this at temperature 1.
-    choice_BxT: the memory each token takes.
-    routed_BxT: chose episodic.
-    audited_BxT: did not, but retrieves all the same.
+    soft_BxTx3: Gumbel-softmax probabilities (softmax without noise), through which the gradient goes.
+    mean_BxTx3: the same without noise; these are priced. At temperature 1 they are a token's chances in training.
+    choice_BxT: the memory that each token takes.
+    routed_BxT: chose episodic memory.
+    audited_BxT: chose another, and retrieves all the same.
     audit_weight_BxT: 1 / (chance of an audit).
     """
 
@@ -78,8 +77,35 @@ class Routes(NamedTuple):
     audit_weight_BxT: Float[Array, "*shape"]
 
 
+class CRAMRoutes(NamedTuple):
+    """What each token did, for counting and looking at. No gradient.
+
+    Attributes:
+      choice_BxT: WORKING, EPISODIC or SEMANTIC.
+      attended_BxT: routed to episodic memory, or audited.
+      retrieved_BxT: attended, and the buffer was not empty.
+      kept_BxT: entered the buffer.
+      margin_BxT: distance in logits of the token's closest decision (route or write) from falling otherwise.
+      familiarity_BxT: q-hat.
+      quality_BxT: q where it retrieved, else 0.
+    """
+
+    choice_BxT: Int[Array, "*shape"]
+    attended_BxT: Bool[Array, "*shape"]
+    retrieved_BxT: Bool[Array, "*shape"]
+    kept_BxT: Bool[Array, "*shape"]
+    margin_BxT: Float[Array, "*shape"]
+    familiarity_BxT: Float[Array, "*shape"]
+    quality_BxT: Float[Array, "*shape"]
+
+    @property
+    def chose_BxT(self) -> Bool[Array, "*shape"]:
+        """Routed to episodic memory; audits are no choice."""
+        return self.choice_BxT == EPISODIC
+
+
 def feature_width(D: int, cfg: RoutingConfig) -> int:
-    """How many numbers the router reads of a token."""
+    """Numbers that the router reads of a token."""
     return sum(D if name == "content" else 1 for name in cfg.features)
 
 
@@ -98,13 +124,13 @@ def route(
     *,
     cfg: RoutingConfig,
     train: bool,
-) -> Routes:
+) -> Gates:
     """Chooses a memory for each token, hard in training and evaluation alike (Eq 7).
 
     Args:
       features: by name; "content" (B T D), the others (B T).
-      uniform_BxTx4: three numbers for Gumbel noise (used in training only), one for the audit; None for neither.
-      released: while False every token is routed to episodic memory.
+      uniform_BxTx4: three numbers for Gumbel noise, used in training only, and one for the audit; None for neither.
+      released: while it is False, every token is routed to episodic memory.
       position: of each token in its sequence; broadcast against (B T).
 
     Raises:
@@ -127,36 +153,34 @@ def route(
         gained_BxT = cfg.audit_rate + cfg.audit_gain * mean_BxTx3[..., EPISODIC]
         rate_BxT = jax.lax.stop_gradient(jnp.minimum(gained_BxT, 1))
     audited_BxT = jnp.zeros_like(routed_BxT)
-    if cfg.decide == "circular":
-        rate_BxT, audited_BxT = jnp.ones_like(rate_BxT), ~routed_BxT
-    elif cfg.decide == "learned" and uniform_BxTx4 is not None:
+    if cfg.decide == "learned" and uniform_BxTx4 is not None:
         audited_BxT = ~routed_BxT & (uniform_BxTx4[..., 3] < rate_BxT)
     soft_BxTx3 = jax.nn.softmax(noisy_BxTx3 / cfg.temperature)
-    return Routes(soft_BxTx3, mean_BxTx3, choice_BxT, routed_BxT, audited_BxT, 1 / jnp.maximum(rate_BxT, 1e-6))
+    return Gates(soft_BxTx3, mean_BxTx3, choice_BxT, routed_BxT, audited_BxT, 1 / jnp.maximum(rate_BxT, 1e-6))
 
 
 def _fixed(uniform_BxTx4, position, cfg: RoutingConfig) -> Bool[Array, "..."]:
-    """Who attends, whatever the token is: by chance, or evenly spread over the sequence."""
+    """Who attends in a static route: by chance, or evenly spread over the sequence."""
     if cfg.decide == "positions":
         return jnp.floor((position + 1) * cfg.budget) > jnp.floor(position * cfg.budget)
     if uniform_BxTx4 is None:
-        raise ValueError('decide="random" needs random numbers: give a key')
+        raise ValueError('decide="random" needs random numbers: pass a key')
     return uniform_BxTx4[..., 3] < cfg.budget
 
 
 def mix(
-    routes: Routes,
+    routes: Gates,
     working_BxTxD: Array,
     retrieved_BxTxD: Array,
     recalled_BxTxD: Array,
     *,
     cfg: RoutingConfig,
 ) -> Array:
-    """Sum of the three memories, each times its gate; the gates are hard, with a straight-through gradient (Eq 7).
+    """Sum of the three memories, each times its gate. Gates are hard, with a straight-through gradient (Eq 7).
 
-    A token that did not retrieve has no r^E, so its episodic gate gets neither value nor gradient, whatever stands in
-    its row. An audited token adds zero value; the gradient of its gate is weighted by 1 / (chance of an audit), which
-    makes the router's expected gradient that of a dense computation.
+    A token that did not retrieve has no r^E, so its episodic gate gets neither value nor gradient, whatever its row
+    holds. An audited token adds the value 0. The gradient of its gate is weighted by 1 / (chance of an audit), so that
+    the router's expected gradient is that of a dense computation.
     """
     hard_BxTx3 = jax.nn.one_hot(routes.choice_BxT, 3, dtype=routes.soft_BxTx3.dtype)
     through_BxTx3 = routes.soft_BxTx3 - jax.lax.stop_gradient(routes.soft_BxTx3)  # 0, with soft's gradient
@@ -167,3 +191,14 @@ def mix(
     episodic_BxTxD = jnp.where(attended_BxT[..., None], retrieved_BxTxD, 0) * episodic_BxT[..., None]
     working_BxTx1 = jnp.ones_like(gate_BxTx3[..., :1]) if cfg.working_always else gate_BxTx3[..., WORKING, None]
     return working_BxTx1 * working_BxTxD + episodic_BxTxD + gate_BxTx3[..., SEMANTIC, None] * recalled_BxTxD
+
+
+def report(
+    gates: Gates, write_logit: Array, kept: Array, novelty: Array, retrieval, released: Array, cfg: RoutingConfig
+) -> CRAMRoutes:
+    """What each token did, from its gates, the write gate and what it retrieved (`cram.Retrieval`)."""
+    first, second = jnp.moveaxis(jax.lax.top_k(jnp.log(gates.mean_BxTx3), 2)[0], -1, 0)
+    route_margin = jnp.where(released, cfg.temperature * (first - second), jnp.inf)
+    margin = jax.lax.stop_gradient(jnp.minimum(route_margin, jnp.abs(write_logit)))
+    attended = gates.routed_BxT | gates.audited_BxT
+    return CRAMRoutes(gates.choice_BxT, attended, retrieval.found, kept, margin, 1 - novelty, retrieval.quality)

@@ -13,8 +13,9 @@ from cram_jax.functional.common import normal
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class SemanticConfig:
-    """rank: hidden units. The paper's D/16 cannot hold 100 random values at width 64; twice the width can. With 0 the
-    memory recalls the same for every token."""
+    """rank: hidden units R. The paper's D/16 cannot hold 100 random values at width 64; twice the width can. With 0 the
+    memory recalls the same vector for every token.
+    """
 
     rank: int = 128
 
@@ -25,9 +26,8 @@ class SemanticConfig:
 
 class SemanticParams(NamedTuple):
     """Attributes:
-    down_DxR, bias_R: reads the token.
-    up_RxD: writes what a retrieval would have returned.
-    mean_D: what it writes with nothing read.
+    down_DxR, bias_R: W_down, from the token to hidden units.
+    up_RxD, mean_D: W_up, from hidden units to what a retrieval would have returned.
     """
 
     down_DxR: Float[Array, "D R"]
@@ -37,7 +37,7 @@ class SemanticParams(NamedTuple):
 
 
 def init(key: Key, D: int, cfg: SemanticConfig) -> SemanticParams:
-    """Reads at unit variance, writes nothing: before training the memory recalls zero."""
+    """Hidden units at unit variance; before training the memory recalls zero."""
     return SemanticParams(normal(key, (D, cfg.rank), D), jnp.zeros(cfg.rank), jnp.zeros((cfg.rank, D)), jnp.zeros(D))
 
 

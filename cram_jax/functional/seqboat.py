@@ -1,35 +1,38 @@
 """SeqBoat (Ren et al. 2023, arXiv 2306.11197) as a layer: a recurrent memory decides which tokens attend.
 
-Its selection rule: from the memory's output, a two-way softmax with a learned temperature says "attend" or "pass", each
-token takes the likelier, and what attention gives is weighted by that probability, which is how the rule learns: no
-noise, no audits. Tokens that attend see those that attended before them, and nothing else. Shapes are static here: the
-plan of `kernels` lists the chosen tokens, where the authors' code gathers as many as there are.
+From the memory's output, a two-way softmax with a learned temperature says "attend" or "pass". Each token takes the
+likelier one, and attention's output is multiplied by that probability, which is how the rule learns: no noise, no
+audits. Tokens that attend see only earlier tokens that attended. Shapes are static here: a plan lists the chosen
+tokens, where the authors' code gathers as many as there are.
 """
 
 import dataclasses
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from cram_jax import kernels
-from cram_jax.dims import Array, Bool, Float, Gap, Gaps, Int, Key, Segments, Token, Tokens
-from cram_jax.functional import attention, episodic, working_memory
+from cram_jax.dims import Array, Float, Gap, Gaps, Int, Key, Token, Tokens
+from cram_jax.functional import attention, episodic, operations, working
 from cram_jax.functional.attention import AttentionConfig, AttentionParams
-from cram_jax.functional.common import at_least_one, check_inputs, normal, rms_norm
+from cram_jax.functional.common import check_at_least_one, normal, rms_norm
 from cram_jax.functional.episodic import EpisodicCache, EpisodicConfig
-from cram_jax.functional.working_memory import WorkingConfig
+from cram_jax.functional.layer import Layer, LayerAux, Operations, Routes, apply, init, init_cache, init_state, step
+from cram_jax.functional.working import WorkingConfig
+
+__all__ = ["SeqBoatCache", "SeqBoatConfig", "SeqBoatParams", "apply", "init", "init_cache", "init_state", "step"]
 
 PASS, ATTEND = 0, 1
-RUNGS = ((8, 8), (1, 1))  # rows and slots are the same tokens, in lists of different length
+BUCKET_SIZES = ((1 / 8, 1 / 8), (1, 1))  # rows and slots are the same tokens
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class SeqBoatConfig:
+class SeqBoatConfig(Layer):
     """attention: width, heads and feed-forward network; its `context` is not used.
-    memory: tokens that attended, the last ones of which a token sees (the paper's working memory).
+    memory: a token sees the last `memory` tokens that attended (the paper's working memory).
     working: the recurrent memory.
     """
 
@@ -38,11 +41,78 @@ class SeqBoatConfig:
     working: WorkingConfig = WorkingConfig(body="gated_scan")
 
     def __post_init__(self):
-        at_least_one(self, "memory")
+        check_at_least_one(self, "memory")
 
     @property
     def D(self) -> int:
         return self.attention.D
+
+    def init(self, key: Key) -> "SeqBoatParams":
+        """Unit-variance projections; about half of the tokens attend."""
+        w, c, a = jax.random.split(key, 3)
+        return SeqBoatParams(
+            norm_D=jnp.ones(self.D),
+            working=working.init(w, self.D, self.working),
+            choice_Dx2=normal(c, (self.D, 2), self.D),
+            log_temperature=jnp.zeros(()),
+            attention=attention.init(a, self.attention),
+        )
+
+    def init_cache(self, batch: int) -> "SeqBoatCache":
+        """Nothing seen yet."""
+        like = EpisodicConfig(heads=self.attention.heads, head_dim=self.attention.head_dim, memory=self.memory)
+        return SeqBoatCache(
+            jnp.zeros((), jnp.int32),
+            working.init_cache(self.working, batch),
+            episodic.init_cache(like, batch, self.attention.compute_dtype),
+        )
+
+    def mix(self, params: "SeqBoatParams", state, x_BxTxD: Tokens, gap_BxT: Gaps, *, key, train, segment_BxT):
+        """The recurrent memory, and attention for the tokens that chose it."""
+        T = x_BxTxD.shape[1]
+        z_BxTxD = rms_norm(params.norm_D, x_BxTxD)
+        worked_BxTxD, _ = working.apply(params.working, z_BxTxD, gap_BxT, segment_BxT, self.working)
+        attends_BxT, share_BxT = _choose(params, worked_BxTxD)
+        plan = kernels.make_plan(attends_BxT, kept_BxT=attends_BxT, memory=self.memory, segment_BxT=segment_BxT)
+        kind = jnp.dtype(self.attention.compute_dtype or x_BxTxD.dtype)
+        read = partial(_read, self.attention, kernels.resolve("auto", T, T, kind))
+        read_BxTxD = kernels.in_buckets(read, plan, params.attention, x_BxTxD, sizes=BUCKET_SIZES)
+        mixed_BxTxD = worked_BxTxD + share_BxT[..., None] * read_BxTxD.astype(x_BxTxD.dtype)
+        return mixed_BxTxD, LayerAux(routes=Routes(attends_BxT, attends_BxT, attends_BxT))
+
+    def mix_token(self, params: "SeqBoatParams", state, cache: "SeqBoatCache", x_BxD: Token, gap_B: Gap, *, key):
+        """Where no sequence of the batch attends, nothing is read."""
+        z_BxD = rms_norm(params.norm_D, x_BxD)
+        worked_BxD, working_BxN, _ = working.step(params.working, cache.working_BxN, z_BxD, gap_B, self.working)
+        attends_B, share_B = _choose(params, worked_BxD)
+        position_Bx1 = jnp.full((x_BxD.shape[0], 1), cache.position)
+        q, k, v = attention.qkv(params.attention, x_BxD[:, None], position_Bx1, self.attention)
+        ring = episodic.push(cache.episodic, k[:, 0], v[:, 0], attends_B)
+
+        def attend():
+            o_BxHxK = episodic.look_up(ring, q[:, 0], attends_B)
+            return attention.output(params.attention, o_BxHxK[:, None], self.attention)[:, 0].astype(x_BxD.dtype)
+
+        read_BxD = jax.lax.cond(jnp.any(attends_B), attend, lambda: jnp.zeros_like(x_BxD))
+        mixed_BxD = worked_BxD + share_B[:, None] * read_BxD
+        routes = Routes(attends_B, attends_B, attends_B)
+        return mixed_BxD, SeqBoatCache(cache.position + 1, working_BxN, ring), LayerAux(routes=routes)
+
+    def mixer_params(self, params):
+        """Without the feed-forward network."""
+        return params._replace(attention=self.attention.mixer_params(params.attention))
+
+    def feed(self, params: "SeqBoatParams", x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """The attention layer's feed-forward network."""
+        return self.attention.feed(params.attention, x)
+
+    def operations(self, shape: tuple[int, int], routes: Routes, train: bool) -> Operations:
+        """Attention over the plan of the chosen tokens; recurrent memory, choice and feed-forward network of all."""
+        plan = kernels.make_plan(routes.attended_BxT, kept_BxT=routes.kept_BxT, memory=self.memory)
+        work, cfg = operations.plan_work(plan, shape), self.attention
+        attended = operations.attention(work, self.D, cfg.heads, cfg.head_dim, train=train, in_buckets=True)
+        beside = working.operations(self.D, self.working) + 4 * self.D + operations.network(self.D, cfg.F, self.D)
+        return Operations(attended, attended + operations.per_token(beside, work.tokens, train))
 
 
 class SeqBoatParams(NamedTuple):
@@ -53,58 +123,18 @@ class SeqBoatParams(NamedTuple):
     """
 
     norm_D: Float[Array, "*layers D"]
-    working: working_memory.Params
+    working: Any
     choice_Dx2: Float[Array, "*layers D 2"]
     log_temperature: Float[Array, "*layers"]
     attention: AttentionParams
-
-
-class SeqBoatRoutes(NamedTuple):
-    """Attributes: which tokens attended, and which could be seen from then on; the same ones here."""
-
-    attended_BxT: Bool[Array, "*shape"]
-    kept_BxT: Bool[Array, "*shape"]
-
-
-class SeqBoatAux(NamedTuple):
-    """Attributes: `routes`, to count and to look at."""
-
-    routes: SeqBoatRoutes
 
 
 class SeqBoatCache(NamedTuple):
     """Attributes: tokens seen, the recurrent memory's state, and a ring of keys and values of those that attended."""
 
     position: Int[Array, ""]
-    working_BxW: Float[Array, "B W"]
+    working_BxN: Float[Array, "B N"]
     episodic: EpisodicCache
-
-
-def init(key: Key, cfg: SeqBoatConfig) -> SeqBoatParams:
-    """Unit-variance projections; about half of the tokens attend."""
-    w, c, a = jax.random.split(key, 3)
-    return SeqBoatParams(
-        norm_D=jnp.ones(cfg.D),
-        working=working_memory.init(w, cfg.D, cfg.working),
-        choice_Dx2=normal(c, (cfg.D, 2), cfg.D),
-        log_temperature=jnp.zeros(()),
-        attention=attention.init(a, cfg.attention),
-    )
-
-
-def init_state(cfg: SeqBoatConfig) -> tuple[()]:
-    """Nothing is learned outside the parameters."""
-    return ()
-
-
-def init_cache(cfg: SeqBoatConfig, batch: int) -> SeqBoatCache:
-    """Nothing seen yet."""
-    like = EpisodicConfig(heads=cfg.attention.heads, head_dim=cfg.attention.head_dim, memory=cfg.memory)
-    return SeqBoatCache(
-        jnp.zeros((), jnp.int32),
-        working_memory.init_cache(cfg.working, batch),
-        episodic.init_cache(like, batch, cfg.attention.compute_dtype),
-    )
 
 
 def _choose(params: SeqBoatParams, worked: Float[Array, "... D"]):
@@ -119,64 +149,3 @@ def _read(cfg: AttentionConfig, backend: str, plan: kernels.SkipPlan, params: At
     q = q[:, : plan.rows_BxC.shape[1]]  # the list of queries is the shorter one
     o_BxCxHxK = kernels.skip_attention_compact(q, k, v, plan, backend=backend)
     return plan.scatter(attention.output(params, o_BxCxHxK, cfg), x_BxTxD.shape[1])
-
-
-def apply(
-    params: SeqBoatParams,
-    state: tuple[()],
-    x_BxTxD: Tokens,
-    *,
-    cfg: SeqBoatConfig,
-    gap_BxT: Gaps | None = None,
-    key: Key | None = None,
-    train: bool = False,
-    segment_BxT: Segments | None = None,
-) -> tuple[Tokens, SeqBoatAux]:
-    """A whole sequence; attention is computed for the tokens that chose it.
-
-    `state`, `key` and `train` are of the shared contract and change nothing here.
-    """
-    del state, key, train
-    check_inputs(x_BxTxD, cfg.D, gap_BxT, segment_BxT)
-    B, T, _ = x_BxTxD.shape
-    gap_BxT = jnp.ones((B, T), x_BxTxD.dtype) if gap_BxT is None else gap_BxT
-    z_BxTxD = rms_norm(params.norm_D, x_BxTxD)
-    worked_BxTxD, _ = working_memory.apply(params.working, z_BxTxD, gap_BxT, segment_BxT, cfg.working)
-    attends_BxT, share_BxT = _choose(params, worked_BxTxD)
-    plan = kernels.make_plan(attends_BxT, kept_BxT=attends_BxT, memory=cfg.memory, segment_BxT=segment_BxT)
-    kind = jnp.dtype(cfg.attention.compute_dtype or x_BxTxD.dtype)
-    read = partial(_read, cfg.attention, kernels.resolve("auto", T, T, kind))
-    read_BxTxD = kernels.on_ladder(read, plan, params.attention, x_BxTxD, rungs=RUNGS).astype(x_BxTxD.dtype)
-    x_BxTxD = x_BxTxD + worked_BxTxD + share_BxT[..., None] * read_BxTxD
-    return attention.feed(params.attention, x_BxTxD, cfg.attention), SeqBoatAux(SeqBoatRoutes(attends_BxT, attends_BxT))
-
-
-def step(
-    params: SeqBoatParams,
-    state: tuple[()],
-    cache: SeqBoatCache,
-    x_BxD: Token,
-    *,
-    cfg: SeqBoatConfig,
-    gap_B: Gap | None = None,
-    key: Key | None = None,
-) -> tuple[Token, SeqBoatCache, SeqBoatRoutes]:
-    """One token, streaming; equals `apply` at that position. Where none of the batch attends, nothing is read."""
-    del state, key
-    B = x_BxD.shape[0]
-    gap_B = jnp.ones(B, x_BxD.dtype) if gap_B is None else gap_B
-    check_inputs(x_BxD[:, None], cfg.D, gap_B[:, None], None)
-    z_BxD = rms_norm(params.norm_D, x_BxD)
-    worked_BxD, working_BxW, _ = working_memory.step(params.working, cache.working_BxW, z_BxD, gap_B, cfg.working)
-    attends_B, share_B = _choose(params, worked_BxD)
-
-    q, k, v = attention.qkv(params.attention, x_BxD[:, None], jnp.full((B, 1), cache.position), cfg.attention)
-    ring = episodic.push(cache.episodic, k[:, 0], v[:, 0], attends_B)
-
-    def attend():
-        o_BxHxK = episodic.look_up(ring, q[:, 0], attends_B)
-        return attention.output(params.attention, o_BxHxK[:, None], cfg.attention)[:, 0].astype(x_BxD.dtype)
-
-    read_BxD = jax.lax.cond(jnp.any(attends_B), attend, lambda: jnp.zeros_like(x_BxD))
-    y_BxD = attention.feed(params.attention, x_BxD + worked_BxD + share_B[:, None] * read_BxD, cfg.attention)
-    return y_BxD, SeqBoatCache(cache.position + 1, working_BxW, ring), SeqBoatRoutes(attends_B, attends_B)

@@ -1,8 +1,8 @@
-"""Prediction uncertainty: how unsure a layer is of what comes next.
+"""Prediction uncertainty: how unsure a layer is of the next token.
 
 The paper lists it among the router's inputs and does not define it. Ours: a linear read-out of the token predicts a
-discrete code of the *next* token (the largest of U fixed random projections of it), trained inside the layer;
-the uncertainty is the normalised entropy of that prediction, 0 (sure) to 1.
+discrete code of the *next* token, which is the largest of U fixed random projections of it. The read-out is trained
+inside the layer. The uncertainty is the normalised entropy of its prediction, from 0 (sure) to 1.
 """
 
 import jax
@@ -14,7 +14,7 @@ CODES = 16
 
 
 def init(D: int) -> Float[Array, "D U"]:
-    """Predicts all codes alike: uncertainty 1."""
+    """All codes are equally likely: uncertainty 1."""
     return jnp.zeros((D, CODES))
 
 
@@ -25,7 +25,7 @@ def uncertainty(readout_DxU: Float[Array, "D U"], x: Float[Array, "... D"]) -> F
 
 
 def loss(readout_DxU: Float[Array, "D U"], x_BxTxD: Tokens, segment_BxT: Segments | None) -> tuple[Scalar, Scalar]:
-    """(summed cross-entropy of the next token's code, how many were predicted); gradient to the read-out only."""
+    """(summed cross-entropy of the next token's code, number of predictions). Only the read-out gets a gradient."""
     x_BxTxD = jax.lax.stop_gradient(x_BxTxD)
     project_DxU = jax.random.normal(jax.random.key(0), readout_DxU.shape, x_BxTxD.dtype)
     code_BxT = jnp.argmax(x_BxTxD[:, 1:] @ project_DxU, axis=-1)

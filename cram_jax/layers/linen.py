@@ -1,117 +1,296 @@
-"""Flax Linen faces of the functional layers: they hold parameters and state, the functions compute.
+"""Flax Linen faces of the functional layers: modules that hold parameters and state; the functions compute.
 
-    layer = CRAM(CRAMConfig(D=64))
-    variables = layer.init(key, x_BxTxD)
-    y_BxTxD, aux = layer.apply(variables, x_BxTxD, gap_BxT, train=True, rngs={"route": noise})  # in the loss
-    _, changed = layer.apply(variables, aux.stats, method="update", mutable=["consolidation"])  # once a training step
-    variables = {**variables, **changed}
+    model = ...                       # a network of your own with CRAM(CRAMConfig(D=64), deterministic=False) in it
+    logits, seen = model.apply(variables, x, rngs={"route": key}, mutable=["memory"])
+    loss = your_loss(logits) + memory_loss(seen["memory"], price)[0]                      # where you take the gradient
+    variables["consolidation"] = update(variables["consolidation"], seen["memory"])       # once a training step
+    variables["consolidation"] = release(variables["consolidation"])                      # once your loss is flat
 
-Collections: "params" (the functional layer's parameters, under "layer"), "consolidation" (its state, under "state") and
-"cache" (what `step` carries, under "stream").
+A block (`CRAM`, `Attention`, ...) is a whole layer with its residual connections. A mixer (`CRAMMixer`, ...) stands in
+the place of an attention module: tokens in, tokens out, no residual and no feed-forward network.
+
+Collections: "params" and "consolidation" (the running state) have a leaf for each name of the functional types.
+"memory" (sums and statistics of a call) is written where it is mutable. "cache" is what `step` carries. Random numbers
+come from the stream "route".
 """
 
-from types import ModuleType
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
-from cram_jax.dims import Gap, Gaps, Key, Segments, Token, Tokens
-from cram_jax.functional import attention, consolidation, cram, mamba2, palimpsa
+from cram_jax.dims import Array, Gap, Gaps, Key, Segments, Token, Tokens
+from cram_jax.functional import consolidation, layer, objective
+from cram_jax.functional.consolidation import ConsolidationState, ConsolidationStats
+from cram_jax.functional.layer import Layer, LayerAux
+from cram_jax.functional.objective import MemorySums, ObjectiveConfig
 
-__all__ = ["CRAM", "Attention", "Mamba2", "Palimpsa"]
+__all__ = [
+    "CRAM",
+    "Attention",
+    "AttentionMixer",
+    "Block",
+    "CRAMMixer",
+    "Mamba2",
+    "Mamba2Mixer",
+    "Mixer",
+    "Palimpsa",
+    "PalimpsaMixer",
+    "SeqBoat",
+    "SeqBoatMixer",
+    "Stack",
+    "attention_utilisation",
+    "memory_loss",
+    "release",
+    "update",
+]
+
+STREAM = "route"
 
 
-class _Layer(nn.Module):
-    """One layer of the shared contract (`init`, `init_state`, `init_cache`, `apply`, `step`).
+def named(tree) -> Any:
+    """A tree of NamedTuples as nested dictionaries; empty parts are left out."""
+    if not hasattr(tree, "_fields"):
+        return tree
+    parts = {name: getattr(tree, name) for name in tree._fields}
+    return {name: named(part) for name, part in parts.items() if not (isinstance(part, tuple) and not part)}
+
+
+def unnamed(like, tree) -> Any:
+    """`named` undone: the dictionaries as the NamedTuples of `like`."""
+    if not hasattr(like, "_fields"):
+        return tree if like != () else ()
+    return type(like)(*(unnamed(getattr(like, name), tree.get(name)) for name in like._fields))
+
+
+@lru_cache
+def _shapes(cfg: Layer):
+    return jax.eval_shape(cfg.init, jax.random.key(0))
+
+
+class _Face(nn.Module):
+    """What blocks and mixers share.
 
     Attributes:
-      cfg: the functional layer's configuration.
+      cfg: the layer's configuration.
+      deterministic: True in evaluation. In training the stream "route" is needed by a layer that draws random numbers,
+        else Flax raises InvalidRngError; in evaluation it switches audits on.
     """
 
-    cfg: Any
-    functional: ClassVar[ModuleType]
-    stream: ClassVar[str | None] = None  # the random stream it draws from, if it draws at all
+    cfg: Layer
+    deterministic: bool = True
+
+    def _own(self, params):
+        return params
 
     def setup(self):
-        self.params = self.param("layer", self.functional.init, self.cfg)
-        initial = self.functional.init_state(self.cfg)
-        self.state = self.variable("consolidation", "state", lambda: initial) if initial else None
+        fresh = self.cfg.init(self.make_rng("params")) if self.is_initializing() else None
+        values = lambda key: named(self._own(self.cfg.init(key) if fresh is None else fresh))
+        like = self._own(_shapes(self.cfg))
+        leaves = {name: self.param(name, lambda key, name=name: values(key)[name]) for name in named(like)}
+        self.params = unnamed(like, leaves)
+        initial = self.cfg.init_state()
+        self.state = jax.tree.unflatten(jax.tree.structure(initial), self._state_leaves(initial))
 
-    def _current(self):
-        return () if self.state is None else self.state.value
+    def _state_leaves(self, initial) -> list[Array]:
+        """The running state's variables, in the order of the state's fields."""
+        leaves = named(initial).items() if initial else ()
+        return [self.variable("consolidation", name, lambda leaf=leaf: leaf).value for name, leaf in leaves]
 
     def _key(self, train: bool) -> Key | None:
-        wanted = self.stream is not None and (train or self.has_rng(self.stream))
-        return self.make_rng(self.stream) if wanted else None
+        return self.make_rng(STREAM) if self.cfg.draws and (train or self.has_rng(STREAM)) else None
 
     def __call__(
         self,
         x_BxTxD: Tokens,
         gap_BxT: Gaps | None = None,
         *,
-        train: bool = False,
+        train: bool | None = None,
         segment_BxT: Segments | None = None,
-    ) -> tuple[Tokens, Any]:
-        """A whole sequence: the functional layer's `apply`, with its (tokens, aux). Changes no variable.
+    ) -> Tokens:
+        """Whole sequences: tokens in, tokens out.
 
-        A layer that draws random numbers takes them from the stream "route": needed in training (noise and audits,
-        else Flax raises InvalidRngError); in evaluation it switches audits on.
+        Args:
+          train: by default, the opposite of `deterministic`. Under `nn.remat` set `deterministic` instead.
         """
-        return self.functional.apply(
-            self.params,
-            self._current(),
-            x_BxTxD,
-            cfg=self.cfg,
-            gap_BxT=gap_BxT,
-            key=self._key(train),
-            train=train,
-            segment_BxT=segment_BxT,
-        )
+        y_BxTxD, aux = self.with_aux(x_BxTxD, gap_BxT, train=train, segment_BxT=segment_BxT)
+        if aux.sums and self.is_mutable_collection("memory") and not self.is_initializing():
+            self.put_variable("memory", "stats", named(aux.stats))
+            self.put_variable("memory", "sums", named(aux.sums))
+        return y_BxTxD
 
-    def step(self, x_BxD: Token, gap_B: Gap | None = None) -> tuple[Token, Any]:
+    def with_aux(self, x_BxTxD, gap_BxT=None, *, train=None, segment_BxT=None) -> tuple[Tokens, LayerAux]:
+        """As a call, but returns (tokens, aux) and writes no variable."""
+        train = not self.deterministic if train is None else train
+        return self._apply(x_BxTxD, gap_BxT=gap_BxT, key=self._key(train), train=train, segment_BxT=segment_BxT)
+
+    def step(self, x_BxD: Token, gap_B: Gap | None = None) -> tuple[Token, LayerAux]:
         """One token, streaming: (token, aux); equals the whole sequence in evaluation. Needs mutable=["cache"].
 
-        A missing "cache" is an empty one; `init(..., method="step")` gives it, for loops that need it from the start.
+        A missing "cache" is an empty one; `init(..., method="step")` makes it, for loops that need it from the start.
         Pass the same "route" key at every step to audit what a call with that key audits.
         """
         cache = self.get_variable("cache", "stream")
         if cache is None:
-            cache = self.functional.init_cache(self.cfg, x_BxD.shape[0])
-        y_BxD, after, aux = self.functional.step(
-            self.params, self._current(), cache, x_BxD, cfg=self.cfg, gap_B=gap_B, key=self._key(train=False)
-        )
+            cache = self.cfg.init_cache(x_BxD.shape[0])
+        y_BxD, after, aux = self._step(cache, x_BxD, gap_B=gap_B, key=self._key(train=False))
         self.put_variable("cache", "stream", cache if self.is_initializing() else after)
         return y_BxD, aux
 
 
-class CRAM(_Layer):
-    """`functional.cram`; aux is a `CRAMAux`. Configured by `CRAMConfig`."""
+class Block(_Face):
+    """A whole layer: the mixer with its residual connection, then the feed-forward network of most layers."""
 
-    functional = cram
-    stream = "route"
+    def _apply(self, x_BxTxD, **more):
+        return layer.apply(self.params, self.state, x_BxTxD, cfg=self.cfg, **more)
 
-    def update(self, stats: consolidation.ConsolidationStats, axis_name: str | None = None) -> None:
-        """Once a training step, with `aux.stats`: moves the running state (`consolidation.update`)."""
-        self.state.value = consolidation.update(self.state.value, stats, axis_name)
-
-    def release(self, when=True) -> None:
-        """From now on the router decides who attends; until then every token does (`consolidation.release`)."""
-        self.state.value = consolidation.release(self.state.value, when)
+    def _step(self, cache, x_BxD, **more):
+        return layer.step(self.params, self.state, cache, x_BxD, cfg=self.cfg, **more)
 
 
-class Attention(_Layer):
-    """`functional.attention`, the transformer layer to compare with; aux is (). Configured by `AttentionConfig`."""
+class Mixer(_Face):
+    """The mixer alone, in the place of an attention module: no residual, no feed-forward network.
 
-    functional = attention
+    It normalises its input itself.
+    """
+
+    def _own(self, params):
+        return self.cfg.mixer_params(params)
+
+    def _apply(self, x_BxTxD, **more):
+        return layer.apply_mixer(self.params, self.state, x_BxTxD, cfg=self.cfg, **more)
+
+    def _step(self, cache, x_BxD, **more):
+        return layer.step_mixer(self.params, self.state, cache, x_BxD, cfg=self.cfg, **more)
 
 
-class Mamba2(_Layer):
-    """`functional.mamba2`, with `rank` above 0 MetaMamba2; aux is (). Configured by `Mamba2Config`."""
-
-    functional = mamba2
+class CRAM(Block):
+    """`functional.cram`, configured by `CRAMConfig`."""
 
 
-class Palimpsa(_Layer):
-    """`functional.palimpsa`; aux is (). Configured by `PalimpsaConfig`."""
+class CRAMMixer(Mixer):
+    """The three memories of `functional.cram`, configured by `CRAMConfig`."""
 
-    functional = palimpsa
+
+class Attention(Block):
+    """`functional.attention`, the transformer layer, configured by `AttentionConfig`."""
+
+
+class AttentionMixer(Mixer):
+    """Causal attention, configured by `AttentionConfig`."""
+
+
+class Mamba2(Block):
+    """`functional.mamba2`, configured by `Mamba2Config`; with `rank` above 0 MetaMamba2."""
+
+
+class Mamba2Mixer(Mixer):
+    """Mamba-2 without its residual, configured by `Mamba2Config`."""
+
+
+class Palimpsa(Block):
+    """`functional.palimpsa`, configured by `PalimpsaConfig`."""
+
+
+class PalimpsaMixer(Mixer):
+    """Palimpsa's memory, configured by `PalimpsaConfig`."""
+
+
+class SeqBoat(Block):
+    """`functional.seqboat`, configured by `SeqBoatConfig`."""
+
+
+class SeqBoatMixer(Mixer):
+    """SeqBoat's recurrent memory and selected attention, configured by `SeqBoatConfig`."""
+
+
+class Stack(nn.Module):
+    """Blocks one after the other; with `models.stack.jamba_pattern(...)` for `layers` it is Jamba.
+
+    Attributes:
+      layers: the configuration of each block.
+      deterministic: as of a `Block`.
+    """
+
+    layers: tuple[Layer, ...]
+    deterministic: bool = True
+
+    def setup(self):
+        self.blocks = [Block(cfg, deterministic=self.deterministic) for cfg in self.layers]
+
+    def __call__(self, x_BxTxD: Tokens, gap_BxT: Gaps | None = None, **more) -> Tokens:
+        """Whole sequences through all blocks; arguments as of a `Block`."""
+        for block in self.blocks:
+            x_BxTxD = block(x_BxTxD, gap_BxT, **more)
+        return x_BxTxD
+
+    def step(self, x_BxD: Token, gap_B: Gap | None = None) -> Token:
+        """One token through all blocks, streaming; needs mutable=["cache"]."""
+        for block in self.blocks:
+            x_BxD, _ = block.step(x_BxD, gap_B)
+        return x_BxD
+
+
+def _found(collection: Mapping, name: str) -> list[Mapping]:
+    """All dictionaries of that name in a collection, in the order of the modules' names."""
+    found = []
+    for key in sorted(collection):
+        if key == name:
+            found.append(collection[key])
+        elif isinstance(collection[key], Mapping):
+            found += _found(collection[key], name)
+    return found
+
+
+def memory_loss(
+    memory: Mapping, price: Array | float, cfg: ObjectiveConfig | None = None
+) -> tuple[Array, dict[str, Array]]:
+    """Eq 8 without the task's loss, from one call of a model with CRAM layers: (loss, its parts by name).
+
+    Args:
+      memory: the collection "memory" that the call wrote.
+      price: lambda_E. 0 until the release; then let it rise while your loss allows (`training/controller.py`). It is in
+        units of your loss: the cost of every token attending in every layer.
+      cfg: weights of the parts; the defaults of `ObjectiveConfig` if None.
+
+    Raises:
+      ValueError: for a collection without such layers.
+    """
+    sums = [MemorySums(**found) for found in _found(memory, "sums")]
+    if not sums:
+        raise ValueError('memory_loss needs the collection "memory" of a model with CRAM layers; this one has no sums')
+    stacked = jax.tree.map(lambda *leaves: jnp.hstack(leaves), *sums)
+    return objective.memory_loss(stacked, price, ObjectiveConfig() if cfg is None else cfg)
+
+
+def attention_utilisation(memory: Mapping) -> Array:
+    """Share of (token, layer) pairs that retrieved something, audits included, from the collection "memory"."""
+    sums = _found(memory, "sums")
+    return sum(jnp.sum(one["retrieved"]) for one in sums) / sum(jnp.sum(one["tokens"]) for one in sums)
+
+
+def update(state: Mapping, memory: Mapping, axis_name: str | None = None) -> dict:
+    """The collection "consolidation" after a training step, from the collection "memory" of its call.
+
+    `axis_name` sums the statistics over that mapped axis first.
+    """
+
+    def one(state: ConsolidationState, memory: Mapping) -> ConsolidationState:
+        return consolidation.update(state, ConsolidationStats(**memory["stats"]), axis_name)
+
+    return _each_state(one, state, memory)
+
+
+def release(state: Mapping, when: Array | bool = True) -> dict:
+    """The collection "consolidation" with the routers deciding who attends; until then every token does."""
+    return _each_state(lambda state, _: consolidation.release(state, when), state, {})
+
+
+def _each_state(change: Callable, state: Mapping, beside: Mapping) -> dict:
+    """A collection with `change(state, beside)` in the place of each layer's state."""
+    if "released" in state:
+        return named(change(ConsolidationState(**state), beside))
+    return {name: _each_state(change, part, beside.get(name, {})) for name, part in state.items()}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Float, Int, Key, Segments
-from cram_jax.functional.common import at_least_one, rms_norm
+from cram_jax.functional.common import check_at_least_one, rms_norm
 from cram_jax.models.stack import Stack
 
 
@@ -15,7 +15,7 @@ class LanguageParams(NamedTuple):
     """Attributes: the embedding of A tokens, the layers' parameters, and the last norm."""
 
     token_AxD: Float[Array, "A D"]
-    layers: NamedTuple
+    layers: tuple
     norm_D: Float[Array, "D"]
 
 
@@ -29,12 +29,12 @@ class LanguageModel:
     epsilon: float = 1e-5
 
     def __post_init__(self):
-        at_least_one(self, "vocabulary")
+        check_at_least_one(self, "vocabulary")
 
     def init(self, key: Key) -> LanguageParams:
         """Embeddings at the paper's 0.02."""
         token, layers = jax.random.split(key)
-        D = self.stack.layer.D
+        D = self.stack.D
         return LanguageParams(
             0.02 * jax.random.normal(token, (self.vocabulary, D)), self.stack.init(layers), jnp.ones(D)
         )

@@ -44,7 +44,7 @@ def load_mamba2(folder: str | Path, *, grouped_norm: bool = True) -> tuple[Langu
     settings = json.loads((folder / "config.json").read_text())
     model = _model(settings, grouped_norm)
     tensors = _tensors(folder)
-    cfg, depth = model.stack.layer, model.stack.depth
+    (cfg,), depth = model.stack.layers, model.stack.depth
     if "lm_head.weight" in tensors and not np.array_equal(tensors.pop("lm_head.weight"), tensors[EMBEDDING]):
         raise ValueError("lm_head.weight differs from the embedding, but the read-out is tied to it here")
     wanted = {EMBEDDING: (model.vocabulary, cfg.D), LAST_NORM: (cfg.D,)}
@@ -63,7 +63,7 @@ def load_mamba2(folder: str | Path, *, grouped_norm: bool = True) -> tuple[Langu
     }
     decay = Decay(stacked.pop("log_rate_H"), stacked.pop("bias_H"))
     layers = Mamba2Params(**stacked, decay=decay, importance=())
-    return LanguageParams(jnp.asarray(tensors[EMBEDDING]), layers, jnp.asarray(tensors[LAST_NORM])), model
+    return LanguageParams(jnp.asarray(tensors[EMBEDDING]), (layers,), jnp.asarray(tensors[LAST_NORM])), model
 
 
 def _model(settings: dict, grouped_norm: bool) -> LanguageModel:
@@ -87,7 +87,7 @@ def _model(settings: dict, grouped_norm: bool) -> LanguageModel:
         epsilon=settings["layer_norm_epsilon"],
     )
     return LanguageModel(
-        settings["vocab_size"], Stack(layer, settings["num_hidden_layers"]), settings["layer_norm_epsilon"]
+        settings["vocab_size"], Stack((layer,), settings["num_hidden_layers"]), settings["layer_norm_epsilon"]
     )
 
 

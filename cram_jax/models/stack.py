@@ -1,127 +1,136 @@
-"""A network's trunk: equal layers in a stack, with the contract of a single layer.
+"""A network's trunk: a pattern of layers, repeated. It has the contract of a single layer.
 
-Parameters and states carry a leading L axis. Streaming caches are a tuple with one per layer: taken out of an array and
-put back, each would be copied for every token. The task gives the embedding before and the read-out after.
+`Stack((CRAMConfig(),), 2)` is two CRAM layers. Jamba (Lieber et al. 2024) is `Stack(jamba_pattern(...))`: one layer of
+attention among several of Mamba-2. The task gives the embedding before the trunk and the read-out after it.
+
+Parameters, states, caches and aux are tuples with one entry for each place of the pattern. In an entry of parameters,
+states or aux each leaf has a leading axis of repeats. An entry of caches is a tuple with one cache for each repeat:
+taken out of one array and put back, a cache would be copied for every token.
 """
 
 import dataclasses
-from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from cram_jax.dims import Gap, Gaps, Key, Segments, Token, Tokens
-from cram_jax.functional import attention, cram, jamba, mamba2, palimpsa, seqboat
-from cram_jax.functional.common import at_least_one
-
-LAYERS: dict[type, ModuleType] = {
-    cram.CRAMConfig: cram,
-    attention.AttentionConfig: attention,
-    mamba2.Mamba2Config: mamba2,
-    palimpsa.PalimpsaConfig: palimpsa,
-    jamba.JambaConfig: jamba,
-    seqboat.SeqBoatConfig: seqboat,
-}
-Layer = (
-    cram.CRAMConfig
-    | attention.AttentionConfig
-    | mamba2.Mamba2Config
-    | palimpsa.PalimpsaConfig
-    | jamba.JambaConfig
-    | seqboat.SeqBoatConfig
-)
+from cram_jax.dims import Array, Bool, Gap, Gaps, Key, Segments, Token, Tokens
+from cram_jax.functional import layer as layers_of
+from cram_jax.functional.common import check_at_least_one
+from cram_jax.functional.layer import Layer, LayerAux, Operations
+from cram_jax.functional.objective import MemorySums
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """layer: configuration of each layer; its type says which. depth: L."""
+    """layers: the pattern, all of one width. repeats: how often the pattern is repeated."""
 
-    layer: Layer
-    depth: int = 2
+    layers: tuple[Layer, ...]
+    repeats: int = 1
 
     def __post_init__(self):
-        if type(self.layer) not in LAYERS:
-            raise TypeError(f"layer must be one of {[c.__name__ for c in LAYERS]}, got {type(self.layer).__name__}")
-        at_least_one(self, "depth")
+        if not self.layers or not all(isinstance(layer, Layer) for layer in self.layers):
+            raise TypeError(f"layers must be a tuple of configurations, such as (CRAMConfig(),), got {self.layers}")
+        if len({layer.D for layer in self.layers}) > 1:
+            raise ValueError(f"all layers must have one width, got D={[layer.D for layer in self.layers]}")
+        check_at_least_one(self, "repeats")
 
     @property
-    def functions(self) -> ModuleType:
-        """The module that holds the layer's init, apply and step."""
-        return LAYERS[type(self.layer)]
+    def D(self) -> int:
+        """Width of the tokens."""
+        return self.layers[0].D
 
     @property
-    def routes(self) -> bool:
-        """Whether the layers decide who attends (their aux then has routes)."""
-        return self.functions in (cram, seqboat)
+    def depth(self) -> int:
+        """Number of layers."""
+        return len(self.layers) * self.repeats
 
     @property
     def consolidates(self) -> bool:
-        """Whether the layers learn from what they retrieved (their aux then has stats and sums, too)."""
-        return self.functions is cram
+        """Whether some layer learns from what it retrieved."""
+        return any(layer.consolidates for layer in self.layers)
 
-    def _repeat(self, tree):
-        return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], self.depth, axis=0), tree)
+    def replace(self, change) -> "Stack":
+        """The stack with `change(layer)` in the place of each layer's configuration."""
+        return dataclasses.replace(self, layers=tuple(change(layer) for layer in self.layers))
 
-    def init(self, key: Key):
+    def patterns(self, name: str) -> tuple[str, ...]:
+        """The layers' parameter patterns "no_decay" or "taught", with the place in front: "0.semantic.*"."""
+        return tuple(f"{i}.{one}" for i, layer in enumerate(self.layers) for one in getattr(layer, name))
+
+    def init(self, key: Key) -> tuple:
         """Parameters of all layers."""
-        return jax.vmap(lambda k: self.functions.init(k, self.layer))(jax.random.split(key, self.depth))
+        keys = jax.random.split(key, self.depth).reshape(self.repeats, len(self.layers))
+        return tuple(jax.vmap(layer.init)(keys[:, place]) for place, layer in enumerate(self.layers))
 
-    def init_state(self):
+    def init_state(self) -> tuple:
         """States of all layers."""
-        return self._repeat(self.functions.init_state(self.layer))
+        repeat = lambda leaf: jnp.repeat(leaf[None], self.repeats, axis=0)
+        return tuple(jax.tree.map(repeat, layer.init_state()) for layer in self.layers)
 
-    def init_cache(self, batch: int):
-        """Streaming caches, one per layer."""
-        return tuple(self.functions.init_cache(self.layer, batch) for _ in range(self.depth))
+    def init_cache(self, batch: int) -> tuple:
+        """Streaming caches of all layers."""
+        return tuple(tuple(layer.init_cache(batch) for _ in range(self.repeats)) for layer in self.layers)
 
     def apply(
         self,
-        params,
-        states,
+        params: tuple,
+        states: tuple,
         x_BxTxD: Tokens,
         *,
         gap_BxT: Gaps | None = None,
         key: Key | None = None,
         train: bool = False,
         segment_BxT: Segments | None = None,
-    ):
-        """Layer after layer over whole sequences: (tokens, aux with a leading L axis)."""
+    ) -> tuple[Tokens, tuple[LayerAux, ...]]:
+        """Whole sequences through all layers: (tokens, aux)."""
 
-        def one(x_BxTxD, per_layer):
-            params, state, index = per_layer
-            layer_key = None if key is None else jax.random.fold_in(key, index)
-            return self.functions.apply(
-                params,
-                state,
-                x_BxTxD,
-                cfg=self.layer,
-                gap_BxT=gap_BxT,
-                key=layer_key,
-                train=train,
-                segment_BxT=segment_BxT,
-            )
+        def pattern(x_BxTxD, repeat):
+            params, states, index = repeat
+            auxes = []
+            for place, layer in enumerate(self.layers):
+                x_BxTxD, aux = layers_of.apply(
+                    params[place],
+                    states[place],
+                    x_BxTxD,
+                    cfg=layer,
+                    gap_BxT=gap_BxT,
+                    key=self._key(key, index, place),
+                    train=train,
+                    segment_BxT=segment_BxT,
+                )
+                auxes.append(aux)
+            return x_BxTxD, tuple(auxes)
 
-        return jax.lax.scan(one, x_BxTxD, (params, states, jnp.arange(self.depth)), unroll=True)
+        return jax.lax.scan(pattern, x_BxTxD, (params, states, jnp.arange(self.repeats)), unroll=True)
 
-    def step(self, params, states, caches, x_BxD: Token, *, gap_B: Gap | None = None, key: Key | None = None):
-        """Layer after layer for one token: (token, caches, aux with a leading L axis)."""
-        after, auxes = [], []
-        for index, cache in enumerate(caches):
-            layer_params, state = jax.tree.map(lambda leaf, i=index: leaf[i], (params, states))
-            layer_key = None if key is None else jax.random.fold_in(key, index)
-            x_BxD, cache, aux = self.functions.step(
-                layer_params, state, cache, x_BxD, cfg=self.layer, gap_B=gap_B, key=layer_key
-            )
-            after.append(cache)
-            auxes.append(aux)
-        return x_BxD, tuple(after), jax.tree.map(lambda *leaves: jnp.stack(leaves), *auxes)
+    def _key(self, key: Key | None, repeat, place: int) -> Key | None:
+        """A layer's own key, by its number in the network."""
+        return None if key is None else jax.random.fold_in(key, repeat * len(self.layers) + place)
 
-    def rollout(self, params, states, caches, x_BxTxD: Tokens, *, gap_BxT: Gaps | None = None, key: Key | None = None):
-        """`step` over a piece of a stream: (tokens, caches, aux with T and L axes in front of each leaf).
+    def step(
+        self, params: tuple, states: tuple, caches: tuple, x_BxD: Token, *, gap_B: Gap | None = None, key=None
+    ) -> tuple[Token, tuple, tuple[LayerAux, ...]]:
+        """One token through all layers: (token, caches, aux)."""
+        after, auxes = [[] for _ in self.layers], [[] for _ in self.layers]
+        for repeat in range(self.repeats):
+            for place, layer in enumerate(self.layers):
+                own, state = jax.tree.map(lambda leaf, repeat=repeat: leaf[repeat], (params[place], states[place]))
+                cache, layer_key = caches[place][repeat], self._key(key, repeat, place)
+                x_BxD, cache, aux = layers_of.step(own, state, cache, x_BxD, cfg=layer, gap_B=gap_B, key=layer_key)
+                after[place].append(cache)
+                auxes[place].append(aux)
+        stacked = tuple(jax.tree.map(lambda *leaves: jnp.stack(leaves), *repeats) for repeats in auxes)
+        return x_BxD, tuple(map(tuple, after)), stacked
 
-        Memory is that of the caches and of the piece, however long the stream. Donate the caches where it is jitted:
-        `jax.jit(stack.rollout, donate_argnums=2)` then writes them in place.
+    def rollout(
+        self, params: tuple, states: tuple, caches: tuple, x_BxTxD: Tokens, *, gap_BxT: Gaps | None = None, key=None
+    ) -> tuple[Tokens, tuple, tuple[LayerAux, ...]]:
+        """`step` over a piece of a stream: (tokens, caches, aux with T in front of each leaf's axes).
+
+        It needs memory for the caches and the piece, however long the stream. Donate the caches where it is jitted, so
+        that they are written in place: `jax.jit(stack.rollout, donate_argnums=2)`.
         """
 
         def one(caches, now):
@@ -133,3 +142,47 @@ class Stack:
         over_time = (x_BxTxD.swapaxes(0, 1), gap_BxT.T)
         caches, (y_TxBxD, aux) = jax.lax.scan(one, caches, over_time)
         return y_TxBxD.swapaxes(0, 1), caches, aux
+
+    def update(self, states: tuple, aux: tuple[LayerAux, ...], axis_name: str | None = None) -> tuple:
+        """States after a training step. Once a step, after all sums over micro-batches."""
+        of_layers = zip(self.layers, states, aux, strict=True)
+        return tuple(layer.update(state, one.stats, axis_name) for layer, state, one in of_layers)
+
+    def release(self, states: tuple, when: Bool[Array, ""] | bool = True) -> tuple:
+        """States in which the layers decide by themselves who attends."""
+        return tuple(layer.release(state, when) for layer, state in zip(self.layers, states, strict=True))
+
+    def sums(self, aux: tuple[LayerAux, ...]) -> MemorySums | None:
+        """Sums of all layers that have a loss of their own, with a leading axis of those layers; None without any."""
+        found = [one.sums for one in aux if one.sums]
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found) if found else None
+
+    def routes(self, aux: tuple[LayerAux, ...]) -> list[tuple[Layer, Any]]:
+        """(layer, its routes) of each layer that decides who attends, in the order of the network."""
+        found = [(layer, one.routes) for layer, one in zip(self.layers, aux, strict=True) if one.routes]
+        at = lambda routes, repeat: jax.tree.map(lambda leaf: leaf[repeat], routes)
+        return [(layer, at(routes, repeat)) for repeat in range(self.repeats) for layer, routes in found]
+
+    def operations(self, aux: tuple[LayerAux, ...], shape: tuple[int, int], train: bool) -> Operations:
+        """Operations that all layers executed for one (batch, length)."""
+        attention, total = jnp.zeros(()), jnp.zeros(())
+        for layer, one in zip(self.layers, aux, strict=True):
+            of = lambda routes, layer=layer: layer.operations(shape, routes, train)
+            if one.routes:
+                counted = jax.tree.map(jnp.sum, jax.vmap(of)(one.routes))
+            else:
+                counted = Operations(*(self.repeats * jnp.asarray(x, jnp.float32) for x in of(())))
+            attention, total = attention + counted.attention, total + counted.total
+        return Operations(attention, total)
+
+
+def jamba_pattern(recurrent: Layer, attention: Layer, before: int = 4, after: int = 3) -> tuple[Layer, ...]:
+    """Jamba's layers (Lieber et al. 2024, arXiv 2403.19887): one of attention among several recurrent ones.
+
+    Here it is without mixture of experts, and with a feed-forward network after the attention only.
+
+    Args:
+      recurrent: configuration of the recurrent layers. before, after: how many of them stand around the attention.
+    """
+    return (*[recurrent] * before, attention, *[recurrent] * after)
+

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Int, Key
-from cram_jax.functional.common import at_least_one
+from cram_jax.functional.common import check_at_least_one
 
 
 @jax.tree_util.register_static
@@ -50,7 +50,7 @@ class CopyConfig:
     table_seed: int = 0
 
     def __post_init__(self):
-        at_least_one(self, "batch", "rounds", "phrase", "phrases", "new_symbols")
+        check_at_least_one(self, "batch", "rounds", "phrase", "phrases", "new_symbols")
         if self.length % self.rounds or self.length < 2 * self.phrase * self.rounds:
             raise ValueError(
                 f"length must be a multiple of rounds with at least 2 * phrase events in each, got length={self.length}"

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Float, Int, Key
-from cram_jax.functional.common import at_least_one
+from cram_jax.functional.common import check_at_least_one
 
 FILLER = 0
 
@@ -41,7 +41,7 @@ class MQARConfig:
     power: float = 0.01
 
     def __post_init__(self):
-        at_least_one(self, "pairs", "batch")
+        check_at_least_one(self, "pairs", "batch")
         if self.length % 2 or self.length < 4 * self.pairs:
             raise ValueError(
                 f"length must be even and at least 4 * pairs, got length={self.length} and pairs={self.pairs}: "

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Float, Int, Key, Scalar
-from cram_jax.functional.common import at_least_one
+from cram_jax.functional.common import check_at_least_one
 
 OBSERVATION, BINDING, QUERY = 0, 1, 2
 
@@ -62,7 +62,7 @@ class SRCDConfig:
     def __post_init__(self):
         if self.new_keys not in ("disjoint", "shared"):
             raise ValueError(f"new_keys must be 'disjoint' or 'shared', got {self.new_keys!r}")
-        at_least_one(self, "batch", "answers", "new_key_ids")
+        check_at_least_one(self, "batch", "answers", "new_key_ids")
         if self.length < 2:
             raise ValueError(f"length must be at least 2, got {self.length}")
         if self.gap_tail <= 0 or self.noise < 0:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import jax
 
-from cram_jax.analysis.summary import peak_memory_mb, versions
-from cram_jax.functional.common import at_least_one
-from cram_jax.training import learner as learning
+from cram_jax.functional.common import check_at_least_one
+from cram_jax.training import optimizer
+from cram_jax.training import step as training
 from cram_jax.training.checkpoints import Checkpoints
-from cram_jax.training.learner import Learner, TrainState
+from cram_jax.training.machine import peak_memory_mb, versions
 from cram_jax.training.metrics import Records, clock, means
+from cram_jax.training.step import Learner, TrainState
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class RunConfig:
     final_tokens: int = 1_000_000
 
     def __post_init__(self):
-        at_least_one(self, "steps", "length", "batch", "log_every", "checkpoint_every")
+        check_at_least_one(self, "steps", "length", "batch", "log_every", "checkpoint_every")
         if self.checkpoint_every % self.log_every or self.steps % self.log_every:
             raise ValueError(
                 "steps and checkpoint_every must be multiples of log_every, got "
@@ -74,8 +75,8 @@ def evaluate(
     sums = []
     for index in range(run.held_out_batches(tokens)):
         batch = learner.task.batch(split, seed, index, run.length, run.batch)
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), learning.EVALUATION), index)
-        sums.append(jax.device_get(learning.evaluate_step(learner, state, batch, key)))
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), training.EVALUATION), index)
+        sums.append(jax.device_get(training.evaluate_step(learner, state, batch, key)))
     return means(sums)
 
 
@@ -84,10 +85,10 @@ def probe(learner: Learner, run: RunConfig, state: TrainState, seed: int, batche
     if not learner.model.consolidates or not batches:
         return {}
     sums = []
-    key = jax.random.fold_in(jax.random.key(seed), learning.EVALUATION)
+    key = jax.random.fold_in(jax.random.key(seed), training.EVALUATION)
     for index in range(batches):
         batch = learner.task.batch("held_out", seed, index, run.length, run.batch)
-        sums.append(jax.device_get(learning.probe_step(learner, state, batch, key)))
+        sums.append(jax.device_get(training.probe_step(learner, state, batch, key)))
     return means(sums)
 
 
@@ -102,14 +103,14 @@ def train(
       Interrupted: after SIGTERM or SIGINT, with the state saved after the step that was under way; of the logged line
         around it, means over training steps are then of those after it. A second signal ends the program at once.
     """
-    state = learning.init(learner, seed, patterns)
+    state = training.init(learner, seed, patterns)
     saves = Checkpoints(workdir / "checkpoints")
     restored = saves.restore(state)
     if restored is not None:
         log.info("going on from step %d in %s", restored[0], workdir)
         state = restored[1]
     first = int(state.step)
-    learning.check_batch(learner, state.params, learner.task.batch("train", seed, first, *run.shape(first)))
+    training.check_batch(learner, state.params, learner.task.batch("train", seed, first, *run.shape(first)))
     records = Records(workdir, first if restored else -1)
     stopped = []
 
@@ -129,6 +130,8 @@ def train(
             _write(records, learner, run, state, seed, {}, float("nan"), 0.0)
         if first < run.steps:
             records.launch(versions())
+            groups = optimizer.describe(learner.optimizer, learner.model, state.params)
+            (workdir / "parameters.txt").write_text("\n".join(groups) + "\n")
         return _steps(learner, run, seed, state, records, saves, stopped), records.lines
     finally:
         for number, handler in previous.items():
@@ -144,7 +147,7 @@ def _steps(learner, run, seed, state, records, saves, stopped: list) -> TrainSta
     timed_step, timed_from = first, start
     for step in range(first, run.steps):
         length, size = run.shape(step)
-        state, report = learning.train_step(learner, state, learner.task.batch("train", seed, step, length, size))
+        state, report = training.train_step(learner, state, learner.task.batch("train", seed, step, length, size))
         reports.append(report)
         done = step + 1
         if (length, size) not in compiled:  # just now: its time is not a step's

@@ -77,7 +77,7 @@ ABLATIONS = {
     "no semantic memory": {"cram.semantic.rank": 0},
     "rank 4 (width / 16)": {"cram.semantic.rank": 4},
     "rank 16": {"cram.semantic.rank": 16},
-    "semantic rate x 10": {"optimizer.semantic_rate": 10.0},
+    "semantic rate x 10": {"optimizer.rates": (("model.*.semantic.*", 10.0),)},
     "no reward for recall": {"objective.semantic_reward": 0.0},
     "weight decay 0.01": {"optimizer.weight_decay": 0.01},
     # The price and the release
@@ -90,7 +90,7 @@ ABLATIONS = {
     "no gap": _but("gap"),
     "content alone": {"cram.routing.features": ("content",)},
     "the paper's inputs": {"cram.routing.features": PAPER_FEATURES},
-    "circular q": {"cram.routing.decide": "circular"},
+    "circular q": {"model": "circular"},
     # What it learns from
     "audits alike": {"cram.routing.audit_gain": 0.0},
     "hardly any audits": {"cram.routing.audit_gain": 0.0, "cram.routing.audit_rate": 0.001},

@@ -13,14 +13,14 @@ through a convolution over four bytes and an untied read-out, where the papers' 
 is a field of the dataclass of its section, where its meaning stands; `--config.section.field=value`.
 """
 
+from lib import runs
 from ml_collections import ConfigDict
 
 from cram_jax.functional.attention import AttentionConfig
 from cram_jax.functional.mamba2 import Mamba2Config
 from cram_jax.functional.palimpsa import PalimpsaConfig
-from cram_jax.training import experiment
+from cram_jax.training.controller import PriceConfig
 from cram_jax.training.loop import RunConfig
-from cram_jax.training.price import PriceConfig
 
 VARIANTS = {"small": {"run": RunConfig(steps=600, log_every=50, checkpoint_every=300, final_tokens=250_000)}}
 D = 96
@@ -36,8 +36,8 @@ DEPTHS = {"palimpsa": 2, "metamamba2": 3, "mamba2": 3, "transformer": 2}
 
 def get_config(variant: str = "small") -> ConfigDict:
     """The settings of one variant; ValueError for an unknown one."""
-    config = experiment.settings(
-        experiment.variant_of(VARIANTS, variant)["run"],
+    config = runs.settings(
+        runs.variant_of(VARIANTS, variant)["run"],
         MODELS,
         price=PriceConfig(),
         depths=DEPTHS,  # by model: what makes their parameters as many

@@ -13,6 +13,7 @@ transformer, and cram. States of `small`, in numbers a layer: 64; palimpsa and m
 Every field is a field of the dataclass of its section; `--config.section.field=value`.
 """
 
+from lib import runs
 from ml_collections import ConfigDict
 
 from cram_jax.functional.attention import AttentionConfig
@@ -20,11 +21,10 @@ from cram_jax.functional.cram import CRAMConfig
 from cram_jax.functional.episodic import EpisodicConfig
 from cram_jax.functional.mamba2 import Mamba2Config
 from cram_jax.functional.palimpsa import PalimpsaConfig
-from cram_jax.functional.working_memory import WorkingConfig
+from cram_jax.functional.working import WorkingConfig
 from cram_jax.tasks.mqar import MQARConfig
-from cram_jax.training import experiment
+from cram_jax.training.controller import PriceConfig
 from cram_jax.training.loop import RunConfig
-from cram_jax.training.price import PriceConfig
 from cram_jax.training.settings import to_config
 
 VARIANTS = {
@@ -71,9 +71,9 @@ def models(D: int, heads: int, key: int, value: int) -> dict:
 
 def get_config(variant: str = "small") -> ConfigDict:
     """The settings of one variant; ValueError for an unknown one."""
-    chosen = experiment.variant_of(VARIANTS, variant)
+    chosen = runs.variant_of(VARIANTS, variant)
     run = chosen["run"]
-    config = experiment.settings(
+    config = runs.settings(
         run,
         models(**chosen["sizes"]),
         # Every pair is new, so that attention has nothing to give way to; the price only makes it choose.

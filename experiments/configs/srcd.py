@@ -8,24 +8,23 @@ python experiments/srcd.py --config=experiments/configs/srcd.py:VARIANT --workdi
 | small | 256 events | 2400 | 3 minutes | 99.9% retrieval, 1.6% attend |
 | paper | 2048 events | 6000 | 10 minutes | the paper's size (`make demo`): 100.0% retrieval, 1.6% attend |
 
-Models: cram; to compare with, transformer, mamba2, jamba (a block is 8 layers, one of them attention: give it
-`--config.depth=1`) and seqboat. Figures with their spread, hardware and versions: CLAIMS.md. Every field is a field of
+Models: cram; to compare with, transformer, mamba2, jamba (eight layers, one of them attention, from the
+sections mamba2 and transformer: give it `--config.depth=1`) and seqboat. Figures with their spread, hardware and versions: CLAIMS.md. Every field is a field of
 the dataclass of its section, where its meaning stands; `--config.section.field=value`.
 """
 
+from lib import runs
 from ml_collections import ConfigDict
 
 from cram_jax.functional.attention import AttentionConfig
 from cram_jax.functional.cram import CRAMConfig
 from cram_jax.functional.episodic import EpisodicConfig
-from cram_jax.functional.jamba import JambaConfig
 from cram_jax.functional.mamba2 import Mamba2Config
 from cram_jax.functional.seqboat import SeqBoatConfig
 from cram_jax.tasks.srcd import SRCDConfig
 from cram_jax.tasks.srcd_task import SRCDTask
-from cram_jax.training import experiment
+from cram_jax.training.controller import PriceConfig
 from cram_jax.training.loop import RunConfig
-from cram_jax.training.price import PriceConfig
 from cram_jax.training.settings import to_config
 
 VARIANTS = {
@@ -52,15 +51,14 @@ VARIANTS = {
 
 def get_config(variant: str = "small") -> ConfigDict:
     """The settings of one variant; ValueError for an unknown one."""
-    chosen = experiment.variant_of(VARIANTS, variant)
+    chosen = runs.variant_of(VARIANTS, variant)
     run = chosen["run"]
-    config = experiment.settings(
+    config = runs.settings(
         run,
         {
             "cram": CRAMConfig(episodic=EpisodicConfig(memory=chosen["memory"])),
             "transformer": AttentionConfig(),
             "mamba2": Mamba2Config(),
-            "jamba": JambaConfig(),
             "seqboat": SeqBoatConfig(),
         },
         price=chosen.get("price", PriceConfig()),

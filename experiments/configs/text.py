@@ -10,16 +10,16 @@ Figures with hardware and versions: CLAIMS.md. Every field is a field of the dat
 section, where its meaning stands; `--config.section.field=value`.
 """
 
+from lib import runs
 from ml_collections import ConfigDict
 
 from cram_jax.functional.attention import AttentionConfig
 from cram_jax.functional.cram import CRAMConfig
 from cram_jax.functional.episodic import EpisodicConfig
 from cram_jax.functional.semantic import SemanticConfig
-from cram_jax.functional.working_memory import WorkingConfig
-from cram_jax.training import experiment
+from cram_jax.functional.working import WorkingConfig
+from cram_jax.training.controller import PriceConfig
 from cram_jax.training.loop import RunConfig
-from cram_jax.training.price import PriceConfig
 
 VARIANTS = {"small": {"run": RunConfig(steps=1000, log_every=50, checkpoint_every=250, final_tokens=250_000)}}
 D, F, MEMORY = 96, 256, 64
@@ -27,8 +27,8 @@ D, F, MEMORY = 96, 256, 64
 
 def get_config(variant: str = "small") -> ConfigDict:
     """The settings of one variant; ValueError for an unknown one."""
-    run = experiment.variant_of(VARIANTS, variant)["run"]
-    config = experiment.settings(
+    run = runs.variant_of(VARIANTS, variant)["run"]
+    config = runs.settings(
         run,
         {
             "cram": CRAMConfig(

@@ -36,11 +36,11 @@ steps of it from scratch on generated files; all that was changed after that is 
 """
 
 from configs import srcd
+from lib import runs
 from ml_collections import ConfigDict
 
 from cram_jax.tasks.copying import CopyConfig
 from cram_jax.tasks.irregular_task import IrregularTask
-from cram_jax.training import experiment
 from cram_jax.training.settings import to_config
 
 SHARES = {
@@ -70,6 +70,6 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     Raises:
       ValueError: for an unknown variant, naming those there are.
     """
-    config = srcd.get_config(experiment.variant_of({"tiny": "tiny"}, variant))
+    config = srcd.get_config(runs.variant_of({"tiny": "tiny"}, variant))
     config.targets = ConfigDict(TARGETS).copy_and_resolve_references()
     return config

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from cram_jax.analysis import summary as summaries
 from cram_jax.analysis.transition import by_pattern
-from cram_jax.training import learner as learning
+from cram_jax.training import probes
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.metrics import read, strict
 from cram_jax.training.settings import from_config
 from lib import results
+from lib import summary as summaries
 
 # Columns that figures are drawn from, at every logged step
 CURVES = (
@@ -230,7 +230,7 @@ def exposures(lines: list[dict]) -> dict[str, list]:
     steps = np.diff([line["step"] for line in lines])
     total = lambda name: steps @ np.array([line[name] for line in lines[1:]], float)  # lines hold means over steps
     count, episodic = total("train/exposed"), total("train/exposed_episodic")
-    edges = np.ceil(2 ** (np.arange(len(count) + 1) / learning.OCTAVE) - 1e-9)  # of k + 1, whole numbers
+    edges = np.ceil(2 ** (np.arange(len(count) + 1) / probes.OCTAVE) - 1e-9)  # of k + 1, whole numbers
     full = count > 0
     k = np.sqrt(edges[:-1] * np.maximum(edges[1:] - 1, edges[:-1])) - 1
     return {

@@ -1,9 +1,15 @@
-"""Plain, slow, obviously right: one token after the other. Runs in any float dtype, float64 included."""
+"""The Palimpsa scan, plain, slow and obviously right: one token after the other. Runs in any float dtype."""
 
 import jax
 
+from ..backends import Call
 from ..recurrent import exact_einsum, to_heads, wide
 from .state import PalimpsaState
+
+
+def supported(call: Call) -> str | None:
+    """None: it runs everywhere."""
+    return None
 
 
 def scan(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, beta_BxTxHxV, decay_BxTxH, prior_H, state, *, scale: float, chunk=None):

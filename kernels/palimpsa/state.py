@@ -1,4 +1,4 @@
-"""What a Palimpsa scan carries."""
+"""The state that a Palimpsa scan carries."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 class PalimpsaState(NamedTuple):
     """Attributes:
-    mean_BxHxVxK: M, what was written, each weighted by how sure it was: the mean mu is M / (J + prior).
+    mean_BxHxVxK: M, the sum of what was written, each weighted by its certainty. The mean mu is M / (J + prior).
     importance_BxHxVxK: J, the precision gathered beyond the prior; 0 where nothing was written.
     """
 

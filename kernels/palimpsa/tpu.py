@@ -1,19 +1,19 @@
-"""Token after token for TPUs, on a state that stays in fast memory; the gradient keeps the states before chunks only.
+"""The Palimpsa scan for TPUs, token after token, on a state that stays in fast memory.
 
-The importance divides element by element, so this is work for the vector unit. A state lies (K V), keys down and values
-along lanes, and is gone through in slabs of eight keys, eight tokens each: they stay in registers meanwhile. Sums over
-keys add up slabs; only at the end are their eight rows summed. A token's keys are needed as a column: those of eight
-tokens are turned at once.
+The importance divides element by element, so this is work for the vector unit. A state lies (K V): keys along sublanes,
+values along lanes. The kernels walk it in slabs of eight keys, for eight tokens each; a slab stays in registers
+meanwhile. Sums over keys add up the slabs; the eight rows of the result are summed only at the end. A token's keys are
+needed as a column: the keys of eight tokens are transposed at once.
 
-The backward pass computes a chunk's states once more, keeps those before each eight tokens, and again those in between,
-in registers. It never divides by the decay (`xla._backward` has the formulas).
+The gradient keeps only the states before chunks. The backward pass recomputes a chunk's states and keeps those before
+each eight tokens; it recomputes the ones between in registers. It never divides by the decay (`xla._backward` has the
+formulas).
 
 Verified by the interpreter and by the chips' compiler, not on a chip. By the compiler's static schedule (v5e, head
 dimensions of 128) a token takes 200 instructions forward and 470 back, where some sums do not fit in registers.
 """
 
 from functools import partial
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -21,14 +21,24 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from ..backends import Call
+from ..common import dot, pad_to, vmap_as_more_sequences
 from ..recurrent import wide
-from ..skip_attention.tpu import STRICT, _pad
-from ..skip_attention.xla import _in_one_list
-from ..ssd.tpu import Walk, across, by_head, over_group, to_tokens, walk
+from ..tpu_common import Walk, across, by_head, over_group, to_tokens, walk
 from .state import PalimpsaState
 
 CHUNK = 64  # tokens
 ROWS = 8  # rows of a register: tokens, or keys of a slab
+
+
+def supported(call: Call, interpret=False) -> str | None:
+    """None: it compiles for every TPU, also on a machine that has none."""
+    return None
+
+
+def preferred(call: Call) -> bool:
+    """Always: the interpreter and the chips' compiler verified it."""
+    return True
 
 
 def _eight(i):
@@ -36,13 +46,13 @@ def _eight(i):
 
 
 def _rows(x_QxV, i):
-    """The i-th eight tokens', each (1 V)."""
+    """The rows of the i-th eight tokens, each (1 V)."""
     x_RxV = x_QxV[_eight(i)]
     return [x_RxV[j : j + 1] for j in range(ROWS)]
 
 
 def _columns(x_KxR, slab, V: int):
-    """Eight tokens', each (ROWS V): the slab's keys, spread once for all that is made of them."""
+    """The slab's keys of eight tokens, each (ROWS V): spread over the lanes once, and used many times."""
     x_RxR = x_KxR[_eight(slab)]
     return [jnp.broadcast_to(x_RxR[:, j : j + 1], (ROWS, V)) for j in range(ROWS)]
 
@@ -71,7 +81,7 @@ def _forward_kernel(
     def _():
         M_end[...], J_end[...] = M_begin[...], J_begin[...]
 
-    for x, now in zip(before, (M_end, J_end), strict=False):  # none, if none are to be kept
+    for x, now in zip(before, (M_end, J_end), strict=False):  # `before` is empty if no states are kept
         x[...] = now[...]
 
     def tokens(i, _):
@@ -124,7 +134,7 @@ def _backward_kernel(
     dk_KxR,
     ddecay_QxV,
 ):
-    """dM and dJ, P and R in the formulas, stay where they are from one chunk to the one before."""
+    """dM and dJ (P and R in the formulas) stay in fast memory from one chunk to the one before."""
     (Q, K), V, prior = q_QxK.shape, v_QxV.shape[1], prior_1x1[0, 0]
 
     @pl.when(pl.program_id(2) == 0)  # the last chunk
@@ -133,7 +143,7 @@ def _backward_kernel(
         dprior_RxV[...] = jnp.zeros_like(dprior_RxV)
 
     def states(s, i, k, v, beta, decay):
-        """Of a slab: before the i-th eight tokens, and after each."""
+        """The states of a slab: before the i-th eight tokens, and after each of them."""
         out = [(M_kept[i, _eight(s)], J_kept[i, _eight(s)])]
         for j in range(ROWS):
             out.append(_write(out[-1], k[j], v[j], beta[j], decay[j]))
@@ -153,7 +163,7 @@ def _backward_kernel(
     jax.lax.fori_loop(0, Q // ROWS - 1, again, None)
 
     def tokens(later, _):
-        """Eight tokens, from the last group of them to the first."""
+        """Eight tokens; the last eight come first."""
         i = Q // ROWS - 1 - later
         q_KxR[...], k_KxR[...] = q_QxK[_eight(i)].T, k_QxK[_eight(i)].T
         v, beta, do = (_rows(x, i) for x in (v_QxV, beta_QxV, do_QxV))
@@ -161,7 +171,7 @@ def _backward_kernel(
         decay = [decay_1xQ[0, i * ROWS + j] for j in range(ROWS)]
 
         def slab(s, carry):
-            """Eight keys of these tokens: their gradients, and their share of the sums over keys."""
+            """Eight keys of these tokens: their gradients, and what they add to the sums over keys."""
             dprior, sums = carry
             q, k = _columns(q_KxR, s, V), _columns(k_KxR, s, V)
             of_slab = states(s, i, k, v, beta, decay)
@@ -190,10 +200,7 @@ def _backward_kernel(
 
     jax.lax.fori_loop(0, Q // ROWS, tokens, None)
     # A product with ones sums over lanes, and leaves tokens along lanes
-    ones_1xV = jnp.ones((1, V), ddecay_QxV.dtype)
-    ddecay_1xQ[...] = jax.lax.dot_general(
-        ones_1xV, ddecay_QxV[...], (((1,), (1,)), ((), ())), precision=jax.lax.Precision.HIGHEST
-    )
+    ddecay_1xQ[...] = dot(jnp.ones((1, V), ddecay_QxV.dtype), ddecay_QxV[...], (1, 1))
 
 
 class _Sizes(NamedTuple):
@@ -202,7 +209,7 @@ class _Sizes(NamedTuple):
 
 
 def _forward(sizes: _Sizes, keep: bool, q, k, v, beta, decay, prior, M, J):
-    """(o_BxHxNxQxV, M, J), and the (M, J) before each chunk (B H N K V) if they are to be kept."""
+    """(o_BxHxNxQxV, M, J), and with `keep` the (M, J) before each chunk (B H N K V)."""
     B, H, N = v.shape[:3]
     q, k, v, beta = wide(q, k, v, beta)
     before = [jax.ShapeDtypeStruct((B, H, N, *x.shape[2:]), x.dtype) for x in (M, J) if keep]
@@ -218,7 +225,7 @@ def _forward(sizes: _Sizes, keep: bool, q, k, v, beta, decay, prior, M, J):
 
 
 def _backward(sizes: _Sizes, q, k, v, beta, decay, prior, M, J, do, dM, dJ):
-    """Of all but do, dM and dJ, with the states before each chunk for M and J; those of q and k head by head."""
+    """Gradients of all inputs; M and J are the states before each chunk. dq and dk are for each head."""
     (B, H, N, Q, V), K = v.shape, q.shape[-1]
     q, k, v, beta, do = wide(q, k, v, beta, do)
     by_head = lambda x: jax.ShapeDtypeStruct((B, H, *x.shape[2:]), x.dtype)
@@ -237,17 +244,17 @@ def _backward(sizes: _Sizes, q, k, v, beta, decay, prior, M, J, do, dM, dJ):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(sizes, *inputs):
-    return _in_one_list(partial(_forward, sizes, False), inputs)
+    return vmap_as_more_sequences(partial(_forward, sizes, False), inputs)
 
 
 def _scan_fwd(sizes, *inputs):
-    o, *end, M_before, J_before = _in_one_list(partial(_forward, sizes, True), inputs)
+    o, *end, M_before, J_before = vmap_as_more_sequences(partial(_forward, sizes, True), inputs)
     return (o, *end), (*inputs[:-2], M_before, J_before)
 
 
 def _scan_bwd(sizes, kept, gradients):
     q, k, v, beta = kept[:4]
-    dq, dk, dv, dbeta, ddecay, dprior, dM, dJ = _in_one_list(partial(_backward, sizes), (*kept, *gradients))
+    dq, dk, dv, dbeta, ddecay, dprior, dM, dJ = vmap_as_more_sequences(partial(_backward, sizes), (*kept, *gradients))
     dv, dbeta = dv.astype(v.dtype), dbeta.astype(beta.dtype)
     dprior_BxHx1x1 = jnp.sum(dprior, axis=(2, 3), keepdims=True)
     return over_group(dq, q), over_group(dk, k), dv, dbeta, ddecay, dprior_BxHx1x1, dM, dJ
@@ -257,31 +264,18 @@ _scan.defvjp(_scan_fwd, _scan_bwd)
 
 
 def scan(
-    q_BxTxGxK,
-    k_BxTxGxK,
-    v_BxTxHxV,
-    beta_BxTxHxV,
-    decay_BxTxH,
-    prior_H,
-    state,
-    *,
-    scale: float,
-    chunk=None,
-    interpret=False,
+    q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, beta_BxTxHxV, decay_BxTxH, prior_H, state, *, scale, chunk=None, interpret=False
 ):
-    """As `reference.scan`; `chunk` and K are filled up to multiples of 8."""
+    """As `reference.scan`; `chunk` and K are padded to multiples of 8."""
     B, T, H, _ = v_BxTxHxV.shape
     Q, K = -(-min(chunk or CHUNK, T) // ROWS) * ROWS, q_BxTxGxK.shape[-1]
     decay, prior_H, *turned = wide(decay_BxTxH, prior_H, *(x.swapaxes(2, 3) for x in state))
     o, *end = _scan(
         _Sizes(scale, interpret),
-        *(by_head(_pad(x, 3, ROWS), Q) for x in (q_BxTxGxK, k_BxTxGxK)),
+        *(by_head(pad_to(x, {3: ROWS}), Q) for x in (q_BxTxGxK, k_BxTxGxK)),
         *(by_head(x, Q) for x in (v_BxTxHxV, beta_BxTxHxV)),
         across(decay, Q, fill=1),
         jnp.broadcast_to(prior_H[:, None, None], (B, H, 1, 1)),
-        *(_pad(x, 2, ROWS) for x in turned),
+        *(pad_to(x, {2: ROWS}) for x in turned),
     )
     return to_tokens(o, T).astype(v_BxTxHxV.dtype), PalimpsaState(*(x[:, :, :K].swapaxes(2, 3) for x in end))
-
-
-interpreted = SimpleNamespace(scan=partial(scan, interpret=STRICT))

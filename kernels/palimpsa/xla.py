@@ -1,8 +1,8 @@
-"""Token after token, on a state that stays in a processor's cache; the gradient keeps states between chunks only.
+"""The Palimpsa scan, token after token, on a state that stays in a processor's cache.
 
-The importance divides element by element, so within a chunk there are no matrix products to be had (`__init__.py` has
-the exception). What can be had is memory: the backward pass computes a chunk's states once more, and never divides by
-the decay, so it is right where almost everything is forgotten.
+The importance divides element by element, so a chunk has no matrix products (the exception: `shared_importance_scan`).
+What can be saved is memory: the gradient keeps only the states between chunks, and recomputes those of a chunk. It
+never divides by the decay, so it is right where almost everything is forgotten.
 
 States are (H K V) here: sums over K are then sums of whole vectors.
 """
@@ -12,10 +12,21 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from ..backends import Call
 from ..recurrent import exact_einsum, in_chunks, to_heads, wide
 from .state import PalimpsaState
 
-CHUNK = 32
+CHUNK = 32  # tokens
+
+
+def supported(call: Call) -> str | None:
+    """None: XLA compiles it for every platform."""
+    return None
+
+
+def preferred(call: Call) -> bool:
+    """Everywhere: it is the last that "auto" tries."""
+    return True
 
 
 def _write(state, k_HxK, v_HxV, beta_HxV, decay_H):
@@ -25,9 +36,8 @@ def _write(state, k_HxK, v_HxV, beta_HxV, decay_H):
     return decay_Hx1x1 * M + k_HxKx1 * v_HxV[:, None], decay_Hx1x1 * J + k_HxKx1**2 * beta_HxV[:, None]
 
 
-def _over_keys(terms):
-    """Sum over K of `terms(j)`, written out: as a reduction it took XLA more time on a CPU than all the rest."""
-    K, term = terms
+def _sum_over_keys(K: int, term):
+    """The sum of term(j) over the K keys, term by term: XLA's reduction took a CPU longer than all the rest."""
     return sum((term(j) for j in range(1, K)), term(0))
 
 
@@ -36,19 +46,19 @@ def _forward(state, inputs, prior_H):
         q_HxK, *write = now
         M, J = _write(state, *write)
         read = lambda j: M[:, j] / (J[:, j] + prior_H[:, None]) * q_HxK[:, j, None]
-        return (M, J), _over_keys((q_HxK.shape[1], read))
+        return (M, J), _sum_over_keys(q_HxK.shape[1], read)
 
     return jax.lax.scan(token, state, inputs)
 
 
 @jax.custom_vjp
 def chunk_of_sequence(state, inputs, prior_H):
-    """(state, o_QxHxV): state (M, J), both (H K V); inputs q, k (Q H K), v, beta (Q H V) and decay (Q H)."""
+    """(state, o_QxHxV). The state is (M, J), both (H K V); inputs are q, k (Q H K), v, beta (Q H V), decay (Q H)."""
     return _forward(state, inputs, prior_H)
 
 
 def _backward(kept, gradients):
-    """With P and R the gradients of M and J, from the last token to the first (spec: Bonnet et al. 2026)."""
+    """The gradients from the last token to the first; P and R are those of M and J (Bonnet et al. 2026)."""
     state, inputs, prior_H = kept
     (P, R), do_QxHxV = gradients
     before = lambda state, now: (_write(state, *now[1:]), state)
@@ -63,13 +73,13 @@ def _backward(kept, gradients):
         mean = M * rate
         step = rate * q_HxK[..., None] * do_HxV[:, None]
         P, R = P + step, R - step * mean
-        # Written down once, or XLA computes them again for each of the sums below.
+        # Stored once. Otherwise XLA computes them again for each of the sums below.
         P, R, mean, rate = jax.lax.optimization_barrier((P, R, mean, rate))
         by_key = lambda x_HxKxV, y_HxV: exact_einsum("hkv,hv->hk", x_HxKxV, y_HxV)
         dq = by_key(mean, do_HxV)
         dk = by_key(P, v_HxV) + 2 * k_HxK * by_key(R, beta_HxV)
-        dv = _over_keys((k_HxK.shape[1], lambda j: P[:, j] * k_HxK[:, j, None]))
-        dbeta = _over_keys((k_HxK.shape[1], lambda j: R[:, j] * k_HxK[:, j, None] ** 2))
+        dv = _sum_over_keys(k_HxK.shape[1], lambda j: P[:, j] * k_HxK[:, j, None])
+        dbeta = _sum_over_keys(k_HxK.shape[1], lambda j: R[:, j] * k_HxK[:, j, None] ** 2)
         ddecay = jnp.sum(by_key(P * M_before + R * J_before, jnp.ones_like(v_HxV)), axis=1)
         dprior_H -= jnp.sum(q_HxK * by_key(rate * mean, do_HxV), axis=1)
         decay_Hx1x1 = decay_H[:, None, None]
@@ -97,7 +107,7 @@ def scan(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, beta_BxTxHxV, decay_BxTxH, prior_H, st
         return state, o_NxQxHxV.reshape(-1, *o_NxQxHxV.shape[2:])[:T]
 
     by_sequence = tuple(turned), tuple(x.swapaxes(0, 1) for x in inputs)
-    # On a CPU one sequence after the other: its state stays in the cache.
+    # On a CPU, one sequence after the other: the state then stays in the cache.
     one_by_one = jax.default_backend() == "cpu"
     over_batch = partial(jax.lax.map, lambda x: sequence(*x)) if one_by_one else lambda x: jax.vmap(sequence)(*x)
     state, o_BxTxHxV = over_batch(by_sequence)

@@ -1,38 +1,21 @@
-"""Attention that is computed only for routed queries over kept keys: the dispatch over backends."""
+"""Attention of the queries that a plan lists, over the keys that it keeps: the public functions."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from . import gpu, reference, tpu, xla
+from ..backends import SKIP_ATTENTION, Call, device_of
+from ..common import default_scale
+from .buckets import in_buckets, in_smallest
 from .cache import read_cache, write_cache
-from .ladder import on_ladder, switch
 from .plan import SkipPlan, make_plan
-
-# Each has `forward` and `backward` over compact rows. The interpreted ones run an accelerator's kernels on a CPU,
-# checked for races, and slowly.
-BACKENDS = {
-    "reference": reference,
-    "xla": xla,
-    "tpu": tpu,
-    "tpu_interpret": tpu.interpreted,
-    "gpu": gpu,
-    "gpu_interpret": SimpleNamespace(
-        forward=partial(gpu.forward, interpret=True), backward=partial(gpu.backward, interpret=True)
-    ),
-}
-# Rows and keys up to which a batch of products over all of them is faster than a loop over tiles, by platform. A GPU
-# starts every product of the loop by itself: where 1.6% of 8 x 2048 rows are routed, in bfloat16, 2.9 ms against 0.9
-# (`others_2048` of `experiments/gpu.py`, an H200). It takes rows x keys numbers a head.
-SHORT = {"cpu": 128, "gpu": 2048}
 
 __all__ = [
     "SkipPlan",
+    "in_buckets",
     "make_plan",
-    "on_ladder",
     "read_cache",
     "resolve",
     "skip_attention",
@@ -42,57 +25,19 @@ __all__ = [
 
 
 def resolve(backend: str, rows: int, keys: int, dtype=jnp.float32, platform: str | None = None) -> str:
-    """The name of the backend that "auto" stands for here, where a plan has so many rows and slots; another name stays.
+    """The name of the backend that "auto" stands for, for a plan with so many rows and slots; other names stay.
 
-    Call it outside a ladder: rungs of different lengths have to agree on a backend, as on tiles (`ladder.py`), or a
-    token's result would depend, in its last bits, on how many others attend.
+    Call it outside `in_buckets`: all buckets must use one backend, as they use one size of tiles (`buckets.py`).
+    Otherwise the last bits of a token's result would depend on how many others attend.
 
     Args:
       dtype: of queries, keys and values.
-      platform: that the choice is for, as JAX calls it; the default one where it is None.
+      platform: "cpu", "gpu" or "tpu"; the platform that JAX uses by default.
 
     Raises:
-      ValueError: for an unknown name, or "gpu" on one that is no Hopper.
+      ValueError: for an unknown name, or a backend that cannot run here.
     """
-    platform = platform or jax.default_backend()
-    if backend == "auto":
-        if platform == "gpu" and dtype == jnp.bfloat16 and gpu.is_hopper():
-            backend = "gpu"
-        elif max(rows, keys) <= SHORT.get(platform, 0):
-            backend = "reference"
-        else:
-            backend = "tpu" if platform == "tpu" else "xla"
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {('auto', *BACKENDS)}, got {backend!r}")
-    if backend == "gpu" and platform == "gpu" and not gpu.is_hopper():
-        raise ValueError('backend "gpu" is for Hopper GPUs (compute capability 9.0): here, take "auto"')
-    return backend
-
-
-def _check(q, k, v, plan: SkipPlan, whole: bool) -> None:
-    """Raises ValueError for arrays that do not fit each other, or the plan."""
-    B, rows, H, K = q.shape
-    G = k.shape[2]
-    if k.shape[:3] != v.shape[:3] or k.shape[0] != B or k.shape[3] != K:
-        raise ValueError(f"keys {k.shape} and values {v.shape} must go with queries {q.shape}: (B S G K) and (B S G V)")
-    if H % G:
-        raise ValueError(f"query heads must be a multiple of key-value heads, got H={H} and G={G}")
-    rows_BxC, slots_BxS = plan.rows_BxC.shape, plan.slots_BxS.shape
-    longest = max(rows_BxC[1], slots_BxS[1])
-    if whole and (k.shape[1] != rows or B != rows_BxC[0] or rows < longest):
-        raise ValueError(
-            f"queries {q.shape} and keys {k.shape} must be of the sequences the plan was made for: {rows_BxC[0]} of at "
-            f"least {longest} positions"
-        )
-    if not whole and ((B, rows), k.shape[:2]) != (rows_BxC, slots_BxS):
-        raise ValueError(
-            f"compact queries {q.shape} and keys {k.shape} must have the rows {rows_BxC} and slots {slots_BxS} of the "
-            "plan: gather with plan.gather_queries and plan.gather_keys"
-        )
-
-
-def _scale(scale: float | None, q) -> float:
-    return q.shape[3] ** -0.5 if scale is None else float(scale)
+    return SKIP_ATTENTION.resolve(backend, Call(platform or jax.default_backend(), rows, keys, dtype))
 
 
 def skip_attention(
@@ -104,19 +49,28 @@ def skip_attention(
     scale: float | None = None,
     backend: str = "auto",
 ) -> Float[Array, "B T H V"]:
-    """Attention for the plan's routed queries; exact 0 where not routed, and where nothing is visible.
+    """softmax(scale q.k) v for the plan's queries over the keys that each sees; exact 0 for all other tokens.
+
+    A query that sees no key gets exact 0, too.
 
     Args:
       scale: factor on q.k; K**-0.5 by default.
-      backend: "auto" picks by platform among backends whose numbers were verified: "tpu" on TPUs (interpreter and
-        compiler), "gpu" on Hopper GPUs for bfloat16 (run on one), else "xla", or "reference" where there are few keys.
+      backend: "auto" picks by platform among backends whose numbers were verified. On TPUs it is "tpu" (verified by
+        interpreter and compiler). On Hopper GPUs it is "gpu" for bfloat16 (run on one). Elsewhere it is "xla", or
+        "reference" for few rows and keys. "tpu_interpret" and "gpu_interpret" run those kernels on a CPU, slowly.
 
     Raises:
-      ValueError: for arrays that do not fit each other or the plan, or an unknown backend.
+      ValueError: for arrays that do not fit each other or the plan, an unknown backend, or one that cannot run here.
     """
-    _check(q_BxTxHxK, k_BxTxGxK, v_BxTxGxV, plan, whole=True)
-    backend = resolve(backend, plan.rows_BxC.shape[1], plan.slots_BxS.shape[1], q_BxTxHxK.dtype)
-    return _whole_jitted(backend, _scale(scale, q_BxTxHxK), q_BxTxHxK, k_BxTxGxK, v_BxTxGxV, plan)
+    B, T = q_BxTxHxK.shape[:2]
+    (batch, rows), slots = plan.rows_BxC.shape, plan.slots_BxS.shape[1]
+    _check_heads(q_BxTxHxK, k_BxTxGxK, v_BxTxGxV)
+    if k_BxTxGxK.shape[1] != T or B != batch or T < max(rows, slots):
+        raise ValueError(
+            f"queries {q_BxTxHxK.shape} and keys {k_BxTxGxK.shape} must be of the sequences the plan was made for: "
+            f"{batch} of at least {max(rows, slots)} positions"
+        )
+    return _attend(_whole_jitted, backend, scale, q_BxTxHxK, k_BxTxGxK, v_BxTxGxV, plan)
 
 
 def skip_attention_compact(
@@ -128,25 +82,44 @@ def skip_attention_compact(
     scale: float | None = None,
     backend: str = "auto",
 ) -> Float[Array, "B C H V"]:
-    """As `skip_attention`, on rows gathered before projecting (`plan.gather_queries`, `plan.gather_keys`)."""
-    _check(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan, whole=False)
-    backend = resolve(backend, q_BxCxHxK.shape[1], k_BxSxGxK.shape[1], q_BxCxHxK.dtype)
-    return _compact_jitted(backend, _scale(scale, q_BxCxHxK), q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan)
+    """`skip_attention` on compact rows: gather (`plan.gather_queries`, `plan.gather_keys`) first, then project."""
+    _check_heads(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV)
+    if (q_BxCxHxK.shape[:2], k_BxSxGxK.shape[:2]) != (plan.rows_BxC.shape, plan.slots_BxS.shape):
+        raise ValueError(
+            f"compact queries {q_BxCxHxK.shape} and keys {k_BxSxGxK.shape} must have the rows {plan.rows_BxC.shape} "
+            f"and slots {plan.slots_BxS.shape} of the plan: gather with plan.gather_queries and plan.gather_keys"
+        )
+    return _attend(_compact_jitted, backend, scale, q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan)
+
+
+def _check_heads(q, k, v) -> None:
+    """Raises ValueError for queries, keys and values that do not fit each other."""
+    if k.shape[:3] != v.shape[:3] or (k.shape[0], k.shape[3]) != (q.shape[0], q.shape[3]):
+        raise ValueError(f"keys {k.shape} and values {v.shape} must go with queries {q.shape}: (B S G K) and (B S G V)")
+    H, G = q.shape[2], k.shape[2]
+    if H % G:
+        raise ValueError(f"query heads must be a multiple of key-value heads, got H={H} and G={G}")
+
+
+def _attend(f, backend: str, scale: float | None, q, k, v, plan: SkipPlan):
+    rows, slots = plan.rows_BxC.shape[1], plan.slots_BxS.shape[1]
+    backend = SKIP_ATTENTION.resolve(backend, Call(jax.default_backend(), rows, slots, q.dtype, device_of(q)))
+    return f(backend, default_scale(scale, q.shape[3]), q, k, v, plan)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _compact(backend, scale, q, k, v, plan):
-    return BACKENDS[backend].forward(q, k, v, plan, scale)[0]
+    return SKIP_ATTENTION[backend].forward(q, k, v, plan, scale)[0]
 
 
 def _compact_fwd(backend, scale, q, k, v, plan):
-    o, lse = BACKENDS[backend].forward(q, k, v, plan, scale)
+    o, lse = SKIP_ATTENTION[backend].forward(q, k, v, plan, scale)
     return o, (q, k, v, plan, o, lse)
 
 
 def _compact_bwd(backend, scale, kept, do):
     q, k, v, plan, o, lse = kept
-    return *BACKENDS[backend].backward(q, k, v, plan, scale, o, lse, do), None
+    return *SKIP_ATTENTION[backend].backward(q, k, v, plan, scale, o, lse, do), None
 
 
 _compact.defvjp(_compact_fwd, _compact_bwd)
@@ -160,9 +133,9 @@ def _whole(backend, scale, q, k, v, plan):
 def _whole_fwd(backend, scale, q, k, v, plan):
     def attend(plan, q, k, v):
         compact = plan.gather_queries(q), plan.gather_keys(k), plan.gather_keys(v)
-        return [plan.scatter(x, q.shape[1]) for x in BACKENDS[backend].forward(*compact, plan, scale)]
+        return [plan.scatter(x, q.shape[1]) for x in SKIP_ATTENTION[backend].forward(*compact, plan, scale)]
 
-    o, lse = switch(attend, plan, q, k, v)
+    o, lse = in_smallest(attend, plan, q, k, v)
     return o, (q, k, v, plan, o, lse)
 
 
@@ -171,14 +144,14 @@ def _whole_bwd(backend, scale, kept, do):
         T = q.shape[1]
         compact = plan.gather_queries(q), plan.gather_keys(k), plan.gather_keys(v)
         rows = [plan.gather_queries(x) for x in (o, lse, do)]
-        dq, dk, dv = BACKENDS[backend].backward(*compact, plan, scale, *rows)
+        dq, dk, dv = SKIP_ATTENTION[backend].backward(*compact, plan, scale, *rows)
         return plan.scatter(dq, T), plan.scatter_keys(dk, T), plan.scatter_keys(dv, T)
 
     q, k, v, plan, o, lse = kept
-    return *switch(back, plan, q, k, v, o, lse, do), None
+    return *in_smallest(back, plan, q, k, v, o, lse, do), None
 
 
 _whole.defvjp(_whole_fwd, _whole_bwd)
 
-# A call outside of any jit would otherwise compile its branches anew each time.
+# Jitted here, because a call outside of any jit would compile its branches anew each time.
 _whole_jitted, _compact_jitted = (jax.jit(f, static_argnums=(0, 1)) for f in (_whole, _compact))

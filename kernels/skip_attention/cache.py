@@ -1,18 +1,18 @@
-"""Attention of a streamed token over its cache.
+"""Attention of a streamed token over its cache of keys and values.
 
-A cache has one axis for sequences and key-value heads together, N = B G, a sequence's heads beside each other: a read
-then goes straight through memory, and happens in the shape in which the cache is updated. XLA copies a cache that is
-read in another shape, were it but an axis of one less.
+A cache has one axis N = B G for sequences and key-value heads; the heads of a sequence are neighbours. A read then goes
+through memory in order, in the shape in which the cache is updated. If the two shapes differed, even by an axis of
+length 1, XLA would copy the cache.
 """
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .reference import precision
+from ..common import accumulator, default_scale, precision
 
 
 def write_cache(cache_NxSxX: Float[Array, "N S X"], new_BxGxX: Float[Array, "B G X"], place_B: Int[Array, "B"]):
-    """The cache with one token's rows at each sequence's place; those with a place beyond the end are dropped."""
+    """The cache with the rows of one token at each sequence's place. A place beyond the end writes nothing."""
     N, G = cache_NxSxX.shape[0], new_BxGxX.shape[1]
     rows_NxX = new_BxGxX.reshape(N, -1).astype(cache_NxSxX.dtype)
     return cache_NxSxX.at[jnp.arange(N), jnp.repeat(place_B, G)].set(rows_NxX, mode="drop")
@@ -26,17 +26,17 @@ def read_cache(
     *,
     scale: float | None = None,
 ) -> Float[Array, "B H V"]:
-    """Attention of one query a sequence over the first `end_B` slots of its cache; exact 0 where there are none.
+    """Attention of one query a sequence over the first `end_B` slots of its cache; exact 0 if there are none.
 
     Args:
       scale: factor on q.k; K**-0.5 by default.
     """
     B, H, K = q_BxHxK.shape
     N, S, V = v_NxSxV.shape
-    wide = jnp.promote_types(q_BxHxK.dtype, jnp.float32)
+    wide = accumulator(q_BxHxK.dtype)
     dot = lambda spec, x, y: jnp.einsum(spec, x, y, precision=precision(y.dtype), preferred_element_type=wide)
     q_NxQxK = q_BxHxK.reshape(N, H * B // N, K).astype(k_NxSxK.dtype)  # query heads of a group are neighbours
-    logits_NxQxS = dot("nqk,nsk->nqs", q_NxQxK, k_NxSxK) * (K**-0.5 if scale is None else scale)
+    logits_NxQxS = dot("nqk,nsk->nqs", q_NxQxK, k_NxSxK) * default_scale(scale, K)
     visible_NxS = jnp.arange(S) < jnp.repeat(end_B, N // B)[:, None]
     logits_NxQxS = jnp.where(visible_NxS[:, None], logits_NxQxS, -jnp.inf)
     top_NxQx1 = jnp.max(logits_NxQxS, axis=-1, keepdims=True)

@@ -1,19 +1,19 @@
-"""Attention over a plan on NVIDIA's Hopper GPUs: Mosaic GPU kernels that visit what the plan lists, no more.
+"""Attention over a plan on NVIDIA's Hopper GPUs: Mosaic GPU kernels that visit what the plan lists, and no more.
 
-Rows of one group's query heads stand under each other, 64 to a tile; kept keys come in blocks of 64. The forward and
-the dQ kernel give each row tile the contiguous range of key blocks it sees, the dK/dV kernel gives each key block the
-contiguous range of row tiles that see it. How long a range is, is read from memory inside the kernel: the work follows
-the plan, a new plan does not recompile, and a tile or block with an empty range is answered with exact 0. Softmax is
-taken online, the backward pass recomputes the weights from the log-sum-exp. Nothing is added up across programs:
-results repeat bit by bit. A program is one warpgroup, which has the next block fetched while it computes; with one
-program's registers that few, several share a processor and fill each other's waits.
+The rows of a group's query heads are stacked, 64 to a tile; kept keys come in blocks of 64. In the forward and the dQ
+kernel each tile of rows has the contiguous range of key blocks that it sees. In the dK/dV kernel each key block has the
+contiguous range of row tiles that see it. A kernel reads the length of a range from memory: the work follows the plan,
+a new plan does not recompile, and a tile or block with an empty range gives exact 0. The softmax is online; the
+backward pass recomputes the weights from the log-sum-exp. Nothing is added up across programs, so results repeat bit by
+bit. A program is one warpgroup, which fetches the next block while it computes. It uses few enough registers that
+several programs share a processor and fill each other's waits.
 
-bfloat16 with head sizes up to 128 (padded to 64 or 128) runs here. All else, float32 above all, runs in `xla.py`, and
-says so: the tensor cores would round float32 operands, which is far from what float32 promises.
+bfloat16 with head sizes up to 128 (padded to 64 or 128) runs here. All else, float32 above all, runs in `xla.py` with a
+warning: the tensor cores would round float32 operands, which is far from what float32 promises.
 
-Run on an H200: numbers (`tests/kernels/test_gpu.py`) and times (`experiments/gpu.py`). Without a GPU, numbers and races
-under JAX's interpreter (the same tests) and compilation for sm_90 without spilled registers (`make aot-gpu`). Later
-GPUs than Hopper multiply with other instructions.
+Run on an H200: numbers (`tests/kernels/test_gpu.py`) and times (`experiments/gpu.py`). Without a GPU: numbers and races
+under JAX's interpreter (the same tests), and compilation for sm_90 without spilled registers (`make aot-gpu`). GPUs
+later than Hopper multiply with other instructions.
 """
 
 import inspect
@@ -26,17 +26,40 @@ import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
+from ..backends import Call
+from ..common import LOW, pad_to, vmap_as_more_sequences
 from . import xla
 from .plan import SkipPlan
 
 TILE = 64  # rows in a tile and keys in a block: what one warpgroup multiplies without spilling registers
 STEPS = 2  # blocks in shared memory: the one computed with, and the next
-LOW = -1e30  # stands for minus infinity, and stays finite under subtraction
 LOG2E = math.log2(math.e)  # the hardware's exponential is that of 2
 TILED = plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)  # how tensor cores want bfloat16 in shared memory
 GRID = ("batch", "group", "tile")
 IDX = inspect.signature(plgpu.load).parameters.get("idx")
 ALL = {"idx": ()} if IDX and IDX.default is IDX.empty else {}  # jax 0.10 asks for an index
+
+
+def can_interpret() -> bool:
+    """Whether this JAX has an interpreter of GPU kernels that stops at races: version 0.12 has."""
+    return "on_race" in inspect.signature(getattr(plgpu, "InterpretGPUParams", object)).parameters
+
+
+def is_hopper() -> bool:
+    """Whether JAX's first device has the instructions of these kernels."""
+    return getattr(jax.devices()[0], "compute_capability", None) == "9.0"
+
+
+def supported(call: Call, interpret: bool = False) -> str | None:
+    """None, or a reason: a GPU that is no Hopper, or a JAX without the interpreter."""
+    if interpret:
+        return None if can_interpret() else "needs the interpreter of jax 0.12 (Python 3.12 or newer)"
+    return "is for Hopper GPUs (compute capability 9.0)" if call.platform == "gpu" and not is_hopper() else None
+
+
+def preferred(call: Call) -> bool:
+    """For bfloat16: run on a Hopper GPU. Other dtypes are left to XLA."""
+    return call.dtype == jnp.bfloat16
 
 
 def forward(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan: SkipPlan, scale: float, interpret: bool = False):
@@ -45,21 +68,11 @@ def forward(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan: SkipPlan, scale: float, inter
         return xla.forward(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan, scale)
     G, V = v_BxSxGxV.shape[2:]
     arrays = [_rows(q_BxCxHxK, G), _keys(k_BxSxGxK), _keys(v_BxSxGxV), *_limits(plan, q_BxCxHxK.shape[2] // G)]
-    o, lse = xla._in_one_list(partial(_forward, scale, interpret), arrays)
+    o, lse = vmap_as_more_sequences(partial(_forward, scale, interpret), arrays)
     return _rows_back(o, q_BxCxHxK)[..., :V], _rows_back(lse, q_BxCxHxK)
 
 
-def backward(
-    q_BxCxHxK,
-    k_BxSxGxK,
-    v_BxSxGxV,
-    plan: SkipPlan,
-    scale: float,
-    o_BxCxHxV,
-    lse_BxCxH,
-    do_BxCxHxV,
-    interpret: bool = False,
-):
+def backward(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan, scale, o_BxCxHxV, lse_BxCxH, do_BxCxHxV, interpret: bool = False):
     """(dq, dk, dv) for the gradient do of o."""
     if not _runs_here(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV):
         return xla.backward(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan, scale, o_BxCxHxV, lse_BxCxH, do_BxCxHxV)
@@ -68,13 +81,8 @@ def backward(
     delta_BxCxH = jnp.sum(do_BxCxHxV.astype(jnp.float32) * o_BxCxHxV.astype(jnp.float32), axis=-1)
     rows = [_rows(x, G) for x in (q_BxCxHxK, do_BxCxHxV.astype(v_BxSxGxV.dtype), lse_BxCxH, delta_BxCxH)]
     arrays = [*rows, _keys(k_BxSxGxK), _keys(v_BxSxGxV), *_limits(plan, q_BxCxHxK.shape[2] // G)]
-    dq, dk, dv = xla._in_one_list(partial(_backward, scale, interpret), arrays)
+    dq, dk, dv = vmap_as_more_sequences(partial(_backward, scale, interpret), arrays)
     return _rows_back(dq, q_BxCxHxK)[..., :K], dk[:, :S, :, :K], dv[:, :S, :, :V]
-
-
-def is_hopper() -> bool:
-    """Whether JAX's first device has the instructions these kernels are made of."""
-    return getattr(jax.devices()[0], "compute_capability", None) == "9.0"
 
 
 def _runs_here(q, k, v) -> bool:
@@ -85,20 +93,15 @@ def _runs_here(q, k, v) -> bool:
     return here
 
 
-def _padded(x, *multiples):
-    """x with zeros up to a multiple in each axis; 1 leaves an axis alone."""
-    return jnp.pad(x, [(0, -size % multiple) for size, multiple in zip(x.shape, multiples, strict=True)])
-
-
 def _keys(x_BxSxGxK):
-    return _padded(x_BxSxGxK, 1, TILE, 1, 64)
+    return pad_to(x_BxSxGxK, {1: TILE, 3: 64})
 
 
 def _rows(x_BxCxHx, G: int):
-    """(B G R ...): the query heads of a group side by side for every row, padded to whole tiles."""
+    """(B G R ...): the query heads of a group beside each other for every row, padded to whole tiles."""
     B, C, H, *K = x_BxCxHx.shape
     x_BxGxRx = x_BxCxHx.reshape(B, C, G, H // G, *K).swapaxes(1, 2).reshape(B, G, C * H // G, *K)
-    return _padded(x_BxGxRx, 1, 1, TILE, *[64] * len(K))
+    return pad_to(x_BxGxRx, {2: TILE, 3: 64})
 
 
 def _rows_back(x_BxGxRx, q_BxCxHxK):
@@ -108,11 +111,11 @@ def _rows_back(x_BxGxRx, q_BxCxHxK):
 
 
 def _limits(plan: SkipPlan, Q: int):
-    return [_padded(jnp.repeat(x_BxC, Q, axis=1), 1, TILE) for x_BxC in (plan.start_BxC, plan.end_BxC)]
+    return [pad_to(jnp.repeat(x_BxC, Q, axis=1), {1: TILE}) for x_BxC in (plan.start_BxC, plan.end_BxC)]
 
 
 def _ranges(start_BxR, end_BxR, S: int):
-    """What there is to do: (first block, how many) for each row tile, and (first tile, how many) for each key block."""
+    """The work: (first block, number of blocks) for each row tile, (first tile, number of tiles) for each key block."""
     sees_BxIxR, start_BxIxR, end_BxIxR = (
         x.reshape(x.shape[0], -1, TILE) for x in (end_BxR > start_BxR, start_BxR, end_BxR)
     )
@@ -129,7 +132,7 @@ def _ranges(start_BxR, end_BxR, S: int):
 
 
 def _call(interpret: bool, body, out_type, grid, scratch_types):
-    """A kernel; interpreted (jax 0.12), it runs on a CPU and stops with an error at the first race."""
+    """A kernel. Interpreted (jax 0.12), it runs on a CPU and stops with an error at the first race."""
     return plgpu.kernel(
         body,
         out_type=out_type,
@@ -142,7 +145,7 @@ def _call(interpret: bool, body, out_type, grid, scratch_types):
 
 
 def _over_blocks(body, first, count, arrays, carry):
-    """body(block, *its parts in shared memory, carry) over blocks first, first + 1, ...; the next are being fetched."""
+    """body(block, *its parts in shared memory, carry) over blocks first, first + 1, ...; fetches the next meanwhile."""
     spec = lambda ref: (
         plgpu.BlockSpec((TILE, ref.shape[1]), lambda i: (i + first, 0), transforms=TILED)
         if len(ref.shape) == 2
@@ -157,8 +160,19 @@ def _over_blocks(body, first, count, arrays, carry):
     )(*arrays)
 
 
-def _where_am_i():
+def _place():
+    """(sequence, group, tile or block) of this program."""
     return [jax.lax.axis_index(name) for name in GRID]
+
+
+def _matrix(width: int, kind):
+    """A tile of rows, or a block of keys, in shared memory."""
+    return plgpu.SMEM((TILE, width), kind, transforms=TILED)
+
+
+def _vectors(*kinds):
+    """One number for each row of a tile in shared memory, for each dtype."""
+    return [plgpu.SMEM((TILE,), kind) for kind in kinds]
 
 
 def _fetch(barrier, sources, targets):
@@ -182,12 +196,12 @@ def _filled(value, shape, layout):
 
 
 def _spread(x_R, axis: int, width: int = TILE):
-    """One number a row of a tile, over the columns; `axis` is that of the rows."""
+    """One number a row of a tile, repeated over the columns; `axis` is that of the rows."""
     return jax.lax.broadcast_in_dim(x_R, (TILE, width) if axis == 0 else (width, TILE), (axis,))
 
 
 def _per_row(ref, axis: int):
-    """One number a row, laid out to be spread over a tile."""
+    """One number a row, in the layout that `_spread` repeats over a tile."""
     return plgpu.load(ref, **ALL, layout=plgpu.Layout.WGMMA.reduce(1 - axis))
 
 
@@ -205,9 +219,9 @@ def _forward(scale, interpret, q_BxGxRxK, k_BxSxGxK, v_BxSxGxV, start_BxR, end_B
     layout = plgpu.Layout.WGMMA
 
     def attend(q, k, v, start, end, firsts, counts, o, lse, *scratch):
-        """One tile of rows against the blocks of keys it sees: softmax taken online, then written once."""
+        """One tile of rows against the blocks of keys that it sees: an online softmax, written once at the end."""
         q_smem, start_smem, end_smem, p_smem, o_smem, lse_smem, barrier = scratch
-        b, g, i = _where_am_i()
+        b, g, i = _place()
         rows = pl.ds(i * TILE, TILE)
         first, count = firsts[b, i], counts[b, i]
 
@@ -239,15 +253,8 @@ def _forward(scale, interpret, q_BxGxRxK, k_BxSxGxK, v_BxSxGxV, start_BxR, end_B
         plgpu.copy_smem_to_gmem(lse_smem, lse.at[b, g, rows])
         plgpu.wait_smem_to_gmem(0)
 
-    scratch = [
-        plgpu.SMEM((TILE, K), kind, transforms=TILED),
-        plgpu.SMEM((TILE,), jnp.int32),
-        plgpu.SMEM((TILE,), jnp.int32),
-        plgpu.SMEM((TILE, TILE), kind, transforms=TILED),
-        plgpu.SMEM((TILE, V), kind, transforms=TILED),
-        plgpu.SMEM((TILE,), jnp.float32),
-        plgpu.Barrier(num_arrivals=3),
-    ]
+    before, after = [_matrix(K, kind), *_vectors(jnp.int32, jnp.int32)], [_matrix(V, kind), *_vectors(jnp.float32)]
+    scratch = [*before, _matrix(TILE, kind), *after, plgpu.Barrier(num_arrivals=3)]
     out = jax.ShapeDtypeStruct((B, G, R, V), kind), jax.ShapeDtypeStruct((B, G, R), jnp.float32)
     kernel = _call(interpret, attend, out, (B, G, R // TILE), scratch)
     return kernel(q_BxGxRxK, k_BxSxGxK, v_BxSxGxV, start_BxR, end_BxR, first_BxI, count_BxI)
@@ -267,7 +274,7 @@ def _gradient_of_rows(scale, interpret, q_BxGxRxK, do_BxGxRxV, *others):
     def differentiate_rows(q, do, lse, delta, k, v, start, end, firsts, counts, dq, *scratch):
         """dq of one tile of rows, over the blocks of keys it sees."""
         q_smem, do_smem, lse_smem, delta_smem, start_smem, end_smem, ds_smem, barrier = scratch
-        b, g, i = _where_am_i()
+        b, g, i = _place()
         rows = pl.ds(i * TILE, TILE)
         first, count = firsts[b, i], counts[b, i]
 
@@ -295,16 +302,8 @@ def _gradient_of_rows(scale, interpret, q_BxGxRxK, do_BxGxRxV, *others):
         plgpu.copy_smem_to_gmem(q_smem, dq.at[b, g, rows])
         plgpu.wait_smem_to_gmem(0)
 
-    scratch = [
-        plgpu.SMEM((TILE, K), kind, transforms=TILED),
-        plgpu.SMEM((TILE, V), kind, transforms=TILED),
-        plgpu.SMEM((TILE,), jnp.float32),
-        plgpu.SMEM((TILE,), jnp.float32),
-        plgpu.SMEM((TILE,), jnp.int32),
-        plgpu.SMEM((TILE,), jnp.int32),
-        plgpu.SMEM((TILE, TILE), kind, transforms=TILED),
-        plgpu.Barrier(num_arrivals=6),
-    ]
+    numbers = _vectors(jnp.float32, jnp.float32, jnp.int32, jnp.int32)
+    scratch = [_matrix(K, kind), _matrix(V, kind), *numbers, _matrix(TILE, kind), plgpu.Barrier(num_arrivals=6)]
     out = jax.ShapeDtypeStruct(q_BxGxRxK.shape, kind)
     return _call(interpret, differentiate_rows, out, (B, G, R // TILE), scratch)(q_BxGxRxK, do_BxGxRxV, *others)
 
@@ -316,7 +315,7 @@ def _gradient_of_keys(scale, interpret, q_BxGxRxK, do_BxGxRxV, lse_BxGxR, delta_
     def differentiate_keys(q, do, lse, delta, k, v, start, end, firsts, counts, dk, dv, *scratch):
         """dk and dv of one block of keys, over the tiles of rows that see it."""
         k_smem, v_smem, p_smem, ds_smem, barrier = scratch
-        b, g, j = _where_am_i()
+        b, g, j = _place()
         keys = pl.ds(j * TILE, TILE)
         first, count = firsts[b, j], counts[b, j]
 
@@ -351,13 +350,7 @@ def _gradient_of_keys(scale, interpret, q_BxGxRxK, do_BxGxRxV, lse_BxGxR, delta_
         plgpu.copy_smem_to_gmem(v_smem, dv.at[b, keys, g])
         plgpu.wait_smem_to_gmem(0)
 
-    scratch = [
-        plgpu.SMEM((TILE, K), kind, transforms=TILED),
-        plgpu.SMEM((TILE, V), kind, transforms=TILED),
-        plgpu.SMEM((TILE, TILE), kind, transforms=TILED),
-        plgpu.SMEM((TILE, TILE), kind, transforms=TILED),
-        plgpu.Barrier(num_arrivals=2),
-    ]
+    scratch = [*(_matrix(width, kind) for width in (K, V, TILE, TILE)), plgpu.Barrier(num_arrivals=2)]
     out = [jax.ShapeDtypeStruct(x.shape, kind) for x in (k_BxSxGxK, v_BxSxGxV)]
     kernel = _call(interpret, differentiate_keys, out, (B, G, S // TILE), scratch)
     return kernel(q_BxGxRxK, do_BxGxRxV, lse_BxGxR, delta_BxGxR, k_BxSxGxK, v_BxSxGxV, *others)

@@ -1,8 +1,8 @@
-"""Which query rows attend to which kept keys, as sorted lists: the one description all backends execute.
+"""The plan: which query rows attend to which kept keys, as sorted lists. All backends execute it.
 
-A plan never holds a T x T mask. Kept keys are numbered 0, 1, ... in order of position ("slots"), and a routed
-query sees one contiguous range of slots: it ends at the last key kept at or before it, and starts where the memory
-(last M kept), the window (positions back) or the query's segment starts, whichever is latest.
+A plan never holds a T x T mask. Kept keys are numbered 0, 1, ... in order of position; these numbers are "slots". A
+routed query sees one contiguous range of slots. The range ends at the last key kept at or before the query. It starts
+where the memory (last M kept), the window (positions back) or the query's segment starts, whichever is latest.
 """
 
 from functools import partial
@@ -12,15 +12,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from ..common import segment_starts
+
 
 class SkipPlan(NamedTuple):
     """Attributes:
     rows_BxC: positions of routed queries, ascending; T in unused places.
     slots_BxS: positions of kept keys, ascending; T in unused places.
     start_BxC: first slot the row sees.
-    end_BxC: one past the last slot the row sees; `end <= start` where nothing is visible.
-    dropped_B: routed queries beyond capacity (lowest score first); they are answered with 0.
-    dropped_kept_B: kept keys beyond their capacity (oldest first); no query sees them.
+    end_BxC: one past the last slot the row sees; `end <= start` if it sees nothing.
+    dropped_B: number of routed queries beyond capacity (lowest score first); their result is 0.
+    dropped_kept_B: number of kept keys beyond their capacity (oldest first); no query sees them.
     """
 
     rows_BxC: Int[Array, "B C"]
@@ -39,11 +41,11 @@ class SkipPlan(NamedTuple):
         return _take(x_BxTxX, self.slots_BxS)
 
     def scatter(self, x_BxCxX: Shaped[Array, "B C ..."], T: int) -> Shaped[Array, "B T ..."]:
-        """Puts compact rows back at their positions; exact 0 elsewhere."""
+        """Compact rows at their positions; exact 0 elsewhere."""
         return _put(T, x_BxCxX, self.rows_BxC)
 
     def scatter_keys(self, x_BxSxX: Shaped[Array, "B S ..."], T: int) -> Shaped[Array, "B T ..."]:
-        """Likewise, kept slots back at their positions."""
+        """Compact slots at their positions; exact 0 elsewhere."""
         return _put(T, x_BxSxX, self.slots_BxS)
 
 
@@ -51,11 +53,11 @@ def _gather(x_BxTxX, index_BxC):
     return jax.vmap(lambda x, i: x.at[i].get(mode="fill", fill_value=0))(x_BxTxX, index_BxC)
 
 
-# Taking rows and putting them back are each other's transpose, and both are gathers: positions do not repeat, so a
-# gradient needs no scatter-add, which costs a CPU ten times as much.
+# Positions do not repeat. So taking rows and putting them back are each other's transpose, and both are gathers. Plain
+# autodiff would use a scatter-add, which takes a CPU ten times as long.
 @jax.custom_vjp
 def _take(x_BxTxX, index_BxC):
-    """Rows of x at ascending positions; 0 for positions T."""
+    """Rows of x at ascending positions; 0 for position T."""
     return _gather(x_BxTxX, index_BxC)
 
 
@@ -78,14 +80,14 @@ _put.defvjp(
 
 
 def _positions(marked_BxT, capacity: int):
-    """Sorted positions of marked places, padded with T. The first `capacity` of them."""
+    """The first `capacity` positions of marked places, ascending, padded with T."""
     T = marked_BxT.shape[1]
     return jnp.sort(jnp.where(marked_BxT, jnp.arange(T), T), axis=1)[:, :capacity].astype(jnp.int32)
 
 
 def _strongest(marked_BxT, score_BxT, capacity: int):
-    """Unmarks the lowest scores where more than `capacity` are marked; ties go to the earlier position."""
-    # Unmarked ones come last whatever their score; NaN counts as the lowest.
+    """The marks of the `capacity` highest scores; of equal scores the earlier position stays."""
+    # Unmarked places come last, whatever their score. NaN counts as the lowest score.
     lowest_BxT = jnp.where(jnp.isnan(score_BxT), -jnp.inf, score_BxT)
     order_TxB = jnp.lexsort((-lowest_BxT.T, ~marked_BxT.T), axis=0)
     rank_BxT = jnp.argsort(order_TxB, axis=0).T
@@ -103,18 +105,18 @@ def make_plan(
     kept_capacity: int | None = None,
     segment_BxT: Int[Array, "B T"] | None = None,
 ) -> SkipPlan:
-    """Lists the work an attention call has to do.
+    """Lists the work of an attention call.
 
     Args:
       routed_BxT: queries that attend.
-      kept_BxT: keys that may be seen; all of them by default. A key kept at its own query's position is seen.
-      score_BxT: which routed queries survive `capacity`, highest first; by default the earliest.
+      kept_BxT: keys that may be seen; all of them by default. A query also sees a key kept at its own position.
+      score_BxT: decides which routed queries stay within `capacity`: the highest scores; by default the earliest.
       window: a query sees at most this many positions, its own included.
       memory: a query sees at most the last `memory` kept keys (first in, first out).
-      capacity: most routed queries a sequence may have; T by default. What is over is dropped and counted. It looks
-        at the whole sequence, so below T it is for training only.
-      kept_capacity: most kept keys a sequence may have; T by default. The latest ones stay, so that below T it looks
-        at the whole sequence, too, and early queries lose keys because of later ones: for training only.
+      capacity: most routed queries in a sequence; T by default. Queries beyond it are dropped and counted. Which ones
+        depends on the whole sequence, also on later tokens: use a capacity below T only in training.
+      kept_capacity: most kept keys in a sequence; T by default. The latest ones stay, so later keys take keys away from
+        early queries: use a capacity below T only in training.
       segment_BxT: a query sees only keys of its own segment; segments are contiguous.
 
     Raises:
@@ -143,7 +145,7 @@ def make_plan(
         attends_BxT = _strongest(routed_BxT, score_BxT, C)
 
     count_BxT = jnp.cumsum(seen_BxT, axis=1, dtype=jnp.int32)  # keys seen so far, this position included
-    before = lambda position_BxT: jnp.where(  # how many seen keys stand before a position
+    before = lambda position_BxT: jnp.where(  # number of seen keys before a position
         position_BxT > 0, jnp.take_along_axis(count_BxT, jnp.maximum(position_BxT - 1, 0), axis=1), 0
     )
     start_BxT = jnp.zeros((B, T), jnp.int32)
@@ -152,8 +154,7 @@ def make_plan(
     if window is not None:
         start_BxT = jnp.maximum(start_BxT, before(jnp.broadcast_to(jnp.arange(T) - window + 1, (B, T))))
     if segment_BxT is not None:
-        changed_BxT = jnp.diff(segment_BxT, axis=1, prepend=segment_BxT[:, :1]) != 0
-        first_BxT = jax.lax.cummax(jnp.where(changed_BxT, jnp.arange(T), 0), axis=1)
+        first_BxT = jax.lax.cummax(jnp.where(segment_starts(segment_BxT), jnp.arange(T), 0), axis=1)
         start_BxT = jnp.maximum(start_BxT, before(first_BxT))
 
     rows_BxC = _positions(attends_BxT, C)

@@ -1,12 +1,9 @@
 """The state-space dual scan: Mamba-2, gated linear attention with one decay a head, RetNet, linear attention."""
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..recurrent import check_backend, check_heads, on_this_platform, starts
-from . import reference, tpu, xla
-
-BACKENDS = {"reference": reference, "xla": xla, "tpu": tpu, "tpu_interpret": tpu.interpreted}
+from ..backends import SSD
+from ..recurrent import check_heads, empty_state, run, starts_of
 
 
 def ssd_scan(
@@ -21,41 +18,29 @@ def ssd_scan(
     segment_BxT: Int[Array, "B T"] | None = None,
     backend: str = "auto",
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H V K"]]:
-    """S_t = exp(log_decay_t) S_{t-1} + v_t k_t^T and o_t = scale S_t q_t: reads come after writes.
+    """S_t = exp(log_decay_t) S_{t-1} + v_t k_t^T and o_t = scale S_t q_t: a token reads after it writes.
 
     Args:
-      log_decay_BxTxH: at most 0, and finite: what is to be forgotten at once starts a segment.
+      log_decay_BxTxH: at most 0, and finite. To forget everything at once, start a segment.
       state: S before the first token, float32; zeros by default. It belongs to the first token's segment.
       scale: factor on what is read; K**-0.5 by default, 1 in Mamba-2.
       chunk: tokens whose matrix products are taken at once; the backend's choice by default.
       segment_BxT: a token sees only tokens of its own segment; segments are contiguous.
-      backend: "auto" ("tpu" on TPUs, verified by interpreter and compiler, else "xla"), "xla", "tpu", "reference", or
-        "tpu_interpret": the TPU's kernels on a CPU, checked for races, and slowly.
+      backend: "auto" is "tpu" on TPUs (verified by interpreter and compiler) and "xla" elsewhere. Or "xla", "tpu",
+        "reference", or "tpu_interpret": the TPU's kernels on a CPU, checked for races, and slow.
 
     Returns:
       What was read, in the values' dtype, and the state after the last token, in float32 or wider.
 
     Raises:
-      ValueError: for shapes that do not fit each other, a chunk below 1, or an unknown backend.
+      ValueError: for shapes that do not fit each other, a chunk below 1, an unknown backend, or one that cannot run
+        here.
     """
     B, T, H, V = v_BxTxHxV.shape
     K = q_BxTxGxK.shape[-1]
-    check_heads(
-        v_BxTxHxV,
-        {"q_BxTxGxK": q_BxTxGxK, "k_BxTxGxK": k_BxTxGxK},
-        {
-            "log_decay_BxTxH": (log_decay_BxTxH, (B, T, H)),
-            "state": (state, (B, H, V, K)),
-            "segment_BxT": (segment_BxT, (B, T)),
-        },
-    )
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk must be at least 1 (or None for the backend's choice), got {chunk}")
-    backend = on_this_platform() if backend == "auto" else backend
-    check_backend(backend, BACKENDS)
-    state = jnp.zeros((B, H, V, K), jnp.promote_types(v_BxTxHxV.dtype, jnp.float32)) if state is None else state
-    scale = K**-0.5 if scale is None else float(scale)
-    start_BxT = starts(segment_BxT, B, T)
-    return BACKENDS[backend].scan(
-        q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, log_decay_BxTxH, start_BxT, state, scale=scale, chunk=chunk
-    )
+    by_head = {"log_decay_BxTxH": (log_decay_BxTxH, (B, T, H)), "state": (state, (B, H, V, K))}
+    by_head |= {"segment_BxT": (segment_BxT, (B, T))}
+    check_heads(v_BxTxHxV, {"q_BxTxGxK": q_BxTxGxK, "k_BxTxGxK": k_BxTxGxK}, by_head)
+    state = empty_state(v_BxTxHxV, K) if state is None else state
+    gates = log_decay_BxTxH, starts_of(segment_BxT, B, T)
+    return run(SSD, backend, q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, *gates, state, scale=scale, chunk=chunk)

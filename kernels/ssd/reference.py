@@ -1,9 +1,15 @@
-"""Plain, slow, obviously right: one token after the other. Runs in any float dtype, float64 included."""
+"""The SSD scan, plain, slow and obviously right: one token after the other. Runs in any float dtype, also float64."""
 
 import jax
 import jax.numpy as jnp
 
+from ..backends import Call
 from ..recurrent import exact_einsum, to_heads, wide
+
+
+def supported(call: Call) -> str | None:
+    """None: it runs everywhere."""
+    return None
 
 
 def scan(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, log_decay_BxTxH, start_BxT, state_BxHxVxK, *, scale: float, chunk=None):

@@ -1,95 +1,37 @@
-"""Chunk after chunk for TPUs: the products of `xla.chunk_of_head`, with the state in fast memory from one to the next.
+"""The SSD scan for TPUs, chunk after chunk: the products of `xla.chunk_of_head`, with the state kept in fast memory.
 
-The grid goes over sequences, heads and chunks. The gradient keeps the state before each chunk, computes a chunk once
-more and takes the derivative of the same function inside the kernel; queries and keys get theirs head by head, added up
-over a group in XLA.
+The grid runs over sequences, heads and chunks. The backward pass keeps the state before each chunk, recomputes a chunk,
+and differentiates `chunk_of_head` inside the kernel. Queries and keys get a gradient for each head; XLA adds those of a
+group.
 
 Verified by the interpreter and by the chips' compiler, not on a chip. By the compiler's static schedule (v5e, head
-dimension 128) a chunk of 128 tokens takes 1200 instructions forward and 2679 back, and four fifths of the matrix unit.
+dimension 128) a chunk of 128 tokens takes 1200 instructions forward and 2679 back, with four fifths of the matrix unit.
 """
 
 from functools import partial
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
-from ..recurrent import from_chunks, in_chunks, wide
-from ..skip_attention.tpu import STRICT
-from ..skip_attention.xla import _in_one_list
+from ..backends import Call
+from ..common import vmap_as_more_sequences
+from ..recurrent import in_chunks, wide
+from ..tpu_common import Walk, across, by_head, over_group, to_tokens, walk
 from .xla import chunk_of_head
 
-CHUNK = 128  # tokens: what there is one of per token fills the lanes
+CHUNK = 128  # tokens: numbers per token then fill the lanes
 
 
-class Walk(NamedTuple):
-    """How the grid is walked.
-
-    Attributes:
-      B, H, N: sequences, heads and chunks; chunks come in order.
-      reverse: last chunk first.
-      interpret: as `pallas_call` has it.
-    """
-
-    B: int
-    H: int
-    N: int
-    reverse: bool
-    interpret: object
+def supported(call: Call, interpret=False) -> str | None:
+    """None: it compiles for every TPU, also on a machine that has none."""
+    return None
 
 
-def walk(kernel, name: str, how: Walk, inputs, outputs, scratch=(), scalars=()):
-    """Runs the kernel on every chunk; an array's dimensions say what of it a chunk is given.
-
-    Args:
-      inputs, outputs: (B G N rows lanes): the chunk's rows, of the group of the head. (B H rows lanes): the head's, the
-        same block at every chunk, so that an output stays in fast memory while its head is walked.
-      scalars: which inputs are to lie in scalar memory.
-    """
-
-    def spec(x, memory=pltpu.VMEM):
-        group = lambda h: jax.lax.div(h, jnp.int32(how.H // x.shape[1]))
-        chunk = lambda n: how.N - 1 - n if how.reverse else n
-        if len(x.shape) == 4:
-            return pl.BlockSpec((None, None, *x.shape[2:]), lambda b, h, n: (b, group(h), 0, 0), memory_space=memory)
-        block = (None, None, None, *x.shape[3:])
-        return pl.BlockSpec(block, lambda b, h, n: (b, group(h), chunk(n), 0, 0), memory_space=memory)
-
-    return pl.pallas_call(
-        kernel,
-        out_shape=tuple(outputs),
-        grid=(how.B, how.H, how.N),
-        in_specs=[spec(x, pltpu.SMEM if i in scalars else pltpu.VMEM) for i, x in enumerate(inputs)],
-        out_specs=tuple(map(spec, outputs)),
-        scratch_shapes=scratch,
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
-        interpret=how.interpret,
-        name=name,
-    )(*inputs)
-
-
-def by_head(x_BxTxHxX, chunk: int, fill: int = 0):
-    """(B H N chunk X) of (B T H X)."""
-    return in_chunks(x_BxTxHxX, chunk, fill).transpose(1, 3, 0, 2, 4)
-
-
-def to_tokens(x_BxHxNxQxX, T: int):
-    """Back to (B T H X)."""
-    return from_chunks(x_BxHxNxQxX.transpose(2, 0, 3, 1, 4), T)
-
-
-def across(x_BxTxH, chunk: int, fill: int = 0):
-    """(B H N 1 chunk) of (B T H): tokens along lanes."""
-    return by_head(x_BxTxH[..., None], chunk, fill).swapaxes(3, 4)
-
-
-def over_group(dx_BxHxNxQxK, x_BxGxNxQxK):
-    """What the heads of a group have in common gets the sum of their gradients."""
-    B, G = x_BxGxNxQxK.shape[:2]
-    return jnp.sum(dx_BxHxNxQxK.reshape(B, G, -1, *x_BxGxNxQxK.shape[2:]), axis=2).astype(x_BxGxNxQxK.dtype)
+def preferred(call: Call) -> bool:
+    """Always: the interpreter and the chips' compiler verified it."""
+    return True
 
 
 def _forward_kernel(scale, q_QxK, k_QxK, v_QxV, log_decay_1xQ, part_1xQ, state_VxK, o_QxV, end_VxK, *before_VxK):
@@ -126,7 +68,7 @@ class _Sizes(NamedTuple):
 
 
 def _forward(sizes: _Sizes, keep: bool, q, k, v, log_decay, part, state):
-    """(o_BxHxNxQxV, end_BxHxVxK), and the states before each chunk (B H N V K) if they are to be kept."""
+    """(o_BxHxNxQxV, end_BxHxVxK), and with `keep` the states before each chunk (B H N V K)."""
     B, H, N, _, V = v.shape
     like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
     before = [jax.ShapeDtypeStruct((B, H, N, *state.shape[2:]), state.dtype)] if keep else []
@@ -140,7 +82,7 @@ def _forward(sizes: _Sizes, keep: bool, q, k, v, log_decay, part, state):
 
 
 def _backward(sizes: _Sizes, q, k, v, log_decay, part, before, do, dend):
-    """(dq, dk, dv, dlog_decay, dstate); those of q and k head by head, in the state's dtype."""
+    """(dq, dk, dv, dlog_decay, dstate); dq and dk for each head, in the state's dtype."""
     B, H, N = v.shape[:3]
     by_head = lambda x, dtype: jax.ShapeDtypeStruct((B, H, *x.shape[2:]), dtype)
     outputs = (
@@ -158,17 +100,17 @@ def _backward(sizes: _Sizes, q, k, v, log_decay, part, before, do, dend):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(sizes, *inputs):
-    return _in_one_list(partial(_forward, sizes, False), inputs)
+    return vmap_as_more_sequences(partial(_forward, sizes, False), inputs)
 
 
 def _scan_fwd(sizes, *inputs):
-    o, end, before = _in_one_list(partial(_forward, sizes, True), inputs)
+    o, end, before = vmap_as_more_sequences(partial(_forward, sizes, True), inputs)
     return (o, end), (*inputs[:-1], before)
 
 
 def _scan_bwd(sizes, kept, gradients):
     q, k = kept[:2]
-    dq, dk, dv, dlog_decay, dstate = _in_one_list(partial(_backward, sizes), (*kept, *gradients))
+    dq, dk, dv, dlog_decay, dstate = vmap_as_more_sequences(partial(_backward, sizes), (*kept, *gradients))
     return over_group(dq, q), over_group(dk, k), dv, dlog_decay, None, dstate
 
 
@@ -176,16 +118,7 @@ _scan.defvjp(_scan_fwd, _scan_bwd)
 
 
 def scan(
-    q_BxTxGxK,
-    k_BxTxGxK,
-    v_BxTxHxV,
-    log_decay_BxTxH,
-    start_BxT,
-    state_BxHxVxK,
-    *,
-    scale: float,
-    chunk=None,
-    interpret=False,
+    q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, log_decay_BxTxH, start_BxT, state_BxHxVxK, *, scale, chunk=None, interpret=False
 ):
     """As `reference.scan`, in chunks."""
     T = v_BxTxHxV.shape[1]
@@ -200,6 +133,3 @@ def scan(
         state,
     )
     return to_tokens(o, T), end
-
-
-interpreted = SimpleNamespace(scan=partial(scan, interpret=STRICT))

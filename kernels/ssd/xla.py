@@ -1,6 +1,7 @@
-"""Chunk after chunk: matrix products inside a chunk, the state from one to the next (Dao and Gu 2024, section 6).
+"""The SSD scan, chunk after chunk: matrix products inside a chunk, the state from one to the next.
 
-The gradient keeps the states between chunks and computes a chunk once more, so memory grows with T.
+Dao and Gu 2024, section 6. The gradient keeps the states between chunks and recomputes the rest of a chunk, so its
+memory grows with T / chunk.
 """
 
 from functools import partial
@@ -8,40 +9,48 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from ..backends import Call
+from ..common import dot
 from ..recurrent import from_chunks, in_chunks, wide
 
-CHUNK = 32
+CHUNK = 32  # tokens
 
 
-def _dot(x, y, contract: tuple[int, int]):
-    return jax.lax.dot_general(x, y, (((contract[0],), (contract[1],)), ((), ())), precision=jax.lax.Precision.HIGHEST)
+def supported(call: Call) -> str | None:
+    """None: XLA compiles it for every platform."""
+    return None
+
+
+def preferred(call: Call) -> bool:
+    """Everywhere: it is the last that "auto" tries."""
+    return True
 
 
 def chunk_of_head(state_VxK, q_QxK, k_QxK, v_QxV, log_decay_1xQ, part_1xQ):
-    """(state, o_QxV) after one chunk of one head, in two-dimensional steps that a TPU's kernel is made of too.
+    """(state, o_QxV) after one chunk of one head. All steps are two-dimensional: the TPU kernel is made of them, too.
 
     Args:
-      part_1xQ: how many segments started in the chunk up to each token, itself included.
+      part_1xQ: how many segments started in the chunk up to each token, that token included.
     """
     Q = q_QxK.shape[0]
     row, column = (jax.lax.broadcasted_iota(jnp.int32, (Q, Q), axis) for axis in (0, 1))
     upright = lambda x_1xQ: jnp.sum(jnp.where(row == column, x_1xQ, 0), axis=1, keepdims=True)
-    # The exponent between r and t is added up as such. As a difference of two sums from the chunk's start it would
-    # lose the digits that count where much had decayed before.
+    # The exponent between two tokens is summed directly. As a difference of two sums from the chunk's start it would
+    # lose its digits after a strong decay.
     until_t = jnp.where(column <= row, log_decay_1xQ, 0)
-    between_QxQ = _dot(until_t, (row > column).astype(until_t.dtype), (1, 0))
+    between_QxQ = dot(until_t, (row > column).astype(until_t.dtype), (1, 0))
     since_start_Qx1 = jnp.sum(until_t, axis=1, keepdims=True)
     to_end_Qx1 = jnp.sum(jnp.where(column > row, log_decay_1xQ, 0), axis=1, keepdims=True)
     part_Qx1, last = upright(part_1xQ), jnp.max(part_1xQ)
 
     visible_QxQ = (column <= row) & (part_Qx1 == part_1xQ)
-    weight_QxQ = _dot(q_QxK, k_QxK, (1, 1)) * jnp.where(visible_QxQ, jnp.exp(between_QxQ), 0)
+    weight_QxQ = dot(q_QxK, k_QxK, (1, 1)) * jnp.where(visible_QxQ, jnp.exp(between_QxQ), 0)
     carried_Qx1 = jnp.where(part_Qx1 == 0, jnp.exp(since_start_Qx1), 0)
-    o_QxV = _dot(weight_QxQ, v_QxV, (1, 0)) + carried_Qx1 * _dot(q_QxK, state_VxK, (1, 1))
+    o_QxV = dot(weight_QxQ, v_QxV, (1, 0)) + carried_Qx1 * dot(q_QxK, state_VxK, (1, 1))
 
     left_Qx1 = jnp.where(part_Qx1 == last, jnp.exp(to_end_Qx1), 0)
     kept = jnp.where(last == 0, jnp.exp(jnp.sum(log_decay_1xQ, keepdims=True)), 0)
-    return kept * state_VxK + _dot(v_QxV * left_Qx1, k_QxK, (0, 0)), o_QxV
+    return kept * state_VxK + dot(v_QxV * left_Qx1, k_QxK, (0, 0)), o_QxV
 
 
 def _over_heads(f, H: int, G: int):

@@ -12,8 +12,9 @@ from mqar_cases import environment
 ROOT = Path(__file__).parents[2]
 SMALL = """
 import json, jax, gpu
-from cram_jax.kernels.skip_attention import BACKENDS
-BACKENDS["gpu"] = BACKENDS["xla"]
+from cram_jax.kernels.backends import SKIP_ATTENTION
+for name in ("forward", "backward"):
+    setattr(SKIP_ATTENTION["gpu"], name, getattr(SKIP_ATTENTION["xla"], name))
 gpu.HEADS, gpu.DIM, gpu.CALLS = 2, 16, 1
 gpu.dense = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True)
 print(json.dumps({"errors": gpu.errors(100), "times_128": gpu.times(1, 128, 1), "others_128": gpu.others(1, 128, 1)}))

@@ -101,4 +101,4 @@ def test_a_layer_that_stopped_attending_does_not_own_the_gradient():
     for seed in range(30):
         r_BxTxD = 1e-4 * retrievals(seed, count=100, mean=0.0)
         state = consolidation.update(state, consolidation.statistics(r_BxTxD, jnp.ones(r_BxTxD.shape[:2], bool)))
-    assert consolidation.variance(state) == np.float32(consolidation.FLOOR)
+    assert consolidation.variance(state) == np.float32(consolidation.LEAST_VARIANCE)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from cram_cases import CONFIG, B, D, M, T, check_skipped_retrievals_are_not_looked_at, inputs, lively, loss, stream
 
-from cram_jax.functional import cram, episodic, objective, routing
-from cram_jax.functional.cram import CRAMConfig, CRAMSums
-from cram_jax.functional.objective import ObjectiveConfig
-from cram_jax.functional.routing import RoutingConfig
-from cram_jax.functional.working_memory import WorkingConfig
+from cram_jax.functional import cram, episodic, objective, routing, working
+from cram_jax.functional.cram import CRAMConfig
+from cram_jax.functional.objective import MemorySums, ObjectiveConfig
+from cram_jax.functional.routing import Gates, RoutingConfig
+from cram_jax.functional.working import WorkingConfig
 
-BODIES = pytest.mark.parametrize("body", ["ct_ode", "gated_scan", "ssd", "palimpsa"])
+BODIES = pytest.mark.parametrize("body", working.BODIES)
 
 
 def config(body: str, rotary: bool = False) -> CRAMConfig:
@@ -119,7 +119,7 @@ def test_audits_give_the_router_the_gradient_of_a_dense_computation():
             soft_BxTx3 = jax.nn.softmax(logits_BxTx3)
             choice_BxT = jnp.zeros(shape, jnp.int32)
             weight_BxT = jnp.full(shape, weight)
-            routes = routing.Routes(soft_BxTx3, soft_BxTx3, choice_BxT, choice_BxT == 1, audited_BxT, weight_BxT)
+            routes = Gates(soft_BxTx3, soft_BxTx3, choice_BxT, choice_BxT == 1, audited_BxT, weight_BxT)
             return jnp.sum(routing.mix(routes, working, retrieved, recalled, cfg=cfg))
 
         return jax.grad(value)(logits_BxTx3)[0]
@@ -204,29 +204,29 @@ def test_other_data_does_not_recompile():
 
 
 def test_an_event_earns_its_place_by_the_attention_it_gets():
-    # Given every key kept and every query routed, the gradient of `use` on the gate's logits sums to the attention
+    # Given every key kept and every query routed, the gradient of the reads on the gate's logits sums to the attention
     # there is
     params, state = lively(CONFIG)
     x_BxTxD, _ = inputs()
     uniform_BxT = jnp.zeros((B, T))  # below every chance: all kept
 
-    def use(bias):
+    def reads(bias):
         gate = params.episodic.write
         moved = params.episodic._replace(write=gate._replace(out_FxD=gate.out_FxD * 0))
         cfg = CONFIG.episodic
         writes = episodic.decide_writes(moved, x_BxTxD, jnp.zeros((B, T)), uniform_BxT, cfg=cfg)
-        worth_BxT = (bias - jax.lax.stop_gradient(bias)) * jnp.ones((B, T))
+        read_weight_BxT = (bias - jax.lax.stop_gradient(bias)) * jnp.ones((B, T))
         plan = episodic.plan_reads(writes, jnp.ones((B, T), bool), None, cfg=cfg)
-        return jnp.sum(episodic.read(moved, plan, x_BxTxD, worth_BxT, cfg=cfg)[1])
+        return jnp.sum(episodic.read(moved, plan, x_BxTxD, read_weight_BxT, cfg=cfg)[1])
 
-    value, slope = jax.value_and_grad(use)(0.0)
+    value, slope = jax.value_and_grad(reads)(0.0)
     assert value == 0
     np.testing.assert_allclose(slope, B * T, rtol=1e-5)  # B T queries, each with attention 1
 
 
-@pytest.mark.parametrize("use", [0.2, 0.01])
-def test_the_write_gate_settles_where_it_keeps_what_is_used_more_than_it_costs(use):
-    # Given events that are read `use` times each where they are kept, and a gate that says the same of all of them
+@pytest.mark.parametrize("reads", [0.2, 0.01])
+def test_the_write_gate_settles_where_it_keeps_what_is_read_more_than_it_costs(reads):
+    # Given events that are read `reads` times each where they are kept, and a gate that says the same of all of them
     price, shape, attending = 2.0, (1, 20_000), 0.025
     cfg = dataclasses.replace(CONFIG.episodic, write_audit_rate=0.1)
     params = episodic.init(jax.random.key(0), D, cfg)
@@ -236,22 +236,22 @@ def test_the_write_gate_settles_where_it_keeps_what_is_used_more_than_it_costs(u
         said = params._replace(write=write._replace(out_FxD=write.out_FxD.at[0].set(logit / 10)))
         uniform_BxT = jax.random.uniform(jax.random.key(1), shape)
         writes = episodic.decide_writes(said, jnp.zeros((*shape, D)), jnp.zeros(shape), uniform_BxT, cfg=cfg)
-        used_BxT = jnp.where(writes.kept_BxT, use, 0)
-        nothing = CRAMSums(*(jnp.zeros(1) for _ in CRAMSums._fields))
+        read_BxT = jnp.where(writes.kept_BxT, reads, 0)
+        nothing = MemorySums(*(jnp.zeros(1) for _ in MemorySums._fields))
         sums = nothing._replace(
             tokens=jnp.array([float(shape[1])]),
             routed=jnp.array([attending * shape[1]]),
             write=jnp.sum(jnp.exp(writes.logit_BxT))[None],
-            use=jnp.sum(used_BxT * writes.worth_BxT)[None],
+            reads=jnp.sum(read_BxT * writes.read_weight_BxT)[None],
         )
         return objective.write_loss(sums, ObjectiveConfig(write_price=price))
 
-    # Then its gradient vanishes where exp(logit) is use over price times the reads of an average event, whether that is
+    # Then its gradient vanishes where exp(logit) is reads over price times the reads of an average event, whether that is
     # above 1 (all are kept) or below (only audited ones are, a tenth of 20,000: a standard deviation of 2%), and
     # points there from either side
-    settled = np.log(use / (price * attending))
+    settled = np.log(reads / (price * attending))
     slope = jax.grad(loss)
-    assert abs(slope(settled)) < 0.06 * use
+    assert abs(slope(settled)) < 0.06 * reads
     assert slope(settled - 0.3) < 0 < slope(settled + 0.3)
 
 

@@ -9,24 +9,23 @@ import pytest
 from cram_cases import CONFIG, inputs, lively
 
 from cram_jax.functional import cram, objective, routing
-from cram_jax.functional.cram import CRAMSums
-from cram_jax.functional.objective import ObjectiveConfig
+from cram_jax.functional.objective import MemorySums, ObjectiveConfig
 from cram_jax.functional.routing import RoutingConfig
 
 
 def test_equation_8_by_hand():
     # Given the sums of two layers
-    each = {name: jnp.array([value, 2.0 * value]) for name, value in zip(CRAMSums._fields, range(1, 12), strict=True)}
+    each = {name: jnp.array([value, 2.0 * value]) for name, value in zip(MemorySums._fields, range(1, 12), strict=True)}
     cfg = ObjectiveConfig(
         semantic_reward=0.5, distillation=0.25, write_price=0.125, familiarity=0.0625, prediction=0.03125
     )
-    loss, parts = objective.memory_loss(CRAMSums(**each), jnp.asarray(7.0), cfg)
+    loss, parts = objective.memory_loss(MemorySums(**each), jnp.asarray(7.0), cfg)
     # Then each is a mean over what it counts: 3 tokens, of which 6 retrieved, and 30 predictions
     tokens, retrieved = 3 * 1, 3 * 2
-    mean = lambda name, count: 3 * (CRAMSums._fields.index(name) + 1) / count
+    mean = lambda name, count: 3 * (MemorySums._fields.index(name) + 1) / count
     by_hand = (
         7.0 * mean("episodic", tokens)
-        - 0.5 * mean("familiar", tokens)
+        - 0.5 * mean("semantic", tokens)
         # each layer has its own average event; here 7 reads a token, then 7 again
         + (0.125 * 7 * (5 + 10) - (6 + 12)) / 3
         + 0.25 * mean("distillation", retrieved)
@@ -38,7 +37,7 @@ def test_equation_8_by_hand():
 
 
 def test_nothing_retrieved_is_no_division_by_zero():
-    nothing = CRAMSums(*(jnp.zeros(2) for _ in CRAMSums._fields))._replace(tokens=jnp.array([8.0, 8.0]))
+    nothing = MemorySums(*(jnp.zeros(2) for _ in MemorySums._fields))._replace(tokens=jnp.array([8.0, 8.0]))
     loss, gradient = jax.value_and_grad(lambda s: objective.memory_loss(s, jnp.asarray(1.0), ObjectiveConfig())[0])(
         nothing
     )
@@ -49,9 +48,9 @@ def test_nothing_retrieved_is_no_division_by_zero():
 ROUTED = {"norm_D", "working", "router"}
 TEACHES = {
     "episodic": ROUTED,
-    "familiar": ROUTED,
+    "semantic": ROUTED,
     "write": {"episodic"},
-    "use": {"episodic"},
+    "reads": {"episodic"},
     "distillation": {"semantic"},
     "familiarity": {"familiarity"},
     "prediction": {"uncertainty_DxU"},
@@ -73,28 +72,28 @@ def teaching(cfg, state, params):
         _, pull, aux = jax.vjp(lambda p, x: (lambda aux: (aux.sums, aux))(one(p, x)), params, x_BxTxD, has_aux=True)
         return pull(cotangent), aux
 
-    only = lambda name: CRAMSums(*(jnp.asarray(float(field == name)) for field in CRAMSums._fields))
+    only = lambda name: MemorySums(*(jnp.asarray(float(field == name)) for field in MemorySums._fields))
     return lambda name: back(state, params, x_BxTxD, only(name))
 
 
 def test_each_loss_teaches_its_own_part():
     params, state = lively(CONFIG)
     gradient_of = teaching(CONFIG, state, params)
-    assert set(TEACHES) == set(CRAMSums._fields)
+    assert set(TEACHES) == set(MemorySums._fields)
     for name, parts in TEACHES.items():
         (gradient, to_tokens), _ = gradient_of(name)
         touched = lambda tree: any(np.any(g != 0) for g in jax.tree.leaves(tree))
         moved = {part for part in params._fields if touched(getattr(gradient, part))}
         assert moved <= parts and bool(moved) == bool(parts), name
         # what only measures the token does not change it
-        assert np.any(to_tokens != 0) == (name in ("episodic", "familiar")), name
-        if name in ("write", "use"):
+        assert np.any(to_tokens != 0) == (name in ("episodic", "semantic")), name
+        if name in ("write", "reads"):
             assert not touched(gradient.episodic._replace(write=()))
 
 
 def test_a_layer_that_nobody_reads_forgets():
     # Given events nobody reads, and a gate that keeps them
-    sums = CRAMSums(*(jnp.zeros(1) for _ in CRAMSums._fields))._replace(tokens=jnp.array([100.0]))
+    sums = MemorySums(*(jnp.zeros(1) for _ in MemorySums._fields))._replace(tokens=jnp.array([100.0]))
     cost = lambda logit: objective.write_loss(sums._replace(write=100 * jnp.exp(logit)[None]), ObjectiveConfig())
     assert jax.grad(cost)(jnp.asarray(0.0)) > 0
 
@@ -103,14 +102,14 @@ def test_only_what_the_router_sends_teaches_the_write_gate():
     params, state = lively(CONFIG)
 
     def taught(gradient_of):
-        gradients = [gradient_of(name) for name in ("write", "use")]
+        gradients = [gradient_of(name) for name in ("write", "reads")]
         return [any(np.any(g != 0) for g in jax.tree.leaves(g[0].episodic)) for g, _ in gradients], gradients[0][1]
 
     assert taught(teaching(CONFIG, state, params))[0] == [True, True]
-    # While every token attends, reads say nothing about worth
+    # While every token attends, reads say nothing about value
     held = state._replace(released=jnp.array(False))
     assert taught(teaching(CONFIG, held, params))[0] == [False, False]
-    # What audits read is not use, and audits are not counted among the routed
+    # What audits read does not count, and audits are not counted among the routed
     audited = dataclasses.replace(CONFIG, routing=RoutingConfig(audit_rate=1.0))
     away = params.router._replace(
         in_DxF=jnp.zeros_like(params.router.in_DxF),
@@ -162,5 +161,5 @@ def test_audits_are_as_frequent_as_their_weights_say():
 
 
 def test_writes_cannot_be_free():
-    with pytest.raises(ValueError, match="write_price must be above 0, got 0.0; 0.01 keeps nearly all events"):
+    with pytest.raises(ValueError, match="write_price must be above 0, got 0.0; 0.01 keeps almost all events"):
         ObjectiveConfig(write_price=0.0)

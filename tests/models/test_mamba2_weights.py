@@ -29,6 +29,11 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
+def layer_of(params, index: int):
+    """One layer's parameters."""
+    return jax.tree.map(lambda leaf: leaf[index], params.layers[0])
+
+
 def assert_near(got, want):
     """Within the tolerance, relative to the size of what is compared."""
     assert np.linalg.norm(got - want) <= TOLERANCE * np.linalg.norm(want)
@@ -41,19 +46,19 @@ def test_the_whole_model_and_each_layer_agree_with_hugging_face(folder):
     ids_BxT = jnp.asarray(golden["ids_BxT"])
     x_BxTxD = params.token_AxD[ids_BxT]
     for i in range(model.stack.depth):
-        layer = jax.tree.map(lambda leaf, i=i: leaf[i], params.layers)
-        x_BxTxD, _ = mamba2.apply(layer, (), x_BxTxD, cfg=model.stack.layer)
+        x_BxTxD, _ = mamba2.apply(layer_of(params, i), (), x_BxTxD, cfg=model.stack.layers[0])
         assert_near(x_BxTxD, golden[f"after_layer_{i}_BxTxd"])
     assert_near(rms_norm(params.norm_D, x_BxTxD, model.epsilon), golden["after_norm_BxTxd"])
-    assert_near(jax.jit(model.apply)(params, (), ids_BxT)[0], golden["logits_BxTxV"])
+    assert_near(jax.jit(model.apply)(params, model.stack.init_state(), ids_BxT)[0], golden["logits_BxTxV"])
 
 
 def test_streaming_agrees_too(folder):
     golden = np.load(GOLDEN / "mamba2.npz")
     params, model = load_mamba2(folder)
     step, caches = jax.jit(model.step), model.stack.init_cache(len(golden["ids_BxT"]))
+    states = model.stack.init_state()
     for t, token_B in enumerate(jnp.asarray(golden["ids_BxT"]).T):
-        logits_BxA, caches, _ = step(params, (), caches, token_B)
+        logits_BxA, caches, _ = step(params, states, caches, token_B)
         assert_near(logits_BxA, golden["logits_BxTxV"][:, t])
 
 
@@ -61,8 +66,7 @@ def test_streaming_agrees_too(folder):
 def test_a_mixer_alone_agrees_with_either_norm(folder, grouped, name):
     golden = np.load(GOLDEN / "mamba2.npz")
     params, model = load_mamba2(folder, grouped_norm=grouped)
-    layer = jax.tree.map(lambda leaf: leaf[0], params.layers)
-    got = mixer(layer, jnp.asarray(golden["mixer_input_BxTxd"]), model.stack.layer)
+    got = mixer(layer_of(params, 0), jnp.asarray(golden["mixer_input_BxTxd"]), model.stack.layers[0])
     assert_near(got, golden[name])
 
 
@@ -77,11 +81,11 @@ def mixer(params, x_BxTxD, cfg):
 
 def test_a_loaded_model_becomes_metaplastic_and_stays_the_same_function(folder):
     params, model = load_mamba2(folder)
-    layers, cfg = make_metaplastic(params.layers, model.stack.layer, rank=2)
-    twin = LanguageModel(model.vocabulary, Stack(cfg, model.stack.depth), model.epsilon)
+    layers, cfg = make_metaplastic(params.layers[0], model.stack.layers[0], rank=2)
+    twin = LanguageModel(model.vocabulary, Stack((cfg,), model.stack.depth), model.epsilon)
     ids_BxT = jnp.asarray(np.load(GOLDEN / "mamba2.npz")["ids_BxT"])
     logits_BxTxV = np.load(GOLDEN / "mamba2.npz")["logits_BxTxV"]  # Hugging Face's, of the model without importance
-    assert_near(twin.apply(params._replace(layers=layers), (), ids_BxT)[0], logits_BxTxV)
+    assert_near(twin.apply(params._replace(layers=(layers,)), twin.stack.init_state(), ids_BxT)[0], logits_BxTxV)
 
 
 def test_tensors_that_are_unknown_missing_or_of_another_shape_are_errors(folder):

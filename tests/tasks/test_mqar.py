@@ -11,7 +11,7 @@ import scipy.stats
 from cram_jax.tasks import mqar
 from cram_jax.tasks.mqar import MQARBatch, MQARConfig
 from cram_jax.tasks.mqar_task import DATA, SPLITS, MQARParams, MQARTask
-from cram_jax.training import learner
+from cram_jax.training import step
 
 UNLIKELY = 1e-5  # a right sampler fails one such check in 100,000 keys
 SIGMAS = 4.5  # and one such check in 150,000
@@ -171,7 +171,7 @@ def test_splits_share_no_sequence_and_only_training_repeats():
     for split in ("held_out", "validation"):  # they do not know of the set
         jax.tree.map(np.testing.assert_array_equal, fixed.batch(split, 0, 1, 24, 4), fresh.batch(split, 0, 1, 24, 4))
     # Data and initial parameters come from different keys, whatever the split.
-    assert DATA not in (learner.INIT, learner.EVALUATION)
+    assert DATA not in (step.INIT, step.EVALUATION)
 
 
 def test_length_and_size_are_those_asked_for():

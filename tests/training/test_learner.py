@@ -201,7 +201,7 @@ def test_twenty_steps_with_and_without_skipping_agree(monkeypatch):
 
     # When 20 steps are trained from it, with lists as long as needed, and with everything computed
     skipping = twenty("xla")
-    monkeypatch.setattr(episodic, "RUNGS", ((1, 1),))
+    monkeypatch.setattr(episodic, "BUCKET_SIZES", ((1, 1),))
     dense = twenty("reference")
     # Then they agree; sums are ordered differently, and 20 steps let that grow
     losses = [[report["loss"][0] for report in reports] for reports in (skipping, dense)]

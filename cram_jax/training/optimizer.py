@@ -1,0 +1,101 @@
+"""The optimizer: AdamW after clipping, with groups of parameters named by glob patterns on their paths.
+
+A path is the names from the root, joined by dots: `model.0.semantic.up_RxD` is the semantic memory of the layers in
+place 0 of the stack's pattern, `task.answer_DxA` a read-out. `describe` lists what each pattern matches.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+
+import jax
+import optax
+
+from cram_jax.functional.common import check_at_least_one
+from cram_jax.models.stack import Stack
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """learning_rate: its peak. warmup: steps to it. steps: of the cosine that follows, to `final` times the peak.
+    weight_decay: of matrices, except those that a layer's `no_decay` names. Vectors and scalars do not decay.
+    clip: largest global norm of a gradient.
+    rates: (pattern, factor): a factor on the learning rate of the parameters that the pattern matches.
+    frozen: patterns of parameters that do not change. Gradients go through them to what is before them.
+    """
+
+    learning_rate: float = 2e-3
+    warmup: int = 200
+    steps: int = 3000
+    final: float = 0.05
+    weight_decay: float = 0.7
+    clip: float = 1.0
+    rates: tuple[tuple[str, float], ...] = ()
+    frozen: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        check_at_least_one(self, "steps")
+        for name in ("learning_rate", "clip"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for pattern, factor in self.rates:
+            if factor <= 0:
+                raise ValueError(f"rates must be above 0, got {factor} for {pattern!r}; use frozen to stop learning")
+
+
+def build(cfg: OptimizerConfig, stack: Stack) -> optax.GradientTransformation:
+    """The optimizer of parameters `Params(task, model)`; its state holds the step count.
+
+    Raises:
+      ValueError: in its `init`, for a pattern that matches no parameter.
+    """
+    peak, steps = cfg.learning_rate, max(cfg.steps, cfg.warmup + 1)
+    rate = optax.warmup_cosine_decay_schedule(0.0, peak, cfg.warmup, steps, cfg.final * peak)
+    adamw = optax.adamw(rate, weight_decay=cfg.weight_decay, mask=lambda params: decays(cfg, stack, params))
+    # Frozen parameters come first, so that their gradients take no share of the clip.
+    held = [optax.masked(optax.set_to_zero(), lambda params: matches(cfg.frozen, params))] if cfg.frozen else []
+    scaled = [
+        optax.masked(optax.scale(factor), lambda params, pattern=pattern: matches((pattern,), params))
+        for pattern, factor in cfg.rates
+    ]
+    return optax.chain(*held, optax.clip_by_global_norm(cfg.clip), adamw, *scaled)
+
+
+def decays(cfg: OptimizerConfig, stack: Stack, params):
+    """True for each parameter that decays."""
+    spared = tuple(f"model.{pattern}" for pattern in stack.patterns("no_decay"))
+    excluded = matches((*spared, *cfg.frozen), params)
+    # A parameter of the stack has one axis more than the layer's own: that of repeats.
+    is_matrix = lambda path, leaf: leaf.ndim - path.startswith("model.") >= 2
+    return jax.tree.map(lambda matrix, out: matrix and not out, by_path(is_matrix, params), excluded)
+
+
+def matches(patterns: tuple[str, ...], params):
+    """True for each parameter whose path one of the patterns matches.
+
+    Raises:
+      ValueError: for a pattern that matches none, with the paths there are.
+    """
+    paths = jax.tree.leaves(by_path(lambda path, _: path, params))
+    for pattern in patterns:
+        if not any(fnmatchcase(path, pattern) for path in paths):
+            raise ValueError(f"pattern {pattern!r} matches no parameter; there are {', '.join(sorted(paths))}")
+    return by_path(lambda path, _: any(fnmatchcase(path, pattern) for pattern in patterns), params)
+
+
+def by_path(choose: Callable, params):
+    """`choose(path, leaf)` of each parameter."""
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: choose(name(path), leaf), params)
+
+
+def describe(cfg: OptimizerConfig, stack: Stack, params) -> list[str]:
+    """What each group of parameters holds, a line each, for a log."""
+    paths = jax.tree.leaves(by_path(lambda path, _: path, params))
+    named = lambda chosen: [path for path, one in zip(paths, jax.tree.leaves(chosen), strict=True) if one]
+    groups = {f"weight decay {cfg.weight_decay:g}": decays(cfg, stack, params)}
+    groups |= {f"rate x {factor:g} ({pattern})": matches((pattern,), params) for pattern, factor in cfg.rates}
+    groups |= {f"frozen ({pattern})": matches((pattern,), params) for pattern in cfg.frozen}
+    found = {group: named(chosen) for group, chosen in groups.items()}
+    return [f"{group}: {len(some)} of {len(paths)} parameters: {', '.join(some)}" for group, some in found.items()]

@@ -1,0 +1,158 @@
+"""What is trained, and one training step as a pure function of (state, batch)."""
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cram_jax.dims import Array, Int, Key
+from cram_jax.functional import objective
+from cram_jax.functional.layer import check_inputs
+from cram_jax.functional.objective import ObjectiveConfig
+from cram_jax.models.stack import Stack
+from cram_jax.training import controller, optimizer, probes
+from cram_jax.training.controller import PriceConfig, PriceState
+from cram_jax.training.optimizer import OptimizerConfig
+from cram_jax.training.task import Sums, Task
+
+# What is folded into a run's key for each purpose; a task's data takes 0 and 1.
+INIT, EVALUATION = 2, 3
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """All that is static about a training: the task, the network, the optimizer and the loss."""
+
+    task: Task
+    model: Stack
+    optimizer: OptimizerConfig = OptimizerConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    price: PriceConfig = PriceConfig()
+
+
+class Params(NamedTuple):
+    """Attributes: the task's embedding and read-out, and the stack of layers between them."""
+
+    task: NamedTuple
+    model: tuple
+
+
+class TrainState(NamedTuple):
+    """All that a training carries; donated, checkpointed and guarded as one.
+
+    Attributes:
+      step: batches seen.
+      params, opt_state: of the network.
+      consolidation: states of all layers, `Stack.init_state`.
+      price: of attention, and when the router was released.
+      exposures_P: how often each recurring pattern was asked for; for metrics only.
+      key: root of all noise. It never changes; each step folds its number in.
+      skipped: steps in a row that changed nothing because loss or gradient was not finite.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: optax.OptState
+    consolidation: tuple
+    price: PriceState
+    exposures_P: Int[Array, "P"]
+    key: Key
+    skipped: Int[Array, ""]
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def init(learner: Learner, seed: int | Int[Array, ""], patterns: int) -> TrainState:
+    """A fresh state; the seed decides parameters and noise."""
+    task, model, noise = jax.random.split(jax.random.fold_in(jax.random.key(seed), INIT), 3)
+    params = Params(learner.task.init(task, learner.model.D), learner.model.init(model))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.build(learner.optimizer, learner.model).init(params),
+        consolidation=learner.model.init_state(),
+        price=controller.init_price(),
+        exposures_P=jnp.zeros(patterns, jnp.int32),
+        key=noise,
+        skipped=jnp.zeros((), jnp.int32),
+    )
+
+
+def check_batch(learner: Learner, params: Params, batch) -> None:
+    """Checks the values of one batch before anything is trained on it.
+
+    Raises:
+      ValueError, TypeError: for embedded tokens or gaps that a layer cannot take, or that are not finite.
+    """
+    x_BxTxD, gap_BxT = learner.task.embed(params.task, batch)
+    check_inputs(x_BxTxD, learner.model.D, gap_BxT, None)
+    if not jnp.all(jnp.isfinite(x_BxTxD)):
+        raise ValueError("the first batch embeds to values that are not finite; look for NaN or infinity in the data")
+
+
+def forward(learner: Learner, params: Params, states: tuple, batch, key: Key | None, train: bool):
+    """(task loss, metrics, aux) of a batch; executed operations are among the metrics."""
+    x_BxTxD, gap_BxT = learner.task.embed(params.task, batch)
+    y_BxTxD, aux = learner.model.apply(params.model, states, x_BxTxD, gap_BxT=gap_BxT, key=key, train=train)
+    loss, metrics = learner.task.score(params.task, y_BxTxD, batch)
+    B, T, _ = x_BxTxD.shape
+    tokens, executed = jnp.asarray(B * T, jnp.float32), learner.model.operations(aux, (B, T), train)
+    metrics |= {"attention_flops": (executed.attention, tokens), "total_flops": (executed.total, tokens)}
+    return loss, metrics, aux
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def train_step(learner: Learner, state: TrainState, batch) -> tuple[TrainState, Sums]:
+    """One step of Eq 8, then consolidation and price. If it is not finite, only `step` and `skipped` change."""
+
+    def total(params):
+        key = jax.random.fold_in(state.key, state.step)
+        task_loss, metrics, aux = forward(learner, params, state.consolidation, batch, key, train=True)
+        memory_loss, parts = 0.0, {}
+        if (sums := learner.model.sums(aux)) is not None:
+            memory_loss, parts = objective.memory_loss(sums, state.price.price, learner.objective)
+        return task_loss + memory_loss, (task_loss, metrics, aux, parts)
+
+    (loss, (task_loss, metrics, aux, parts)), gradient = jax.value_and_grad(total, has_aux=True)(state.params)
+    norm = optax.tree.norm(gradient)
+    optimize = optimizer.build(learner.optimizer, learner.model)
+    change, opt_state = optimize.update(gradient, state.opt_state, state.params)
+    prices = controller.update(state.price, state.step, task_loss, learner.price)
+    states = learner.model.release(learner.model.update(state.consolidation, aux), prices.released)
+    asked_BxT, exposures_P = learner.task.asked(batch), state.exposures_P
+    metrics |= probes.routed(learner.model, aux, {}) | probes.exposed(learner.model, aux, asked_BxT, exposures_P)
+    moved = state._replace(
+        params=optax.apply_updates(state.params, change),
+        opt_state=opt_state,
+        consolidation=states,
+        price=prices,
+        exposures_P=exposures_P.at[jnp.where(asked_BxT < 0, exposures_P.size, asked_BxT)].add(1, mode="drop"),
+        skipped=jnp.zeros((), jnp.int32),
+    )
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    held = state._replace(skipped=state.skipped + 1)
+    after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, held)
+    report: dict[str, Any] = {"loss": loss, "task_loss": task_loss, "gradient_norm": norm} | parts
+    if learner.model.consolidates:
+        report |= {"price": prices.price, "released": prices.released.astype(jnp.float32)}
+    report |= {"skipped": after.skipped}
+    metrics |= {name: (value, jnp.ones(())) for name, value in report.items()}
+    return after._replace(step=state.step + 1), metrics
+
+
+@partial(jax.jit, static_argnums=0)
+def evaluate_step(learner: Learner, state: TrainState, batch, key: Key) -> Sums:
+    """Metrics of a batch: hard decisions without noise, evaluation audits counted as attention."""
+    _, metrics, aux = forward(learner, state.params, state.consolidation, batch, key, train=False)
+    return metrics | probes.routed(learner.model, aux, learner.task.groups(batch))
+
+
+@partial(jax.jit, static_argnums=0)
+def probe_step(learner: Learner, state: TrainState, batch, key: Key) -> Sums:
+    """Quality and familiarity of every token (`probes.quality`), by retrieving for all; not counted as attention."""
+    audited = dataclasses.replace(learner, model=learner.model.replace(lambda layer: layer.audited()))
+    _, _, aux = forward(audited, state.params, state.consolidation, batch, key, train=False)
+    return probes.quality(audited.model, aux, learner.task.groups(batch))

@@ -1,0 +1,148 @@
+"""From settings to a learner, to a trained state, to a summary on disk: what every experiment's main shares."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from cram_jax.functional.attention import AttentionConfig
+from cram_jax.functional.cram import CRAMConfig
+from cram_jax.functional.layer import Layer
+from cram_jax.functional.mamba2 import Mamba2Config
+from cram_jax.functional.objective import ObjectiveConfig
+from cram_jax.functional.palimpsa import PalimpsaConfig
+from cram_jax.functional.seqboat import SeqBoatConfig
+from cram_jax.models.stack import Stack, jamba_pattern
+from cram_jax.training import loop
+from cram_jax.training.controller import PriceConfig
+from cram_jax.training.loop import RunConfig
+from cram_jax.training.metrics import read, strict
+from cram_jax.training.optimizer import OptimizerConfig
+from cram_jax.training.settings import claim_workdir, from_config, to_config
+from cram_jax.training.step import Learner
+from cram_jax.training.task import Task
+from lib import launch, summary
+from lib.circular import CircularCRAMConfig
+
+PROBED = 16  # batches of the last probe
+LAYERS = {  # sections of settings that hold a layer
+    "cram": CRAMConfig,
+    "transformer": AttentionConfig,
+    "mamba2": Mamba2Config,
+    "metamamba2": Mamba2Config,
+    "palimpsa": PalimpsaConfig,
+    "gated_linear": PalimpsaConfig,
+    "gated_delta": PalimpsaConfig,
+    "seqboat": SeqBoatConfig,
+}
+# All sections, for `--help`
+SECTIONS = LAYERS | {
+    "optimizer": OptimizerConfig,
+    "objective": ObjectiveConfig,
+    "price": PriceConfig,
+    "run": RunConfig,
+}
+
+
+def _layer(config: ConfigDict, section: str, kind: type | None = None) -> Layer:
+    return from_config((kind or LAYERS[section])(), config[section])
+
+
+# Models that are made of other models' sections: (sections they need, pattern of layers)
+PATTERNS: dict[str, tuple[tuple[str, ...], Callable[[ConfigDict], tuple[Layer, ...]]]] = {
+    "jamba": (
+        ("mamba2", "transformer"),
+        lambda config: jamba_pattern(_layer(config, "mamba2"), _layer(config, "transformer")),
+    ),
+    "circular": (("cram",), lambda config: (_layer(config, "cram", CircularCRAMConfig),)),
+}
+
+
+def models(config: ConfigDict) -> dict[str, Callable[[ConfigDict], tuple[Layer, ...]]]:
+    """The models that these settings can build, by name: each gives its pattern of layers."""
+    plain = {name: (lambda config, name=name: (_layer(config, name),)) for name in LAYERS if name in config}
+    return plain | {name: pattern for name, (needs, pattern) in PATTERNS.items() if all(n in config for n in needs)}
+
+
+def variant_of(variants: dict, name: str):
+    """The settings of a config file's variant.
+
+    Raises:
+      ValueError: for an unknown one, naming those there are.
+    """
+    if name not in variants:
+        raise ValueError(f"unknown variant {name!r} of this config; there are {sorted(variants)}")
+    return variants[name]
+
+
+def settings(run: RunConfig, layers: dict[str, Layer], price: PriceConfig, **more) -> ConfigDict:
+    """The settings that every experiment has, and `more`.
+
+    The learning rate's schedule is as long as the run, and the transformer's cache as long as the sequences.
+
+    Args:
+      layers: by the names of LAYERS, CRAM and the transformer among them. Each gets the same data. `depth` is how often
+        the model's pattern of layers is repeated: twice one layer, or Jamba's eight layers once.
+    """
+    config = ConfigDict(
+        {
+            "seed": 0,
+            "model": "cram",
+            "depth": 2,
+            **{name: to_config(layer) for name, layer in layers.items()},
+            "optimizer": to_config(OptimizerConfig()),
+            "objective": to_config(ObjectiveConfig()),
+            "price": to_config(price),
+            "run": to_config(run),
+            **more,
+        }
+    )
+    config.optimizer.steps = config.run.get_oneway_ref("steps")
+    config.transformer.context = config.run.get_oneway_ref("length")
+    return config
+
+
+def build(config: ConfigDict, task: Task) -> tuple[Learner, RunConfig]:
+    """What to train and for how long, from the settings.
+
+    Raises:
+      ValueError, KeyError: for settings out of range, unknown, or that do not fit each other.
+    """
+    run = from_config(RunConfig(), config.run)  # first: other settings follow its own
+    if config.model not in (found := models(config)):
+        raise ValueError(f"config.model must be one of {sorted(found)}, got {config.model!r}")
+    learner = Learner(
+        task=task,
+        model=Stack(found[config.model](config), config.depth),
+        optimizer=from_config(OptimizerConfig(), config.optimizer),
+        objective=from_config(ObjectiveConfig(), config.objective),
+        price=from_config(PriceConfig(), config.price),
+    )
+    return learner, run
+
+
+def train(config: ConfigDict, learner: Learner, run: RunConfig, workdir: Path, patterns: int = 0):
+    """Claims the directory and trains in it, or goes on: (state, logged lines)."""
+    launch.quiet()
+    claim_workdir(workdir, config)
+    return loop.train(learner, run, config.seed, workdir, patterns)
+
+
+def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]) -> dict:
+    """What every summary holds: the last evaluation, on many held-out tokens; the attention curve; times; versions."""
+    final = loop.evaluate(learner, run, state, seed, run.final_tokens)
+    out = summary.summarise(lines, final, loop.probe(learner, run, state, seed, PROBED), seed)
+    out |= {"length": run.length, "length_start": run.shape(0)[0]}
+    return out | {"held_out_tokens": run.held_out_batches(run.final_tokens) * run.length * run.batch}
+
+
+def report(workdir: Path, title: str, out: dict, rows: list[tuple[str, str]]) -> None:
+    """Writes `summary.json`, with the commits and machines that trained the run, and prints the table."""
+    launches = read(workdir / "launches.jsonl")
+    commits = {launch["commit"] for launch in launches}
+    machines = {f"{launch['device']} of {launch['cpu']}, jax {launch['jax']}" for launch in launches}
+    out |= {"trained_by": sorted(commit for commit in commits if isinstance(commit, str))}
+    out |= {"trained_on": sorted(machines)}
+    (workdir / "summary.json").write_text(json.dumps(strict(out), indent=1) + "\n")
+    summary.show(title, rows)

@@ -1,0 +1,130 @@
+"""A run in a flat dictionary and in a table, from its logged lines and its last evaluation."""
+
+import re
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from cram_jax.analysis.transition import rise_at_end, transition_step
+from cram_jax.training.machine import peak_memory_mb, versions
+
+
+def _step_ms(lines: list[dict], first: bool) -> float:
+    """Median step time over the first or last tenth of the logged lines."""
+    times = [line["step_ms"] for line in lines if np.isfinite(line["step_ms"])]
+    part = max(1, len(times) // 10)
+    chosen = times[:part] if first else times[-part:]
+    return float(np.median(chosen)) if chosen else float("nan")
+
+
+def attention_curve(lines: list[dict]) -> dict:
+    """Attention on held-out data, evaluation audits included: start and peak in both units, and when it fell."""
+    out = {}
+    for unit in ("attention_tokens", "attention_utilisation"):
+        curve = [line[f"held_out/{unit}"] for line in lines]
+        out |= {f"{unit}_start": curve[0], f"{unit}_peak": max(curve)}
+    # That all tokens attend before the release is by design; the transition is what the router does after it. Lines
+    # hold means over steps: a line's evaluation comes after the release if one of its steps did.
+    free = [line for line in lines if line.get("train/released", 0) > 0]
+    out["router_released_step"] = free[0]["step"] if free else None
+    tokens = [line["held_out/attention_tokens"] for line in free]
+    out["attention_tokens_peak_after_release"] = max(tokens, default=None)
+    out["transition_step"] = transition_step([line["step"] for line in free], tokens) if free else None
+    out["attention_tokens_rise_last_fifth"] = rise_at_end([line["held_out/attention_tokens"] for line in lines])
+    out["attention_tokens_training_end"] = lines[-1]["train/attention_tokens"]
+    return out
+
+
+def busiest_layer(lines: list[dict]) -> int:
+    """The layer that attends most once the router decides (over the whole run where it never did)."""
+    after = [line for line in lines if line.get("train/released", 0) > 0] or lines
+    layers = [n for n in lines[0] if n.startswith("held_out/attention_layer_")]
+    return int(np.argmax([np.mean([line[n] for line in after]) for n in layers]))
+
+
+def calibration_errors(probed: dict, layer: int) -> dict[str, float]:
+    """`familiarity_calibration_error_GROUP` of a probe in one layer, for all tokens and for the first group."""
+    named = re.compile(rf"reliability_(.+)_count_layer_{layer}")
+    groups = [found[1] for found in map(named.fullmatch, probed) if found]
+    return {f"familiarity_calibration_error_{group}": calibration_error(probed, group, layer) for group in groups}
+
+
+def calibration_error(probed: dict, group: str, layer: int) -> float:
+    """Distance of mean q-hat from mean q in bins of q-hat, weighted by tokens. Within a bin errors cancel: how far off
+    a single token is, `familiarity_error_*` tells."""
+    parts = ("count", "familiarity", "quality")
+    bins = {n: np.array(probed[f"reliability_{group}_{n}_layer_{layer}"]) for n in parts}
+    count = bins["count"].sum()
+    return float(np.abs(bins["familiarity"] - bins["quality"]).sum() / count) if count else float("nan")
+
+
+def summarise(lines: list[dict], final: dict, probed: dict, seed: int) -> dict:
+    """The flat dictionary of `summary.json`: final held-out metrics and probes, the attention curve, times, versions.
+
+    Args:
+      probed: `loop.probe` of the trained state; {} for a model without routes.
+    """
+    out = {"seed": seed, "steps": lines[-1]["step"]}
+    out |= {name: value for name, value in final.items() if not isinstance(value, list)}
+    if "attention_tokens" in final:
+        out |= {f"{unit}_end": final[unit] for unit in ("attention_tokens", "attention_utilisation")}
+        out |= attention_curve(lines)
+        layer = out["busiest_layer"] = busiest_layer(lines)
+        out |= calibration_errors(probed, layer)
+        out |= {name: value for name, value in probed.items() if not isinstance(value, list)}
+        suffix = f"_layer_{layer}"
+        out |= {n.removesuffix(suffix) + "_busiest": value for n, value in out.items() if n.endswith(suffix)}
+    out |= {"step_ms_start": _step_ms(lines, True), "step_ms_end": _step_ms(lines, False)}
+    out |= {"train_seconds": lines[-1]["seconds"]}
+    out["peak_memory_mb"] = max([peak_memory_mb(), *(line.get("peak_memory_mb", 0) for line in lines)])
+    return out | versions()
+
+
+def percent(share: float) -> str:
+    """A share for a person; a dash where there is none."""
+    return "-" if share is None or not np.isfinite(share) else f"{100 * share:.2f}%"
+
+
+def attention_rows(out: dict, token: str = "token") -> list[tuple[str, str]]:
+    """How attention went, as (what, figure) rows. token: what the task calls one."""
+    when = ("start", "peak", "end")
+    curve = lambda unit: "  ".join(percent(out[f"{unit}_{moment}"]) for moment in when)
+    step = lambda name: "-" if out[name] is None else str(out[name])
+    return [
+        (f"{token}s that attend: start, peak, end", curve("attention_tokens")),
+        (f"({token}, layer) pairs that attend: start, peak, end", curve("attention_utilisation")),
+        (
+            f"{token}s that attend in training, audits included, end",
+            percent(out["attention_tokens_training_end"]),
+        ),
+        (
+            "router released by step, transition at step",
+            f"{step('router_released_step')}  {step('transition_step')}",
+        ),
+        (
+            f"{token}s kept: the layer that attends most, all ({token}, layer) pairs",
+            f"{percent(out['kept_share_busiest'])}  {percent(out['kept_share'])}",
+        ),
+    ]
+
+
+def time_rows(out: dict, token: str = "token") -> list[tuple[str, str]]:
+    """What it took, as (what, figure) rows."""
+    return [
+        (
+            f"step time: start ({out['length_start']} {token}s a sequence), end ({out['length']})",
+            f"{out['step_ms_start']:.0f} ms  {out['step_ms_end']:.0f} ms",
+        ),
+        ("training time, peak memory", f"{out['train_seconds']:.0f} s  {out['peak_memory_mb']:.0f} MB"),
+    ]
+
+
+def show(title: str, rows: list[tuple[str, str]]) -> None:
+    """Prints a table of (what, figure) rows."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column("what")
+    table.add_column("figure", justify="right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=110).print(table)

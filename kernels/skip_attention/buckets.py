@@ -1,0 +1,98 @@
+"""Work over a plan in the smallest of a few buckets, which are lists of static lengths.
+
+A plan's lists are as long as they could ever have to be. Work that is done row by row, such as gathers and projections,
+would be done for every place of them. In a bucket it is done for the places of the shortest lists that hold the plan;
+the bucket is chosen at run time. Autodiff of a choice would keep the residuals of every branch. So the gradient is
+written here: it chooses again, and recomputes.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from .plan import SkipPlan
+
+SIZES = ((1 / 8, 1 / 4), (1 / 8, 1), (1, 1))  # shares of the plan's (rows, slots)
+# A bucket's lists are whole tiles, and xla.py uses the tiles of the whole plan in every bucket. Other tiles would add
+# up in another order, and a token's result must not depend, to the last bit, on how many others attend. (On a TPU it
+# may: there the tile of keys follows the bucket.)
+ROWS = 32  # rows in a tile; a bucket of fewer rows would save less than its compilation costs
+
+
+def keys_in_tile(slots: int) -> int:
+    """Keys in a tile of a plan with so many slots, whatever the bucket."""
+    return min(128 if slots < 512 else 512, slots)
+
+
+def in_buckets(f: Callable, plan: SkipPlan, *arrays, sizes: tuple = SIZES):
+    """f(plan, *arrays), with a plan of the same meaning and shorter lists.
+
+    Args:
+      f: a function without traced closures. Its results must not depend on the lengths of the plan's lists.
+      arrays: floating-point pytrees; gradients flow to them.
+      sizes: shares of the plan's (rows, slots) in each bucket, the smallest bucket first. The last one is (1, 1).
+
+    Raises:
+      ValueError: unless the last bucket is the whole plan.
+    """
+    if sizes[-1] != (1, 1):
+        raise ValueError(f"the last of sizes must be (1, 1), so that some bucket holds every plan, got {sizes}")
+    return _in_buckets(f, sizes, plan, arrays)
+
+
+def in_smallest(f: Callable, plan: SkipPlan, *arrays, sizes: tuple = SIZES):
+    """f(plan, *arrays) in the smallest bucket that holds every row that sees something and every key that is seen."""
+    sizes = [size for size in sizes if size == (1, 1) or int(plan.rows_BxC.shape[1] * size[0]) >= ROWS]
+    shortened = [partial(_shorten, size=size) for size in sizes]
+    branch = lambda shorten: lambda plan, arrays: f(shorten(plan), *arrays)
+    return jax.lax.switch(_first_that_holds(plan, shortened), list(map(branch, shortened)), plan, arrays)
+
+
+def _shorten(plan: SkipPlan, size: tuple) -> SkipPlan:
+    """The plan with shorter lists; it means the same if they hold it."""
+    whole_tiles = lambda places, share, tile: min(math.ceil(places * share / tile) * tile, places)
+    rows, slots = plan.rows_BxC.shape[1], plan.slots_BxS.shape[1]
+    C, S = whole_tiles(rows, size[0], min(ROWS, rows)), whole_tiles(slots, size[1], keys_in_tile(slots))
+    return plan._replace(
+        rows_BxC=plan.rows_BxC[:, :C],
+        start_BxC=plan.start_BxC[:, :C],
+        end_BxC=plan.end_BxC[:, :C],
+        slots_BxS=plan.slots_BxS[:, :S],
+    )
+
+
+@jax.custom_batching.custom_vmap
+def _largest(count):
+    return jnp.max(count)
+
+
+@_largest.def_vmap
+def _(size, batched, count):
+    """One answer for the whole mapped axis, so that a choice made by it stays a choice. Nested maps repeat this."""
+    return _largest(count), False
+
+
+def _first_that_holds(plan: SkipPlan, shortened: list):
+    rows_C = jnp.arange(1, plan.rows_BxC.shape[1] + 1)
+    rows = _largest(jnp.where(plan.end_BxC > plan.start_BxC, rows_C, 0))
+    keys = _largest(plan.end_BxC)
+    plans = [shorten(plan) for shorten in shortened]
+    return jnp.argmax(jnp.stack([(rows <= p.rows_BxC.shape[1]) & (keys <= p.slots_BxS.shape[1]) for p in plans]))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _in_buckets(f, sizes, plan, arrays):
+    return in_smallest(f, plan, *arrays, sizes=sizes)
+
+
+def _gradient(f, plan, arrays, d):
+    return jax.vjp(lambda arrays: f(plan, *arrays), arrays)[1](d)[0]
+
+
+_in_buckets.defvjp(
+    lambda f, sizes, plan, arrays: (_in_buckets(f, sizes, plan, arrays), (plan, arrays)),
+    lambda f, sizes, kept, d: (None, in_smallest(partial(_gradient, f), *kept, d, sizes=sizes)),
+)
