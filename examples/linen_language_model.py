@@ -15,8 +15,7 @@ from flax import linen as nn
 
 import cram_jax as cj
 
-WORKING = cj.WorkingConfig(body="gated_scan", width=96)  # text needs the bytes just before
-CONFIG = cj.CRAMConfig(D=96, F=256, working=WORKING, episodic=cj.EpisodicConfig(rotary=True))
+CONFIG = cj.CRAMConfig(D=96, F=256, working=cj.WorkingConfig("gated_scan", 96), episodic=cj.EpisodicConfig(rotary=True))
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(2e-3))
 
 
@@ -42,11 +41,10 @@ def train_step(variables, opt_state, byte_BxT, price, key):
         task = optax.softmax_cross_entropy_with_integer_labels(logits, byte_BxT[:, 1:]).mean()
         return task + cj.linen.memory_loss(seen["memory"], price)[0], (task, seen["memory"])
 
-    params = variables["params"]
-    (_, (task, memory)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-    change, opt_state = OPTIMIZER.update(gradient, opt_state, params)
-    state = cj.linen.update(variables["consolidation"], memory)
-    variables = {"params": optax.apply_updates(params, change), "consolidation": state}
+    (_, (task, memory)), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    change, opt_state = OPTIMIZER.update(gradient, opt_state, variables["params"])
+    params = optax.apply_updates(variables["params"], change)
+    variables = {"params": params, "consolidation": cj.linen.update(variables["consolidation"], memory)}
     return variables, opt_state, task / jnp.log(2), cj.linen.attention_utilisation(memory)
 
 
@@ -65,7 +63,6 @@ def main(steps: int, workdir: Path) -> None:
 
     ocp.PyTreeCheckpointer().save(workdir.resolve() / "model", variables, force=True)
     again = ocp.PyTreeCheckpointer().restore(workdir.resolve() / "model")
-
     model, text = LanguageModel(), list(b"def ")
     cache = {"cache": model.init(jax.random.key(0), jnp.zeros(1, jnp.int32), method="step")["cache"]}
     stream = jax.jit(lambda held, byte_B: model.apply(held, byte_B, method="step", mutable=["cache"]))
