@@ -51,8 +51,7 @@ def train_step(variables, opt_state, byte_BxT, price, key):
 
 
 def main(steps: int, workdir: Path) -> None:
-    files = sorted(Path(argparse.__file__).parent.glob("*.py"))  # Python's own sources
-    text = np.concatenate([np.fromfile(path, np.uint8) for path in files])
+    text = np.concatenate([np.fromfile(f, np.uint8) for f in sorted(Path(argparse.__file__).parent.glob("*.py"))])
     variables = LanguageModel().init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
     opt_state = OPTIMIZER.init(variables["params"])
     for step in range(steps):
@@ -64,10 +63,8 @@ def main(steps: int, workdir: Path) -> None:
         if step % 20 == 0 or step == steps - 1:
             print(f"step {step}: {bits:.2f} bits a byte, {attends:.0%} of (byte, layer) pairs attend", flush=True)
 
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(workdir.resolve() / "model", variables, force=True)
-        checkpointer.wait_until_finished()
-        again = checkpointer.restore(workdir.resolve() / "model", jax.tree.map(np.asarray, variables))
+    ocp.PyTreeCheckpointer().save(workdir.resolve() / "model", variables, force=True)
+    again = ocp.PyTreeCheckpointer().restore(workdir.resolve() / "model")
 
     model, text = LanguageModel(), list(b"def ")
     cache = {"cache": model.init(jax.random.key(0), jnp.zeros(1, jnp.int32), method="step")["cache"]}

@@ -46,8 +46,7 @@ def train_step(model, optimizer, byte_BxT, price):
 
 
 def main(steps: int, workdir: Path) -> None:
-    files = sorted(Path(argparse.__file__).parent.glob("*.py"))  # Python's own sources
-    text = np.concatenate([np.fromfile(path, np.uint8) for path in files])
+    text = np.concatenate([np.fromfile(f, np.uint8) for f in sorted(Path(argparse.__file__).parent.glob("*.py"))])
     model = LanguageModel(nnx.Rngs(params=0, route=1))
     model.train()
     optimizer = nnx.Optimizer(model, optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(2e-3)), wrt=nnx.Param)

@@ -7,7 +7,7 @@ release every query attends by design, which no power law can follow.
 import numpy as np
 
 from cram_jax.analysis import power_law
-from lib import gather, results
+from lib import results
 
 SOURCES = (  # results of experiments/compare.py, and an entry of each
     ("recurrence", "70% recur"),
@@ -15,6 +15,7 @@ SOURCES = (  # results of experiments/compare.py, and an entry of each
     ("ablations", "semantic rate x 10"),
     ("table_1", "cram"),
 )
+FROM = tuple(dict.fromkeys(name for name, _ in SOURCES))
 QUESTION = "Does the chance to attend fall as a power of exposure, and does a pattern stop attending at its own time?"
 
 
@@ -91,8 +92,8 @@ def transitions(runs: list[dict]) -> dict:
     }
 
 
-def derive(sources=SOURCES) -> dict:
-    """The result.
+def compute(sources=SOURCES) -> dict:
+    """The result's data: the fits by label.
 
     Args:
       sources: pairs of a result and the label of an entry.
@@ -106,7 +107,7 @@ def derive(sources=SOURCES) -> dict:
         if found.get("patterns"):
             fit["transitions"] = transitions(found["patterns"])
         fits[f"{label} ({source['data']['variant']})"] = fit
-    return gather.derived("exposure", QUESTION, list(dict.fromkeys(name for name, _ in sources)), fits)
+    return fits
 
 
 def table(data: dict) -> list[tuple[str, str]]:

@@ -6,7 +6,6 @@ import numpy as np
 
 from cram_jax.analysis import metaplasticity
 from cram_jax.functional import palimpsa
-from lib import gather
 from lib.trained import Trained
 
 QUESTION = "Where do importance, learning rate and memory go in a trained Palimpsa?"
@@ -38,23 +37,9 @@ def look(trained: Trained) -> list[metaplasticity.Plasticity]:
     return out
 
 
-def derive(trained: Trained) -> dict:
-    """The result, of a run of experiments/mqar.py."""
+def compute(trained: Trained) -> dict:
+    """The result's data, of a run of experiments/mqar.py."""
     digits = lambda x: np.vectorize(lambda value: float(f"{value:.5g}"))(x).tolist()
     layers = [jax.tree.map(digits, one._asdict()) for one in look(trained)]
     data = {name: trained.summary[name] for name in ("seed", "accuracy")}
-    data |= {"changes_at": 2 * trained.config.data.pairs, "layers": layers}
-    made = gather.made_by([trained.summary])
-    made["commits"] = sorted({*made["commits"], *gather.made_here()["commits"]})  # of the look, too
-    command = f"{MAKE} && python experiments/derive.py --name=plasticity"
-    return gather.result("plasticity", QUESTION, command, made, config=trained.config, data=data)
-
-
-def table(data: dict) -> list[tuple[str, str]]:
-    """Rows of (what, figure) for a person."""
-    median = lambda layer, name: np.median(np.array(layer[name])[..., 1])
-    return [
-        (f"layer {i}: importance, learning rate (medians)", "  ".join(
-            f"{median(layer, name):.3g}" for name in ("importance_TxHx3", "learning_rate_TxHx3")
-        )) for i, layer in enumerate(data["layers"])
-    ]  # fmt: skip
+    return data | {"changes_at": 2 * trained.config.data.pairs, "layers": layers}

@@ -11,8 +11,9 @@ Theorem 3 (Eq 12): if a share rho of the queries recurs, attention falls to at m
 
 import numpy as np
 
-from lib import gather, results
+from lib import results
 
+FROM = ("static", "recurrence")
 QUESTION = "Do Theorems 1 to 3 of CRAM hold in what was measured?"
 
 
@@ -99,11 +100,10 @@ def theorem_3(recurrence: dict) -> dict:
     return out
 
 
-def derive() -> dict:
-    """The result."""
-    static, recurrence = results.load("static"), results.load("recurrence")
-    found = {"theorem_1": theorem_1(static), "theorem_2": theorem_2(), "theorem_3": theorem_3(recurrence)}
-    return gather.derived("theorems", QUESTION, ["static", "recurrence"], found)
+def compute() -> dict:
+    """The result's data: each theorem beside what was measured."""
+    static, recurrence = map(results.load, FROM)
+    return {"theorem_1": theorem_1(static), "theorem_2": theorem_2(), "theorem_3": theorem_3(recurrence)}
 
 
 def table(data: dict) -> list[tuple[str, str]]:
