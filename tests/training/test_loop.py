@@ -42,6 +42,9 @@ def train(bad: int, workdir):
 def test_ten_bad_steps_in_a_row_end_a_run_though_good_ones_follow(tmp_path):
     state, lines = train(9, tmp_path / "nine")
     assert state.step == 20 and state.skipped == 0 and len(lines) == 2
+    # It says which parameters each group holds
+    (decayed,) = (tmp_path / "nine" / "parameters.txt").read_text().splitlines()
+    assert decayed.startswith("weight decay 0.7: ") and "model.0.qkv_Dx3xHxK" in decayed
     with pytest.raises(FloatingPointError, match="not finite for 10 steps up to step 20; lower"):
         train(10, tmp_path / "ten")
 

@@ -1,11 +1,14 @@
 """Groups of parameters: which decay, which learn faster, which are frozen; named by patterns on their paths."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from layer_cases import EACH
 
 from cram_jax.functional.attention import AttentionConfig
 from cram_jax.functional.cram import CRAMConfig
@@ -41,6 +44,11 @@ def shapes(model: Stack) -> Params:
     return jax.eval_shape(lambda: step.init(dataclasses.replace(LEARNER, model=model), 0, 10)).params
 
 
+def everything(params) -> set[str]:
+    """Paths of all parameters."""
+    return named(jax.tree.map(lambda _: True, params))
+
+
 def named(chosen) -> set[str]:
     """Paths of the parameters that are chosen."""
     paths = jax.tree.leaves(optimizer.by_path(lambda path, _: path, chosen))
@@ -74,12 +82,27 @@ def test_weight_decay_spares_the_semantic_memory_and_what_holds_no_answer():
     ids=lambda x: type(x).__name__,
 )
 @pytest.mark.parametrize("before", [0, 1], ids=["alone", "second in its pattern"])
-def test_weight_decay_is_on_matrices_of_every_layer(layer, vectors, before):
+def test_weight_decay_is_on_matrices(layer, vectors, before):
     model = Stack((AttentionConfig(D=16),) * before + (layer,), 2)
     params = shapes(model)
     spared = named(jax.tree.map(lambda one: not one, optimizer.decays(OptimizerConfig(), model, params)))
     prefix = f"model.{before}."
     assert {path.removeprefix(prefix) for path in spared if path.startswith(prefix)} == set(vectors.split())
+
+
+@EACH
+def test_no_vector_of_any_layer_decays_and_patterns_of_layers_match(cfg):
+    # A name says the shape of a layer's own parameter: q_DxHxK is a matrix, norm_D a vector
+    model = Stack((cfg,), 2)
+    params = shapes(model)
+    decayed = named(optimizer.decays(OptimizerConfig(), model, params))
+    matrices = {path for path in everything(params) if re.fullmatch(r"\w+_[A-Z0-9]+(x[A-Z0-9]+)+", path.split(".")[-1])}
+    spared = model.patterns("no_decay")
+    of_layers = named(optimizer.matches(spared, params.model)) if spared else set()
+    assert decayed == matrices - {f"model.{path}" for path in of_layers}
+    # Each pattern finds something, or it is refused
+    for pattern in (*spared, *model.patterns("taught")):
+        assert named(optimizer.matches((pattern,), params.model))
 
 
 def test_a_pattern_scales_the_rate_of_what_it_matches():
@@ -112,16 +135,13 @@ def test_gradients_and_decay_leave_frozen_parameters_alone(layer, frozen, parts)
     model = Stack((layer,), 2)
     params = filled(shapes(model))
     moved, _ = changed(OptimizerConfig(frozen=frozen, warmup=0), model, params, filled(params, 1))
-    everything = named(jax.tree.map(lambda _: True, params))
     part = lambda path: path.split(".")[2] if path.startswith("model.") else None
-    assert everything - moved == {path for path in everything if part(path) in parts}
+    assert everything(params) - moved == {path for path in everything(params) if part(path) in parts}
 
 
 def test_a_frozen_semantic_memory_and_router_stay_bit_for_bit_under_all_losses():
     # Given heavy weight decay, losses of consolidation, a price, and recalls that are not zero
-    frozen = dataclasses.replace(
-        LEARNER.optimizer, frozen=("model.*.semantic.*", "model.*.router.*"), weight_decay=5.0
-    )
+    frozen = dataclasses.replace(LEARNER.optimizer, frozen=("model.*.semantic.*", "model.*.router.*"), weight_decay=5.0)
     learner = dataclasses.replace(LEARNER, optimizer=frozen, model=Stack((CRAM,)))
     random = lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)
     state = step.init(learner, 0, 10)
@@ -133,8 +153,7 @@ def test_a_frozen_semantic_memory_and_router_stay_bit_for_bit_under_all_losses()
     assert np.all(state.consolidation[0].released) and report["price"][0] > 0 and report["skipped"][0] == 0
     # Then they are what they were, and all else moved, the task's part too
     same = named(jax.tree.map(lambda old, new: bool(np.array_equal(old, new)), before, state.params))
-    everything = named(jax.tree.map(lambda _: True, before))
-    assert same == {path for path in everything if ".semantic." in path or ".router." in path}
+    assert same == {path for path in everything(before) if ".semantic." in path or ".router." in path}
 
 
 def test_what_is_frozen_takes_no_share_of_the_clip():
@@ -164,7 +183,26 @@ def test_settings_out_of_range_are_refused():
 
 def test_a_description_lists_what_each_group_holds():
     cfg = OptimizerConfig(rates=(("model.*.semantic.*", 10.0),), frozen=("task.*",))
-    decay, rate, frozen = optimizer.describe(cfg, LEARNER.model, shapes(LEARNER.model))
-    assert decay.startswith("weight decay 0.7: 12 of ") and "model.0.router.in_DxF" in decay and "task" not in decay
-    assert rate.startswith("rate x 10 (model.*.semantic.*): 4 of ") and "model.0.semantic.mean_D" in rate
-    assert frozen.startswith("frozen (task.*): 7 of ")
+    params = shapes(LEARNER.model)
+    groups = {}
+    for line in optimizer.describe(cfg, LEARNER.model, params):
+        group, count, paths = line.split(": ")
+        groups[group] = set(paths.split(", "))
+        assert count == f"{len(groups[group])} of {len(everything(params))} parameters"
+    of_task = {path for path in everything(params) if path.startswith("task.")}
+    assert groups == {
+        "weight decay 0.7": set(DECAYED.split()) - of_task,
+        "rate x 10 (model.*.semantic.*)": {path for path in everything(params) if ".semantic." in path},
+        "frozen (task.*)": of_task,
+    }
+
+
+def test_without_groups_the_optimizer_holds_what_clipping_and_adamw_do():
+    # A run without groups saves a state of this shape
+    params = filled(shapes(LEARNER.model))
+    held = optimizer.build(OptimizerConfig(), LEARNER.model).init(params)
+    assert [type(part).__name__ for part in held] == ["EmptyState", "tuple"]
+    like = lambda tree: jax.tree.map(jnp.shape, tree)
+    rate = optax.warmup_cosine_decay_schedule(0.0, 2e-3, 200, 3000, 1e-4)
+    plain = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, mask=lambda p: jax.tree.map(jnp.ndim, p)))
+    assert like(held) == like(plain.init(params))
