@@ -2,6 +2,7 @@
 
 import jax
 import pytest
+from cram_cases import INPUTS
 
 from cram_jax.functional.attention import AttentionConfig
 from cram_jax.functional.cram import CRAMConfig
@@ -21,7 +22,7 @@ LAYERS = {
         F=16,
         working=WorkingConfig(body="gated_scan", width=8),  # a body that carries a state
         episodic=EpisodicConfig(heads=2, head_dim=4, memory=6, write_bias=0.0),
-        routing=RoutingConfig(evaluation_audit_rate=0.3),  # so that 48 tokens show some audits
+        routing=RoutingConfig(features=INPUTS, evaluation_audit_rate=0.3),  # so that 48 tokens show some audits
     ),
     "attention": ATTENTION,
     "rotary attention": AttentionConfig(D=D, F=16, heads=2, head_dim=4, context=T, rotary=True),
