@@ -33,10 +33,20 @@ class Heads(NamedTuple):
         return [jax.random.normal(key, (B, T, *size), self.dtype) for key, size in zip(keys, sizes, strict=True)]
 
 
-@partial(jax.jit, static_argnums=0)
-def graded(backend, plan, q, k, v, do):
+def whole(backend, plan, q, k, v):
+    return kernels.skip_attention(q, k, v, plan, backend=backend)
+
+
+def gathered(backend, plan, q, k, v):
+    """The same, on the plan's rows: no buckets, which would each compile the kernels."""
+    compact = plan.gather_queries(q), plan.gather_keys(k), plan.gather_keys(v)
+    return plan.scatter(kernels.skip_attention_compact(*compact, plan, backend=backend), q.shape[1])
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def graded(attend, backend, plan, q, k, v, do):
     """(o, dq, dk, dv) at all positions."""
-    o, back = jax.vjp(lambda q, k, v: kernels.skip_attention(q, k, v, plan, backend=backend), q, k, v)
+    o, back = jax.vjp(partial(attend, backend, plan), q, k, v)
     return o, *back(do)
 
 
@@ -47,10 +57,10 @@ def masked(q, k, v, do, visible_BxTxT):
     return o, *back(do)
 
 
-def assert_is_attention(backend: str, heads: Heads, case) -> None:
+def assert_is_attention(backend: str, heads: Heads, case, attend=whole) -> None:
     """Raises where the backend is off, or not exactly 0 where nothing is."""
     arrays, visible_BxTxT = heads.arrays(case.routed_BxT.shape[1]), brute_force(case).visible_BxTxT
-    got = alone(partial(graded, backend))(case.plan(), *arrays)
+    got = alone(partial(graded, attend, backend))(case.plan(), *arrays)
     with jax.enable_x64(True):
         want = masked(*(jnp.asarray(np.asarray(x, np.float64)) for x in arrays), jnp.asarray(visible_BxTxT))
     for name, g, w in zip(("o", "dq", "dk", "dv"), got, want, strict=True):
@@ -88,7 +98,7 @@ def test_the_tiles_of_the_chips(K):
     routed, kept = np.random.default_rng(K).random((2, B, WIDE)) < np.array([0.3, 0.9])[:, None, None]
     assert np.all(2 * routed.sum(axis=1) > tpu.DEFAULT.rows) and np.all(kept.sum(axis=1) > tpu.DEFAULT.keys)
     case = Case(routed, kept, None, 300, None, None, None, None)
-    assert_is_attention("tpu_interpret", Heads(2, 1, K, K, "bfloat16"), case)
+    assert_is_attention("tpu_interpret", Heads(2, 1, K, K, "bfloat16"), case, gathered)
 
 
 @pytest.fixture(scope="module")
