@@ -47,7 +47,7 @@ def named(tree) -> Any:
 def unnamed(like, tree) -> Any:
     """`named` undone: the dictionaries as the NamedTuples of `like`."""
     if not hasattr(like, "_fields"):
-        return tree if like != () else ()
+        return () if isinstance(like, tuple) else tree
     return type(like)(*(unnamed(getattr(like, name), tree.get(name)) for name in like._fields))
 
 
@@ -72,10 +72,17 @@ class _Face(nn.Module):
         return params
 
     def setup(self):
-        fresh = self.cfg.init(self.make_rng("params")) if self.is_initializing() else None
-        values = lambda key: named(self._own(self.cfg.init(key) if fresh is None else fresh))
         like = self._own(_shapes(self.cfg))
-        leaves = {name: self.param(name, lambda key, name=name: values(key)[name]) for name in named(like)}
+        names, fresh = named(like), None
+        if self.is_mutable_collection("params") and not self.has_variable("params", next(iter(names))):
+            fresh = named(self._own(self.cfg.init(self.make_rng("params"))))
+
+        def part(name: str):
+            """A fresh part. Where there is one already Flax asks for shapes only, and tracing `init` would be slow."""
+            blank = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)
+            return jax.tree.map(blank, names[name]) if fresh is None else fresh[name]
+
+        leaves = {name: self.param(name, lambda key, name=name: part(name)) for name in names}
         self.params = unnamed(like, leaves)
         initial = self.cfg.init_state()
         self.state = jax.tree.unflatten(jax.tree.structure(initial), self._state_leaves(initial))
