@@ -103,7 +103,7 @@ class _Face(nn.Module):
         train: bool | None = None,
         segment_BxT: Segments | None = None,
     ) -> Tokens:
-        """Whole sequences: tokens in, tokens out.
+        """Whole sequences: tokens in, tokens of the same dtype out.
 
         Args:
           train: by default, the opposite of `deterministic`. Under `nn.remat` set `deterministic` instead.
@@ -117,7 +117,9 @@ class _Face(nn.Module):
     def with_aux(self, x_BxTxD, gap_BxT=None, *, train=None, segment_BxT=None) -> tuple[Tokens, LayerAux]:
         """As a call, but returns (tokens, aux) and writes no variable."""
         train = not self.deterministic if train is None else train
-        return self._apply(x_BxTxD, gap_BxT=gap_BxT, key=self._key(train), train=train, segment_BxT=segment_BxT)
+        more = dict(gap_BxT=gap_BxT, key=self._key(train), train=train, segment_BxT=segment_BxT)
+        y_BxTxD, aux = self._apply(x_BxTxD, **more)
+        return y_BxTxD.astype(x_BxTxD.dtype), aux
 
     def step(self, x_BxD: Token, gap_B: Gap | None = None) -> tuple[Token, LayerAux]:
         """One token, streaming: (token, aux); equals the whole sequence in evaluation. Needs mutable=["cache"].
@@ -130,7 +132,7 @@ class _Face(nn.Module):
             cache = self.cfg.init_cache(x_BxD.shape[0])
         y_BxD, after, aux = self._step(cache, x_BxD, gap_B=gap_B, key=self._key(train=False))
         self.put_variable("cache", "stream", cache if self.is_initializing() else after)
-        return y_BxD, aux
+        return y_BxD.astype(x_BxD.dtype), aux
 
 
 class Block(_Face):
