@@ -43,7 +43,7 @@ def test_a_file_is_what_the_writer_makes_of_it(name):
 def test_there_is_nothing_beside_results_and_their_figures():
     folders = [folder for folder in results.RESULTS.iterdir() if folder.is_dir()]
     assert {folder.name for folder in folders} - RESULTS.keys() == FIGURE_ALONE
-    known = re.compile(r"result\.json|(figure|details)(_seed_\d)?\.(png|svg)")
+    known = re.compile(r"result\.json|(figure|details)\.(png|svg)")
     assert not [path for folder in folders for path in folder.iterdir() if not known.fullmatch(path.name)]
     assert not [path for path in results.RESULTS.iterdir() if path.is_file()]
 

@@ -16,7 +16,7 @@ _PACKAGES = ("cram_jax", "cram_jax.layers")
 _PUBLIC = {
     "cram_jax": ("analysis", "functional", "kernels", "layers", "models", "tasks", "training"),
     "cram_jax.layers": ("linen", "nnx"),
-    "cram_jax.layers.nnx": ("CRAM", "Attention", "Mamba2", "Palimpsa"),
+    "cram_jax.layers.nnx": ("CRAM", "Attention", "CRAMMixer", "Mamba2", "Palimpsa", "SeqBoat"),
     "cram_jax.functional.cram": ("CRAMConfig",),
     "cram_jax.functional.attention": ("AttentionConfig",),
     "cram_jax.functional.mamba2": ("Mamba2Config",),
@@ -27,7 +27,7 @@ _PUBLIC = {
     "cram_jax.functional.semantic": ("SemanticConfig",),
     "cram_jax.functional.consolidation": ("ConsolidationConfig",),
     "cram_jax.functional.routing": ("RoutingConfig",),
-    "cram_jax.functional.objective": ("ObjectiveConfig", "memory_loss"),
+    "cram_jax.functional.objective": ("ObjectiveConfig",),
     "cram_jax.functional.metaplastic": ("make_metaplastic",),
     "cram_jax.kernels": (
         "SkipPlan",

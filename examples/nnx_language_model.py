@@ -4,7 +4,6 @@ python examples/nnx_language_model.py [--steps=400] [--workdir=runs/nnx_language
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import jax
@@ -23,66 +22,58 @@ CONFIG = cj.CRAMConfig(D=96, F=256, working=WORKING, episodic=cj.EpisodicConfig(
 class LanguageModel(nnx.Module):
     def __init__(self, rngs):
         self.embed, self.head = nnx.Embed(256, 96, rngs=rngs), nnx.Linear(96, 256, rngs=rngs)
-        self.layers = nnx.List([cj.CRAM(CONFIG, rngs=rngs) for _ in range(2)])
+        self.layers = cj.nnx.Stack((CONFIG, CONFIG), rngs=rngs)
 
-    def __call__(self, byte_BxT, **kwargs):
-        x_BxTxD, auxes = self.embed(byte_BxT), []
-        for layer in self.layers:
-            x_BxTxD, aux = layer(x_BxTxD, **kwargs)
-            auxes.append(aux)
-        return self.head(x_BxTxD), auxes
+    def __call__(self, byte_BxT):
+        return self.head(self.layers(self.embed(byte_BxT)))
 
     def step(self, caches, byte_B):
-        x_BxD, after = self.embed(byte_B), []
-        for layer, cache in zip(self.layers, caches, strict=True):
-            x_BxD, cache, _ = layer.step(cache, x_BxD)
-            after.append(cache)
-        return self.head(x_BxD), after
+        y_BxD, caches = self.layers.step(caches, self.embed(byte_B))
+        return self.head(y_BxD), caches
 
 
 @nnx.jit
-def train_step(model, optimizer, rngs, byte_BxT, price):
-    def loss(model, rngs):
-        logits, auxes = model(byte_BxT[:, :-1], train=True, rngs=rngs)
+def train_step(model, optimizer, byte_BxT, price):
+    def loss(model):
+        logits = model(byte_BxT[:, :-1])
         task = optax.softmax_cross_entropy_with_integer_labels(logits, byte_BxT[:, 1:]).mean()
-        return task + sum(cj.memory_loss(aux.sums, price, cj.ObjectiveConfig())[0] for aux in auxes), (task, auxes)
+        return task + cj.nnx.memory_loss(model, price)[0], task
 
-    (_, (task, auxes)), gradient = nnx.value_and_grad(loss, has_aux=True)(model, rngs)
+    (_, task), gradient = nnx.value_and_grad(loss, has_aux=True)(model)
     optimizer.update(model, gradient)
-    for layer, aux in zip(model.layers, auxes, strict=True):
-        layer.update(aux.stats)
-    return task / jnp.log(2), jnp.mean(jnp.stack([aux.routes.attended_BxT for aux in auxes]))
+    cj.nnx.update(model)
+    return task / jnp.log(2), cj.nnx.attention_utilisation(model)
 
 
 def main(steps: int, workdir: Path) -> None:
-    text = np.concatenate([np.fromfile(path, np.uint8) for path in sorted(Path(os.__file__).parent.glob("*.py"))])
-    model, rngs = LanguageModel(nnx.Rngs(params=0)), nnx.Rngs(route=1)
+    text = np.concatenate([np.fromfile(f, np.uint8) for f in sorted(Path(argparse.__file__).parent.glob("*.py"))])
+    model = LanguageModel(nnx.Rngs(params=0, route=1))
+    model.train()
     optimizer = nnx.Optimizer(model, optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(2e-3)), wrt=nnx.Param)
     for step in range(steps):
         if step == steps // 2:  # until now every byte attended; from now on the router decides, at a rising price
-            [layer.release() for layer in model.layers]
+            cj.nnx.release(model)
         start = np.random.default_rng(step).integers(len(text) - 257, size=(16, 1))
         byte_BxT, price = jnp.asarray(text[start + np.arange(257)], jnp.int32), 0.1 * max(0, 2 * step / steps - 1)
-        bits, attends = train_step(model, optimizer, rngs, byte_BxT, jnp.asarray(price))
+        bits, attends = train_step(model, optimizer, byte_BxT, jnp.asarray(price))
         if step % 20 == 0 or step == steps - 1:
             print(f"step {step}: {bits:.2f} bits a byte, {attends:.0%} of (byte, layer) pairs attend", flush=True)
 
+    again = nnx.eval_shape(lambda: LanguageModel(nnx.Rngs(params=0, route=1)))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(workdir.resolve() / "model", nnx.state(model), force=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-        blank = nnx.eval_shape(lambda: LanguageModel(nnx.Rngs(params=0)))
-        nnx.update(blank, checkpointer.restore(workdir.resolve() / "model", nnx.state(blank)))
+        checkpointer.wait_until_finished()
+        nnx.update(again, checkpointer.restore(workdir.resolve() / "model", nnx.state(again)))
 
-    stream, caches, text = nnx.jit(LanguageModel.step), [layer.init_cache(1) for layer in blank.layers], list(b"def ")
+    stream, caches, text = nnx.jit(LanguageModel.step), again.layers.init_cache(1), list(b"def ")
     for position in range(120):
-        logits, caches = stream(blank, caches, jnp.asarray(text[position : position + 1]))
+        logits, caches = stream(again, caches, jnp.asarray(text[position : position + 1]))
         if position + 1 == len(text):
             text.append(int(jax.random.categorical(jax.random.key(position), logits[0])))
     print(bytes(text).decode(errors="replace"))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=400)
+    (parser := argparse.ArgumentParser()).add_argument("--steps", type=int, default=400)
     parser.add_argument("--workdir", type=Path, default=Path("runs/nnx_language_model"))
     main(**vars(parser.parse_args()))

@@ -1,9 +1,9 @@
-"""Recurring patterns change their answers: attention comes back, and goes again. The protocol is the config's.
+"""Lets recurring patterns change their answers: attention comes back, and falls again. The config has the protocol.
 
 python experiments/change.py --config=experiments/configs/change.py:small --workdir=runs/change [--config.seed=1]
 
-Both trainings are in directories of their own below --workdir: stopped, the same command goes on where it was. Result
-and figure are left in --workdir; `experiments/promote.py change DIR DIR ...` makes one result of several seeds.
+Each of the two trainings has a directory of its own below --workdir, which also gets result and figure.
+`experiments/promote.py change DIR DIR ...` makes one result of several seeds.
 """
 
 from pathlib import Path
@@ -11,14 +11,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import srcd
-from lib import gather, results
+from lib import gather, launch, results, runs, summary
 from lib.figures import change as change_figures
 from ml_collections import ConfigDict
 
-from cram_jax.analysis import summary
-from cram_jax.training import experiment, loop
-from cram_jax.training import learner as learning
-from cram_jax.training.checkpoints import Checkpoints
+from cram_jax.training import loop
 from cram_jax.training.consolidate import consolidate
 from cram_jax.training.metrics import read
 
@@ -55,11 +52,7 @@ def hand_over(before: ConfigDict, after: ConfigDict, source: Path, target: Path)
     """The last state of the training in `source` becomes where that in `target` begins; nothing where it has begun."""
     (old, _), (new, _) = srcd.build(before), srcd.build(after)
     patterns = old.task.data.patterns
-    saves = Checkpoints(target / "checkpoints")
-    if saves.restore(learning.init(new, after.seed, patterns)) is None:
-        step, state = Checkpoints(source / "checkpoints").restore(learning.init(old, before.seed, patterns))
-        saves.save(step, state)
-    saves.close()
+    runs.begin_from(lambda _: runs.last_state(old, before.seed, source, patterns), new, after.seed, target, patterns)
 
 
 def recovery(before: list[dict], after: list[dict]) -> dict:
@@ -93,9 +86,7 @@ def wrong_answers(config: ConfigDict, after: list[dict]) -> float:
 def without_training(config: ConfigDict, after: ConfigDict, source: Path) -> dict:
     """What `consolidate` makes of the trained state in the changed world: held-out metrics before and after it."""
     learner, run = srcd.build(after)
-    _, state = Checkpoints(source / "checkpoints").restore(
-        learning.init(learner, after.seed, learner.task.data.patterns)
-    )
+    _, state = runs.last_state(learner, after.seed, source, learner.task.data.patterns)
     measure = lambda state: loop.evaluate(learner, run, state, after.seed, run.final_tokens)
     seen = (
         learner.task.batch("train", after.seed, config.change.at + i, run.length, run.batch)
@@ -121,17 +112,18 @@ def table(out: dict) -> list[tuple[str, str]]:
     percent, call = summary.percent, out["consolidate"]
     both = lambda name: f"{percent(call['before'][name])} -> {percent(call['after'][name])}"
     return [
-        ("changed patterns answered right: lowest, end", f"{percent(out['accuracy_changed_lowest'])}  "
+        ("queries of changed patterns answered right: lowest, end", f"{percent(out['accuracy_changed_lowest'])}  "
          f"{percent(out['accuracy_changed_end'])}"),
-        ("... 99% after the change, for good", f"{out['steps_to_99']}  {out['steps_to_99_for_good']} steps"),
-        ("tokens that attend: before, highest, end", f"{percent(out['attention_tokens_before'])}  "
+        ("... steps to 99%: the first time, for good", f"{out['steps_to_99']}  {out['steps_to_99_for_good']}"),
+        ("events that attend: before the change, highest, at the end", f"{percent(out['attention_tokens_before'])}  "
          f"{percent(out['attention_tokens_highest'])}  {percent(out['attention_tokens_end'])}"),
-        ("... within 10% of before, for good", f"{out['steps_to_usual_attention_for_good']} steps"),
-        ("about as many wrong answers in training", f"{out['wrong_answers']:.0f}"),
-        (f"consolidate, {call['batches']} batches: changed patterns", both("retrieval_accuracy_changed")),
-        ("... all recurring", both("retrieval_accuracy_recurring")),
-        ("... new", both("retrieval_accuracy_new")),
-        ("... tokens that attend", both("attention_tokens")),
+        ("... steps until they are within 10% of before, for good", f"{out['steps_to_usual_attention_for_good']}"),
+        ("wrong answers in training after the change, about", f"{out['wrong_answers']:.0f}"),
+        (f"instead of training, `consolidate` on {call['batches']} batches: changed patterns answered right",
+         both("retrieval_accuracy_changed")),
+        ("... all recurring patterns", both("retrieval_accuracy_recurring")),
+        ("... new bindings", both("retrieval_accuracy_new")),
+        ("... events that attend", both("attention_tokens")),
     ]  # fmt: skip
 
 
@@ -163,7 +155,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
         learner, run = srcd.build(settings)
         if name == "after":
             hand_over(before, after, at["before"], at["after"])
-        _, lines[name] = experiment.train(settings, learner, run, at[name], patterns=learner.task.data.patterns)
+        _, lines[name] = runs.train(settings, learner, run, at[name], patterns=learner.task.data.patterns)
     out = {"seed": config.seed, "at": config.change.at} | recovery(lines["before"], lines["after"])
     out |= {"wrong_answers": wrong_answers(after, lines["after"])}
     out |= {"consolidate": without_training(config, after, at["before"])}
@@ -177,9 +169,11 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     return result
 
 
-def main(_) -> None:
-    train(srcd.CONFIG.value, Path(srcd.WORKDIR.value))
+def main(args) -> None:
+    train(args.config, Path(args.workdir))
 
 
 if __name__ == "__main__":
-    experiment.launch(main)
+    launch.run(
+        main, config="change.py:small", workdir="runs/change", takes="6 minutes (small) on two CPU cores, for each seed"
+    )

@@ -1,6 +1,12 @@
-"""CLAIMS.md and docs/claims/ again, from claims/ and the committed results: `make claims`."""
+"""Writes CLAIMS.md and docs/claims/ again, from claims/ and the committed results: `make claims`."""
 
-from lib import claims
+from lib import claims, launch
+
+
+def main(args) -> None:
+    del args  # there is nothing to choose
+    claims.main()
+
 
 if __name__ == "__main__":
-    claims.main()
+    launch.run(main)

@@ -1,111 +1,80 @@
-"""Trains what one of the comparisons of experiments/configs/comparisons.py lists, and writes what came of it.
+"""Compares models, settings or learning rates: trains all runs of a comparison and gathers them in one result.
 
-python experiments/compare.py --name=ablations --runs=runs/ablations [--part=0/2]
+python experiments/compare.py --name=ablations                                 # all of it, into runs/ablations
+python experiments/compare.py --name=ablations --entry="no price" --seeds=1    # one row: a part, so no result
 
-Every run is one of experiments/srcd.py, in a directory of its own below --runs: stopped, the same command goes on where
-it was, and finished runs are not run again. Two processes with --part=0/2 and --part=1/2 use two cores; the whole
-command after them only gathers. Result and figure go to --results.
+experiments/configs/comparisons.py lists the comparisons. Each run has a directory of its own below --runs.
 """
 
-import logging
 from pathlib import Path
 
-import grid
-import numpy as np
+import mqar
 import srcd
-from absl import flags
+import text
 from configs import comparisons
-from configs import srcd as srcd_config
-from lib import gather, results
+from lib import gather, grid, launch, results, summary
 from lib.figures import catalogue
-from ml_collections import ConfigDict
 
-from cram_jax.analysis import summary
-from cram_jax.training import experiment
-from cram_jax.training.metrics import read
-
-log = logging.getLogger(__name__)
-
-NAME = flags.DEFINE_enum("name", "ablations", sorted(comparisons.COMPARISONS), "Which comparison.")
-RUNS = flags.DEFINE_string("runs", "runs/compare", "Where the runs are.")
-PART = flags.DEFINE_string("part", "0/1", "i/n, i from 0: only every n-th run, from the i-th on, no result.")
-RESULTS = flags.DEFINE_string("results", "", "Where result and figure go; runs/NAME by default.")
-
-# What a table needs of each run; of all others mean and deviation are enough.
-HEADLINES = (
-    "seed", "retrieval_accuracy", "retrieval_accuracy_new", "attention_tokens_end", "router_released_step",
-    "transition_step", "realised_query_share", "realised_new_share", "dynamics_mse_excess", "training_teraflops",
-    "total_flops", "commit", "machine",
-)  # fmt: skip
+MAINS = {"srcd": srcd, "mqar": mqar, "text": text}  # each has build(config) and train(config, workdir)
 
 
-def folder(label: str) -> str:
-    """A label as the name of a directory."""
-    return "".join(letter if letter.isalnum() else "_" for letter in label)
+def part_of(comparison: grid.Comparison, labels: list[str], seeds: int) -> grid.Comparison:
+    """The comparison with these entries alone, all by default, and with so many seeds, if not 0.
+
+    Raises:
+      ValueError: for an unknown entry, naming those there are.
+    """
+    if unknown := set(labels) - set(comparison.entries):
+        there = ", ".join(map(repr, comparison.entries))
+        raise ValueError(f"--entry names {sorted(unknown)}; there are {there}")
+    first = comparison.seeds.start
+    return comparison._replace(
+        entries={label: comparison.entries[label] for label in labels or comparison.entries},
+        seeds=range(first, first + seeds) if seeds else comparison.seeds,
+    )
 
 
-def entry(runs: list[dict | None], configs: list[ConfigDict], workdirs: list[Path], settings: dict) -> dict:
-    """An entry of its runs that did not diverge, with the HEADLINES of each; how many did is said beside them."""
-    done = [i for i, run in enumerate(runs) if run is not None]
-    if not done:
-        return {"settings": settings, "runs": [], "mean": {}, "sd": {}, "missing": {}, "diverged": len(runs)}
-    lines = [read(workdirs[i] / "metrics.jsonl") for i in done]
-    found = gather.entry([runs[i] for i in done], [gather.portable(configs[i]) for i in done], lines, settings)
-    slim = lambda numbers: {name: value for name, value in numbers.items() if "_layer_" not in name}
-    headlines = [{name: run[name] for name in HEADLINES if name in run} for run in found["runs"]]
-    means = {part: slim(found[part]) for part in ("mean", "sd", "missing")}
-    return found | means | {"runs": headlines, "diverged": len(runs) - len(done)}
-
-
-def table(entries: dict) -> list[tuple[str, str]]:
-    """Rows of (label, retrieval, of new bindings, attention) for a person."""
-    rows = []
-    for label, found in entries.items():
-        mean, sd = found["mean"], found["sd"]
-        show = lambda name, mean=mean, sd=sd: (
-            f"{summary.percent(mean[name])} +- {summary.percent(sd.get(name, np.nan))}" if name in mean else "-"
-        )
-        names = ("retrieval_accuracy", "retrieval_accuracy_new", "attention_tokens_end")
-        rows.append((label, "   ".join(show(name) for name in names)))
-    return rows
-
-
-def main(_) -> None:
-    experiment.quiet()
-    comparison, runs = comparisons.COMPARISONS[NAME.value], Path(RUNS.value)
-    part, parts = grid.parted(PART.value)
-    seeds = comparison.seeds
-    todo = [(label, seed) for seed in seeds for label in comparison.entries]
-    configs = {run: comparisons.settings(comparison, *run) for run in todo}
-    for config in configs.values():
-        srcd.build(config)  # what is wrong shows before the first run
-    at = {(label, seed): runs / folder(label) / f"seed_{seed}" for label, seed in todo}
-    mine = todo[part::parts]
-    grid.check_code([at[run] for run in mine])
-    found = {}
-    for i, run in enumerate(mine):
-        log.info("run %d of %d: %s, seed %d, in %s", i + 1, len(mine), *run, at[run])
-        found[run] = grid.once(srcd.train, configs[run], at[run])
-    if parts > 1:
-        return  # a part is no result
-    done = [run for run in found.values() if run]
-    grid.one_code(done)
-    of = lambda where, label: [where[label, seed] for seed in seeds]
-    entries = {
-        label: entry(*(of(where, label) for where in (found, configs, at)), settings)
-        for label, settings in comparison.entries.items()
-    }
-    summary.show(f"{NAME.value}: retrieval, of new bindings, tokens that attend", table(entries))
-    target, base = Path(RESULTS.value or f"runs/{NAME.value}"), srcd_config.get_config(comparison.variant)
-    command = f"python experiments/compare.py --name={NAME.value} --runs=runs/{NAME.value}"
-    result = gather.result(
-        NAME.value, comparison.question, command, gather.made_by(done),
-        config=base, entries=entries, data={"variant": comparison.variant},
-    )  # fmt: skip
-    results.write(target, result)
-    for draw in catalogue.drawers(NAME.value, result):
-        draw(result, target)
+def main(args) -> None:
+    whole, folder = comparisons.COMPARISONS[args.name], Path(args.runs or f"runs/{args.name}")
+    comparison, taken, one = part_of(whole, args.entry, args.seeds), grid.part(args.part), MAINS[whole.main]
+    base, opened = comparisons.configured(comparison, 0, {}), {}
+    if "files" in base:
+        base = text.opened(base, tuple(args.files))
+        opened = {"files": base.files, "corpus": base.corpus}
+    elif args.files:
+        raise ValueError(f"--files is for comparisons on text; {args.name} has data of its own")
+    settings = lambda seed, changes: comparisons.configured(comparison, seed, changes | opened)
+    for changes in comparison.entries.values():
+        one.build(settings(0, changes))  # what is wrong shows before the first run
+    todo = grid.plan(comparison.entries, comparison.seeds, comparison.rates, folder, settings)[taken]
+    done = grid.train(one.train, todo)
+    if args.part != grid.WHOLE:
+        return print("This was a part of the comparison. The command without --part gathers all parts.")
+    how = dict(chosen_by=comparison.chosen_by, lower=comparison.lower, kept=comparison.kept)
+    entries = grid.entries(todo, done, comparison.entries, **how)
+    summary.show(comparison.question, summary.compared(comparison.columns, entries), heading=True)
+    if comparison != whole:
+        return print("This was a part of the comparison, so no result was written.")
+    command, made = f"python experiments/compare.py --name={args.name}", gather.made_by([run for run in done if run])
+    data = {"variant": comparison.variant}
+    result = gather.result(args.name, comparison.question, command, made, config=base, entries=entries, data=data)
+    print(f"result: {results.write(folder, result)}")
+    for draw in catalogue.drawers(args.name, result):
+        print(f"figure: {draw(result, folder)}")
 
 
 if __name__ == "__main__":
-    experiment.launch(main)
+    launch.run(
+        main,
+        name=launch.Flag(
+            "ablations", "Which comparison; --list shows them all.", tuple(sorted(comparisons.COMPARISONS))
+        ),
+        runs=launch.Flag("", launch.SHARED["runs"] + " runs/NAME by default."),
+        part=grid.WHOLE,
+        entry=launch.Flag(
+            [], "Only this row, by its label; may be repeated. An unknown one is answered with all labels."
+        ),
+        seeds=launch.Flag(0, "Number of seeds; 0 for all of the comparison's."),
+        files=text.FILES,
+        takes="see the comparisons below",
+    )

@@ -1,123 +1,113 @@
-"""Fine-tunes a trained Mamba-2 beyond what it could hold: as it is, and made metaplastic. The protocol is the config's.
+"""Fine-tunes a trained Mamba-2 on more than it can hold: as it is, and made metaplastic. The config has the protocol.
 
 python experiments/conversion.py --config=experiments/configs/conversion.py:small --runs=runs/conversion
-
-Every run is in a directory of its own below --runs: stopped, the same command goes on where it was, and finished runs
-are not run again. Result and figure go to --results.
 """
 
 from pathlib import Path
 
-import grid
 import jax
 import mqar
-from absl import flags
-from lib import gather, results
+from lib import gather, grid, launch, results, runs, summary
 from lib.figures import recall
 from ml_collections import ConfigDict
 
-from cram_jax.analysis import summary
+from cram_jax.functional.mamba2 import Mamba2Config
 from cram_jax.functional.metaplastic import make_metaplastic
-from cram_jax.training import experiment
-from cram_jax.training import learner as learning
-from cram_jax.training.checkpoints import Checkpoints
-from cram_jax.training.metrics import read
-
-RUNS = flags.DEFINE_string("runs", "runs/conversion", "Where the runs are.")
-RATES = flags.DEFINE_list("rates", ["1e-3", "2.15e-3", "4.64e-3", "1e-2"], "To choose from, for each way by itself.")
-SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds, of both phases.")
-RESULTS = flags.DEFINE_string("results", "runs/conversion", "Where result and figure go.")
 
 QUESTION = "Does a trained Mamba-2 gain by being made metaplastic before it is fine-tuned beyond what it could hold?"
 COMMAND = "python experiments/conversion.py --config=experiments/configs/conversion.py:small --runs=runs/conversion"
 
+TRAINED = "trained"
 WAYS = {"as it is": "mamba2", "metaplastic": "metamamba2"}
 
 
-def first_phase(config: ConfigDict, seed: int) -> ConfigDict:
-    """Settings of the training on few pairs."""
+def settings(config: ConfigDict, seed: int, changes: dict) -> ConfigDict:
+    """Settings of one run: those of the training on few pairs, and these changes."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         del config.tune
     config.seed = seed
-    return config
+    return runs.change(config, changes)
 
 
-def second_phase(config: ConfigDict, model: str) -> ConfigDict:
-    """Settings of a fine-tuning on many pairs."""
-    tune, config = config.tune, first_phase(config, 0)
-    config.model, config.data.pairs = model, tune.pairs
-    config.run.length = config.data.length = tune.length
-    config.run.steps = config.optimizer.steps = tune.steps
-    return config
+def changes_of(config: ConfigDict) -> dict[str, dict]:
+    """What is different in the fine-tuning on many pairs, by the way it is done."""
+    tune = config.tune
+    longer = {"data.pairs": tune.pairs, "data.length": tune.length, "run.length": tune.length}
+    longer |= {"run.steps": tune.steps, "optimizer.steps": tune.steps}
+    return {way: {"model": model} | longer for way, model in WAYS.items()}
 
 
-def place(config: ConfigDict, first: ConfigDict, trained: Path, workdir: Path) -> None:
-    """Puts the trained parameters, converted where the model is metaplastic, into `workdir` as its step 0."""
+def tune(config: ConfigDict, workdir: Path, first: ConfigDict, trained: Path) -> dict:
+    """One fine-tuning, or what is left of it, from the last state of the training in `trained`: its summary."""
     learner, before = mqar.build(config)[0], mqar.build(first)[0]
-    saves, state = Checkpoints(workdir / "checkpoints"), learning.init(learner, config.seed, 0)
-    if saves.restore(state) is None:
-        _, last = Checkpoints(trained / "checkpoints").restore(learning.init(before, config.seed, 0))
-        params = last.params
-        if learner.model.layer.rank:
-            rank, key = learner.model.layer.rank, jax.random.key(config.seed)
-            layers, _ = make_metaplastic(params.model, before.model.layer, rank=rank, key=key)
-            params = params._replace(model=layers)
-        saves.save(0, state._replace(params=params))
-    saves.close()
+
+    def converted(params, old: Mamba2Config, new: Mamba2Config):
+        if old.rank == new.rank:
+            return params
+        return make_metaplastic(params, old, rank=new.rank, key=jax.random.key(config.seed))[0]
+
+    def begin(fresh):
+        _, last = runs.last_state(before, config.seed, trained)
+        layers = zip(last.params.model, before.model.layers, learner.model.layers, strict=True)
+        return 0, fresh._replace(params=last.params._replace(model=tuple(converted(*layer) for layer in layers)))
+
+    runs.begin_from(begin, learner, config.seed, workdir)
+    return mqar.train(config, workdir)
 
 
-def compare(config: ConfigDict, runs: Path, rates: list[float], seeds: int) -> tuple[dict, list[dict]]:
-    """(entries of the first phase and of both ways, the summaries of all runs).
-
-    Raises:
-      ValueError: where a first phase did not learn its pairs: then nothing was held yet.
-    """
-    configs = {way: second_phase(config, model) for way, model in WAYS.items()}
-    for settings in configs.values():
-        mqar.build(settings)  # before hours of the first phase: what is wrong shows now
-    trained = lambda seed: runs / f"trained_seed_{seed}"
-    first = [grid.once(mqar.train, first_phase(config, seed), trained(seed)) for seed in range(seeds)]
-    accuracies = [run["accuracy"] if run else 0.0 for run in first]
-    if min(accuracies) < config.tune.least:
+def check_held(config: ConfigDict, done: list[dict | None]) -> None:
+    """Raises ValueError where a training on few pairs did not learn them: then nothing was held yet."""
+    accuracies = [run["accuracy"] if run else 0.0 for run in done]
+    if accuracies and min(accuracies) < config.tune.least:
         raise ValueError(
-            f"the first phase reached {accuracies} by seed, below tune.least={config.tune.least}: give it fewer "
-            "data.pairs, or more run.steps"
+            f"the training on {config.data.pairs} pairs reached {accuracies} by seed, below tune.least="
+            f"{config.tune.least}: give it fewer data.pairs, or more run.steps"
         )
 
-    def tune(settings: ConfigDict, workdir: Path) -> dict:
-        place(settings, first_phase(config, settings.seed), trained(settings.seed), workdir)
-        return mqar.train(settings, workdir)
 
-    def start(settings: ConfigDict, workdir: Path) -> dict:
-        return {"accuracy_start": gather.curves(read(workdir / "metrics.jsonl"))["held_out/accuracy"][0]}
-
-    held, _ = gather.of_directories(map(trained, range(seeds)))
-    rates = dict.fromkeys(configs, rates)
-    ways, tuned = grid.compare(tune, config, configs, runs, rates, seeds, "validation_accuracy", more=start)
-    return {"trained": held, **ways}, first + tuned
-
-
-def main(_) -> None:
-    experiment.quiet()
-    config, target = mqar.CONFIG.value, Path(RESULTS.value)
-    entries, runs = compare(config, Path(RUNS.value), [float(rate) for rate in RATES.value], SEEDS.value)
+def main(args) -> None:
+    config, folder, changes = args.config, Path(args.runs), changes_of(args.config)
+    of_run = lambda seed, changed: settings(config, seed, changed)
+    for changed in changes.values():
+        mqar.build(of_run(0, changed))  # before hours of the first training: what is wrong shows now
+    seeds = range(args.seeds)[grid.part(args.part)]
+    first = grid.plan({TRAINED: {}}, seeds, (), folder, of_run)
+    trained = grid.train(mqar.train, first)
+    check_held(config, trained)
+    at = {run.seed: (run.config, run.workdir) for run in first}
+    tuned = grid.plan(changes, seeds, config.tune.rates, folder, of_run)
+    done = grid.train(lambda config, workdir: tune(config, workdir, *at[config.seed]), tuned)
+    if args.part != grid.WHOLE:
+        return print("This was a part. The command without --part gathers all parts.")
+    grid.one_code(trained + done)
+    entries = grid.entries(first, trained, {TRAINED: {}})
+    entries |= grid.entries(tuned, done, changes, chosen_by="validation_accuracy")
     of = lambda label, name: [run[name] for run in entries[label]["runs"]]
     gains = [new - old for old, new in zip(*(of(way, "accuracy") for way in WAYS), strict=True)]
-    made, data = gather.made_by(runs), {"gain": gains}
+    made, data = gather.made_by([run for run in trained + done if run]), {"gain": gains}
     result = gather.result("conversion", QUESTION, COMMAND, made, config=config, entries=entries, data=data)
-    results.write(target, result)
-    recall.conversion(result, target)
-    many = lambda values: "  ".join(summary.percent(value) for value in values)
-    few, pairs = config.data.pairs, config.tune.pairs
-    rows = [(f"accuracy by seed, trained on {few} pairs", many(of("trained", "accuracy")))]
+    summary.show("Values named right on held-out data, by seed", table(config, entries, gains))
+    print(f"result: {results.write(folder, result)}\nfigure: {recall.conversion(result, folder)}")
+
+
+def table(config: ConfigDict, entries: dict, gains: list[float]) -> list[tuple[str, str]]:
+    """Rows of (what, figures by seed) for a person."""
+    of = lambda label, name: "  ".join(summary.percent(run[name]) for run in entries[label]["runs"])
+    rows = [(f"trained on {config.data.pairs} pairs", of(TRAINED, "accuracy"))]
     for way in WAYS:
-        rows.append((f"{way}, on {pairs} pairs, before fine-tuning", many(of(way, "accuracy_start"))))
+        rows.append((f"{way}, on {config.tune.pairs} pairs, before fine-tuning", of(way, "accuracy_start")))
         rate = entries[way]["chosen"]["learning_rate"]
-        rows.append((f"{way}, after {config.tune.steps} steps at rate {rate:g}", many(of(way, "accuracy"))))
-    rows.append(("metaplastic above as it is", many(gains)))
-    summary.show("Conversion: fine-tuned beyond the old capacity", rows)
+        rows.append((f"... after {config.tune.steps} steps at learning rate {rate:g}", of(way, "accuracy")))
+    return [*rows, ("metaplastic minus as it is", "  ".join(map(summary.percent, gains)))]
 
 
 if __name__ == "__main__":
-    experiment.launch(main)
+    launch.run(
+        main,
+        config="conversion.py:small",
+        runs="runs/conversion",
+        seeds=3,
+        part=grid.WHOLE,
+        takes="27 runs, a minute or two each on one CPU core",
+    )

@@ -5,18 +5,19 @@ python experiments/figures.py [--figures=FOLDER]
 experiments/lib/figures/catalogue.py says which result gets which figures.
 """
 
-from absl import app, flags
-from lib import results
+from lib import launch, results
 from lib.figures import catalogue
 
-TARGET = flags.DEFINE_string("figures", str(results.RESULTS), "Folder of folders, one a result, where the figures go.")
 
-
-def main(_) -> None:
+def main(args) -> None:
     for name, result in catalogue.load().items():
-        for path in catalogue.draw(name, result, TARGET.value):
+        for path in catalogue.draw(name, result, args.figures):
             print(path)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    launch.run(
+        main,
+        takes="2 minutes",
+        figures=launch.Flag(str(results.RESULTS), "Folder for the figures: a folder in it for each result."),
+    )

@@ -1,15 +1,16 @@
 """Skipped attention on an NVIDIA GPU: how far its numbers are from float64, and how its time falls.
 
-python experiments/gpu.py [--rounds=7] [--results=runs/kernels_gpu]
+python experiments/gpu.py [--rounds=7]
 
 | part | what is measured |
 |---|---|
-| errors | by backend, dtype and share: relative errors of attention and its gradients, and whether results repeat |
-| times_T | milliseconds against the per mille of places routed: of plan, gather, attention and scatter (gpu), of the \
-attention alone on gathered rows (kernel), and of cuDNN's for all places (dense) |
-| others_T | the same, forward alone, for what runs where the kernel does not |
+| errors | relative errors of attention and its gradients, and whether results repeat, by backend, dtype and share |
+| times_T | milliseconds against the per mille of tokens routed: of plan, gather, attention and scatter (gpu), of the \
+attention alone on gathered rows (kernel), and of cuDNN's attention for all tokens (dense) |
+| others_T | the same, forward alone, for the backends that run where the kernel does not |
 
-16 heads of 64, bfloat16. Calls are issued ten at a time, so that a GPU does not wait for Python between them.
+There are 16 heads of 64, in bfloat16. Ten calls are issued at a time, so that the GPU does not wait for Python between
+them. Result and figure are left in kernels_gpu below --results.
 """
 
 import time
@@ -19,16 +20,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
-from lib import gather, results
+from lib import gather, launch, results
+from lib.bench.measure import timed
 from lib.figures import kernels as figures
 
 from cram_jax import kernels
-from cram_jax.analysis.timing import timed
-from cram_jax.training import experiment
-
-ROUNDS = flags.DEFINE_integer("rounds", 7, "Measurements of each time; the median counts.")
-RESULTS = flags.DEFINE_string("results", "runs/kernels_gpu", "Where result and figure go.")
 
 QUESTION = "What does skipped attention gain on a GPU, and are its numbers right?"
 
@@ -41,12 +37,12 @@ CALLS = 10  # issued at a time
 
 
 def inputs(B: int, T: int, H: int, D: int, kind):
-    """Queries, keys, values and a gradient of what attention answers."""
+    """Queries, keys and values, and a gradient of the attention's output."""
     return [jax.random.normal(jax.random.key(i), (B, T, H, D), jnp.float32).astype(kind) for i in range(4)]
 
 
 def routed(B: int, T: int, share: float):
-    """(B, T) marks of that share of each sequence's places."""
+    """(B, T) marks of that share of each sequence's tokens."""
     places = np.random.default_rng(0).permuted(np.tile(np.arange(T), (B, 1)), axis=1)
     return jnp.asarray(places < round(share * T))
 
@@ -62,7 +58,7 @@ def gathered(backend: str, q, k, v, plan):
 
 
 def dense(q, k, v):
-    """cuDNN's attention, of which every query sees all keys before it."""
+    """cuDNN's causal attention of all tokens."""
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
 
 
@@ -77,7 +73,8 @@ def with_gradients(f):
 
 
 def errors(T: int = 1000) -> dict:
-    """By backend, dtype and share: the largest error of o, dq, dk and dv over the norm, and whether twice is alike."""
+    """The largest relative error of o, dq, dk and dv, and whether a second call repeats the first, bit for bit; by
+    backend, dtype and share."""
     B, H, D, out = 2, 4, 64, {}
     for share in (0.016, 0.25, 1.0):
         marks = routed(B, T, share)
@@ -119,7 +116,7 @@ def times(B: int, T: int, rounds: int) -> dict:
 
 
 def others(B: int, T: int, rounds: int) -> dict:
-    """Milliseconds of a forward call by backend, for few places and for all; the loops of "xla" for few alone."""
+    """Milliseconds of a forward call by backend, for few tokens and for all; of the loops of "xla" for few alone."""
     q, k, v, _ = inputs(B, T, HEADS, DIM, jnp.bfloat16)
     calls = {}
     for backend, shares in (("xla", FEW[:1]), ("reference", FEW)):
@@ -129,23 +126,23 @@ def others(B: int, T: int, rounds: int) -> dict:
 
 
 def measured(calls: dict, rounds: int) -> dict:
-    """`timed`, by the call."""
-    found = timed({name: lambda call=call: [call() for _ in range(CALLS)] for name, call in calls.items()}, rounds)
-    return {name: {part: ms / CALLS for part, ms in each.items()} for name, each in found.items()}
+    """`timed`, with CALLS calls issued at a time."""
+    repeated = {name: lambda call=call: [call() for _ in range(CALLS)] for name, call in calls.items()}
+    return timed(repeated, rounds, per=CALLS)
 
 
-def main(_) -> None:
-    experiment.quiet()
+def main(args) -> None:
+    launch.quiet()
     if jax.default_backend() != "gpu":
-        raise SystemExit(f"this measures an NVIDIA GPU, and JAX runs on {jax.default_backend()!r}")
-    parts = {"times_8192": partial(times, 2, 8192, ROUNDS.value), "times_2048": partial(times, 8, 2048, ROUNDS.value)}
-    parts |= {"errors": errors, "others_2048": partial(others, 8, 2048, ROUNDS.value)}
-    folder, found = Path(RESULTS.value), {}
+        raise ValueError(f"this measures an NVIDIA GPU, and JAX runs on {jax.default_backend()!r}")
+    parts = {f"times_{T}": partial(times, B, T, args.rounds) for B, T in ((2, 8192), (8, 2048))}
+    parts |= {"errors": errors, "others_2048": partial(others, 8, 2048, args.rounds)}
+    folder, found = Path(args.results) / "kernels_gpu", {}
     for name, measure in parts.items():
         start = time.perf_counter()
         found[name] = measure()
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
-        # After every part: what was measured before an interruption is kept.
+        # After every part: an interruption loses only the part that is being measured.
         made = gather.made_here()
         result = gather.result("kernels_gpu", QUESTION, "python experiments/gpu.py", made, data=found)
         results.write(folder, result)
@@ -153,4 +150,9 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    launch.run(
+        main,
+        takes="3 minutes, an NVIDIA GPU",
+        rounds=launch.Flag(7, "How often each time is measured; the median counts."),
+        results=launch.Flag("runs", "Folder for the folder of the result."),
+    )

@@ -1,8 +1,6 @@
-"""How much of what attention gives a linear probe of its input could give (CRAM, Eq 1), while a transformer learns.
+"""Measures how much of attention's output a linear probe of its input gives (CRAM, Eq 1), while a transformer learns.
 
 python experiments/redundancy.py --config=experiments/configs/redundancy.py:small --workdir=runs/redundancy
-
-Result and figure go to --results. Stopped, the same command goes on where it was.
 """
 
 import dataclasses
@@ -14,48 +12,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import text
-from absl import flags
-from cram_jax.training.learner import Learner
-from lib import gather, results
+from lib import gather, launch, results, summary
 from lib.figures import redundancy as redundancy_figures
 
-from cram_jax.analysis import redundancy, summary
+from cram_jax.analysis import redundancy
 from cram_jax.dims import Array, Float, Tokens
 from cram_jax.functional import attention
 from cram_jax.functional.common import rms_norm
 from cram_jax.models.stack import Stack
-from cram_jax.training import experiment, loop
-from cram_jax.training import learner as learning
+from cram_jax.training import loop, step
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.metrics import read, strict
 from cram_jax.training.settings import claim_workdir
-
-RESULTS = flags.DEFINE_string("results", "", "Where result and figure go; the workdir by default.")
+from cram_jax.training.step import Learner
 
 QUESTION = "How much of what attention gives could a linear probe of its input give, while a transformer learns?"
 COMMAND = "python experiments/redundancy.py --config=experiments/configs/redundancy.py:small --workdir=runs/redundancy"
 
 
-def look(stack: Stack, params, x_BxTxD: Tokens) -> tuple[Tokens, list[tuple[Tokens, Tokens, Float[Array, "B T H K"]]]]:
-    """(what a transformer's stack gives; by layer the state that enters attention, what attention adds, and what each
-    head read before they are mixed)."""
+def look(stack: Stack, params: tuple, x_BxTxD: Tokens) -> list[tuple[Tokens, Tokens, Float[Array, "B T H K"]]]:
+    """By layer of a transformer: the state that enters attention, what attention adds, what each head read before."""
     B, T, _ = x_BxTxD.shape
     seen = []
-    for layer in range(stack.depth):
-        own = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params)
-        q, k, v = attention.qkv(own, x_BxTxD, jnp.broadcast_to(jnp.arange(T), (B, T)), stack.layer)
+    for i in range(stack.depth):
+        repeat, place = divmod(i, len(stack.layers))
+        layer, own = stack.layers[place], jax.tree.map(lambda leaf, repeat=repeat: leaf[repeat], params[place])
+        q, k, v = attention.qkv(own, x_BxTxD, jnp.broadcast_to(jnp.arange(T), (B, T)), layer)
         o_BxTxHxK = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-        a_BxTxD = attention.output(own, o_BxTxHxK, stack.layer)
+        a_BxTxD = attention.output(own, o_BxTxHxK, layer)
         seen.append((rms_norm(own.norm_D, x_BxTxD), a_BxTxD, o_BxTxHxK))
-        x_BxTxD = attention.feed(own, x_BxTxD + a_BxTxD, stack.layer)
-    return x_BxTxD, seen
+        x_BxTxD = layer.feed(own, x_BxTxD + a_BxTxD)
+    return seen
 
 
 def measured(learner: Learner, run: RunConfig, seed: int, state, tokens: int) -> dict:
     """Eq 1 of each layer, and of each head by itself, on held-out tokens."""
-    watch = jax.jit(
-        lambda params, batch: look(learner.model, params.model, learner.task.embed(params.task, batch)[0])[1]
-    )
+    watch = jax.jit(lambda params, batch: look(learner.model, params.model, learner.task.embed(params.task, batch)[0]))
     batches = [
         learner.task.batch("held_out", seed, index, run.length, run.batch)
         for index in range(run.held_out_batches(tokens))
@@ -92,53 +84,65 @@ def train(config, workdir: Path) -> list[dict]:
     learner, run = text.build(config)
     at = list(config.redundancy.at)
     if config.model != "transformer":
-        raise ValueError(f"redundancy is of a transformer's attention, got config.model={config.model!r}")
-    if at != sorted(set(at)) or at[-1] != run.steps or any(step % run.log_every for step in at):
+        raise ValueError(f"redundancy is measured in a transformer's attention, got config.model={config.model!r}")
+    if at != sorted(set(at)) or at[-1] != run.steps or any(one % run.log_every for one in at):
         raise ValueError(
             f"config.redundancy.at must go up to config.run.steps={run.steps} in multiples of "
             f"log_every={run.log_every}, got {at}"
         )
-    experiment.quiet()
     claim_workdir(workdir, config)
     looks = []
-    for step in at:
-        done = workdir / f"look_{step}.json"
+    for at_step in at:
+        done = workdir / f"look_{at_step}.json"
         if not done.exists():
-            state = learning.init(learner, config.seed, 0)
-            if step:  # the schedule is the whole run's, of which this is a piece
-                piece = dataclasses.replace(run, steps=step, checkpoint_every=run.log_every)
+            state = step.init(learner, config.seed, 0)
+            if at_step:  # the schedule is the whole run's, of which this is a piece
+                piece = dataclasses.replace(run, steps=at_step, checkpoint_every=run.log_every)
                 state, _ = loop.train(learner, piece, config.seed, workdir)
             found = measured(learner, run, config.seed, state, config.redundancy.tokens)
             bits = loop.evaluate(learner, run, state, config.seed, run.final_tokens)["bits_per_byte"]
-            done.write_text(json.dumps(strict({"step": step, "bits_per_byte": bits, **found})) + "\n")
+            done.write_text(json.dumps(strict({"step": at_step, "bits_per_byte": bits, **found})) + "\n")
         looks.append(json.loads(done.read_text()))
-        logging.info("after %d steps: mean R %.3f, R squared %.3f", step, looks[-1]["mean"], looks[-1]["explained"])
+        logging.info("after %d steps: mean R %.3f, R squared %.3f", at_step, looks[-1]["mean"], looks[-1]["explained"])
     return looks
 
 
-def table(looks: list[dict]) -> list[tuple[str, str]]:
-    """Rows of (what, figure) for a person."""
-    rows = []
+def table(looks: list[dict]) -> list[tuple[str, ...]]:
+    """A heading, and a row of each look."""
+    rows = [
+        (
+            "step",
+            "R: mean",
+            "... of each layer",
+            "R squared",
+            "heads with R above 0.8, between, below 0.5",
+            "bits per byte",
+        )
+    ]
     for found in looks:
         layers = "  ".join(f"{layer['mean']:.2f}" for layer in found["layers"])
-        rows.append((f"step {found['step']}: R, of each layer", f"{found['mean']:.3f}   {layers}"))
         heads = "  ".join(summary.percent(found[f"heads_{part}"]) for part in ("above", "between", "below"))
-        rows.append(("... heads above 0.8, between, below 0.5; their mean", f"{heads}   {found['heads_mean']:.3f}"))
-        rows.append(("... R squared; bits a byte", f"{found['explained']:.3f}   {found['bits_per_byte']:.2f}"))
+        numbers = (f"{found['mean']:.3f}", layers, f"{found['explained']:.3f}", heads, f"{found['bits_per_byte']:.2f}")
+        rows.append((str(found["step"]), *numbers))
     return rows
 
 
-def main(_) -> None:
-    config = text.opened(text.CONFIG.value, tuple(text.FILES.value))
-    workdir = Path(text.WORKDIR.value)
+def main(args) -> None:
+    config, workdir = text.opened(args.config, tuple(args.files)), Path(args.workdir)
     looks = train(config, workdir)
-    summary.show("Redundancy of attention (Eq 1), held-out bytes", table(looks))
-    data, target = {"seed": config.seed, "looks": looks}, Path(RESULTS.value or workdir)
+    title = "Redundancy R of attention (Eq 1): 1 minus the relative error of a linear probe, on held-out bytes"
+    summary.show(title, table(looks), heading=True)
     made = gather.made_by_launches(read(workdir / "launches.jsonl"))
+    data = {"seed": config.seed, "looks": looks}
     result = gather.result("redundancy", QUESTION, COMMAND, made, config=config, data=data)
-    results.write(target, result)
-    redundancy_figures.draw(result, target)
+    print(f"result: {results.write(workdir, result)}\nfigure: {redundancy_figures.draw(result, workdir)}")
 
 
 if __name__ == "__main__":
-    experiment.launch(main)
+    launch.run(
+        main,
+        config="redundancy.py:small",
+        workdir="runs/redundancy",
+        files=text.FILES,
+        takes="5 minutes on two CPU cores",
+    )

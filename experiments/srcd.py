@@ -1,4 +1,4 @@
-"""Trains a model on SRCD and shows how its demand for attention falls.
+"""Trains a model on SRCD, the paper's task, and shows how its demand for attention falls.
 
 python experiments/srcd.py --config=experiments/configs/srcd.py:small --workdir=runs/srcd [--config.seed=1 ...]
 """
@@ -41,12 +41,18 @@ def table(out: dict) -> list[tuple[str, str]]:
     shares = lambda *names: "  ".join(summary.percent(out[name]) for name in names)
     rows = [
         (
-            "retrieval: all, recurring, new",
+            "queries answered right: all, recurring, new",
             shares("retrieval_accuracy", "retrieval_accuracy_recurring", "retrieval_accuracy_new"),
         ),
-        ("queries of new bindings (the least attention)", shares("realised_new_share")),
-        ("dynamics MSE: model, persistence", f"{out['dynamics_mse']:.4f}  {out['dynamics_mse_persistence']:.4f}"),
-        ("dynamics MSE above the generator's noise", f"{out['dynamics_mse_excess']:.4f}"),
+        (
+            "queries of new bindings, as a share of events: only attention can answer these",
+            shares("realised_new_share"),
+        ),
+        (
+            "squared error of the next value: the model, repeating the last value",
+            f"{out['dynamics_mse']:.4f}  {out['dynamics_mse_persistence']:.4f}",
+        ),
+        ("... above that of a perfect model, which is the noise of the data", f"{out['dynamics_mse_excess']:.4f}"),
     ]
     if "attention_tokens" in out:
         rows += summary.attention_rows(out, "event")
@@ -62,38 +68,38 @@ def consolidation_rows(out: dict) -> list[tuple[str, str]]:
     fewer = lambda share: f"{share / max(out['attention_tokens_end'], 1e-9):.1f}x"
     calibration = [out[f"familiarity_calibration_error_{group}"] for group in ("query", "all")]
     return [
-        ("at the end, times fewer events attend than at the start (all, by design)", fewer(1)),
-        ("... than at the peak once the router was released", fewer(peak)),
-        ("... than if every query did and nothing else", fewer(out["realised_query_share"])),
+        ("times fewer events attend at the end than: if all did", fewer(1)),
+        ("... at most, once the router decides", fewer(peak)),
+        ("... if each query did and nothing else", fewer(out["realised_query_share"])),
         (
-            "quality of recall in that layer: recurring, new queries",
+            "quality of semantic recall (1: equals attention): recurring, new queries",
             shares("quality_query_recurring_busiest", "quality_query_new_busiest"),
         ),
         (
-            "q-hat calibration error in that layer: queries, all events",
+            "calibration error of familiarity, the router's guess of quality: queries, all",
             "  ".join(f"{error:.3f}" for error in calibration),
         ),
-        ("recurring answers lost without semantic memory", shares("recurring_lost_without_semantic")),
         (
-            "... without that of one layer; new answers, as a control",
+            "answers lost if semantic memory is removed: recurring (without attention)",
+            shares("recurring_lost_without_semantic"),
+        ),
+        (
+            "... of one layer, the one that costs most: recurring; new, as a control",
             shares("recurring_lost_without_semantic_holder", "new_lost_without_semantic_holder"),
         ),
-        ("... without the feed-forward networks", shares("recurring_lost_without_feed_forward")),
-        ("... without any layer, by the read-out alone", shares("recurring_lost_without_layers")),
+        ("... the feed-forward networks are", shares("recurring_lost_without_feed_forward")),
+        ("... all layers are, which leaves the read-out", shares("recurring_lost_without_layers")),
     ]
 
 
 def train(config, workdir: Path) -> dict:
     """One run, or what is left of it: its summary, which is shown and written into the directory, and its figure."""
     learner, run = build(config)
-    state, lines = runs.train(config, learner, run, workdir, patterns=learner.task.data.patterns)
-    out = finish(learner, run, config.seed, state, lines)
-    runs.report(workdir, f"SRCD, {config.model}, {run.length} events, seed {config.seed}", out, table(out))
-    settings = gather.portable(config)
-    result = gather.result(
-        "srcd", f"How does {config.model} learn SRCD?", "python experiments/srcd.py", gather.made_by([out]),
-        config=settings, entries={config.model: gather.entry([out], [settings], [lines])},
-    )  # fmt: skip
+    title, patterns = f"SRCD, {run.length} events a sequence", learner.task.data.patterns
+    out, lines = runs.complete(
+        config, workdir, learner, run, finish=finish, table=table, title=title, patterns=patterns
+    )
+    result = gather.of_run("srcd", f"How does {config.model} learn SRCD?", config, out, lines)
     for draw in (training.draw, training.details):
         print(f"figure: {draw(result, workdir / 'figures')}")
     return out

@@ -1,4 +1,4 @@
-"""Trains a model on the bytes of real files, against n-grams of the same text, and says what still attends.
+"""Trains a model on the bytes of real files, beside n-gram models of the same text, and shows which bytes attend.
 
 python experiments/text.py [--files=FOLDER --files='src/**/*.c' ...] [--config.model=transformer] [--workdir=runs/text]
 """
@@ -6,14 +6,14 @@ python experiments/text.py [--files=FOLDER --files='src/**/*.c' ...] [--config.m
 from pathlib import Path
 
 import numpy as np
-from cram_jax.training.learner import Learner
-from lib import gather
+from lib import gather, launch, runs, summary
 from lib.figures import text as text_figures
 
-from cram_jax.analysis import ngram, summary
+from cram_jax.analysis import ngram
 from cram_jax.tasks import text
 from cram_jax.tasks.text_task import KINDS, TextTask
 from cram_jax.training.loop import RunConfig
+from cram_jax.training.step import Learner
 
 
 def build(config) -> tuple[Learner, RunConfig]:
@@ -38,6 +38,7 @@ def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]
     windows = [corpus.windows("held_out", seed, index, run.length, run.batch) for index in batches]
     grams = ngram.fit(corpus.contents("train"), corpus.train.bytes)
     out |= {f"bits_per_byte_{n}_gram": bits for n, bits in ngram.bits_per_byte(grams, windows).items()}
+    out |= {"training_bits_per_byte": lines[-1]["train/bits_per_byte"]}
     return out | {"text_megabytes": corpus.bytes / 1e6, "text_files": len(corpus.train.paths + corpus.held_out.paths)}
 
 
@@ -48,16 +49,21 @@ def table(out: dict) -> list[tuple[str, str]]:
     rows = [
         ("text: files, size", f"{out['text_files']}  {out['text_megabytes']:.1f} MB"),
         ("bits per byte, held-out files", f"{out['bits_per_byte']:.3f}"),
-        ("... of n-grams with n = 1, 2, 3", grams),
-        ("... below the best of these", f"{best - out['bits_per_byte']:.3f}"),
+        ("... of n-gram models of the same text, n = 1, 2, 3", grams),
+        ("... saved against the best of these", f"{best - out['bits_per_byte']:.3f}"),
     ]
     if "attention_tokens" in out:
         rows += summary.attention_rows(out, "byte")
-        rows.append(("q-hat calibration error in that layer", f"{out['familiarity_calibration_error_all']:.3f}"))
+        rows.append(
+            (
+                "calibration error of familiarity, the router's guess of quality",
+                f"{out['familiarity_calibration_error_all']:.3f}",
+            )
+        )
     seen = [kind for kind in KINDS if np.isfinite(out[f"bits_per_byte_{kind}"])]
     for kind in sorted(seen, key=lambda kind: -out.get(f"attention_{kind}", 0.0)):
         attends = f"attends {summary.percent(out[f'attention_{kind}'])}  " if f"attention_{kind}" in out else ""
-        rows.append((f"having read: {KINDS[kind]}", f"{attends}{out[f'bits_per_byte_{kind}']:.2f} bits"))
+        rows.append((f"after reading: {KINDS[kind]}", f"{attends}{out[f'bits_per_byte_{kind}']:.2f} bits"))
     return rows + summary.time_rows(out, "byte")
 
 
@@ -72,14 +78,9 @@ def opened(config, files: tuple[str, ...]):
 def train(config, workdir: Path) -> dict:
     """One run, or what is left of it: its summary, which is shown, drawn and written into the directory."""
     learner, run = build(config)
-    state, lines = runs.train(config, learner, run, workdir)
-    out = finish(learner, run, config.seed, state, lines)
-    runs.report(workdir, f"Text, {config.model}, {run.length} bytes, seed {config.seed}", out, table(out))
-    settings = gather.portable(config)
-    result = gather.result(
-        "text", f"How does {config.model} learn real text?", "python experiments/text.py", gather.made_by([out]),
-        config=settings, entries={config.model: gather.entry([out], [settings], [lines])},
-    )  # fmt: skip
+    title = f"Text, {run.length} bytes a window"
+    out, lines = runs.complete(config, workdir, learner, run, finish=finish, table=table, title=title)
+    result = gather.of_run("text", f"How does {config.model} learn real text?", config, out, lines)
     print(f"figure: {text_figures.one(result, workdir / 'figures')}")
     return out
 
@@ -88,8 +89,7 @@ def main(args) -> None:
     train(opened(args.config, tuple(args.files)), Path(args.workdir))
 
 
+FILES = launch.Flag([], "Files, folders or globs; the Python standard library by default. May be repeated.")
+
 if __name__ == "__main__":
-    files = launch.Flag([], "Files, folders or globs; the Python standard library by default. May be repeated.")
-    launch.run(
-        main, config="text.py:small", workdir="runs/text", files=files, takes="3 minutes on two CPU cores"
-    )
+    launch.run(main, config="text.py:small", workdir="runs/text", files=FILES, takes="3 minutes on two CPU cores")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax import kernels
-from cram_jax.dims import Array, Bool, Float, Gap, Gaps, Int, Key, Token, Tokens
+from cram_jax.dims import Array, Float, Gap, Gaps, Int, Key, Token, Tokens
 from cram_jax.functional import consolidation, episodic, operations, routing, semantic, uncertainty, working
 from cram_jax.functional.common import (
     FeedForward,
@@ -24,10 +24,10 @@ from cram_jax.functional.common import (
     uniforms,
 )
 from cram_jax.functional.consolidation import ConsolidationConfig, ConsolidationState
-from cram_jax.functional.episodic import EpisodicConfig, Writes
+from cram_jax.functional.episodic import EpisodicConfig
 from cram_jax.functional.layer import Layer, LayerAux, Operations, apply, init, init_cache, init_state, step
 from cram_jax.functional.objective import MemorySums
-from cram_jax.functional.routing import Gates, RoutingConfig
+from cram_jax.functional.routing import CRAMRoutes, Gates, RoutingConfig
 from cram_jax.functional.semantic import SemanticConfig
 from cram_jax.functional.working import WorkingConfig
 
@@ -66,40 +66,14 @@ class CRAMCache(NamedTuple):
     episodic: episodic.EpisodicCache
 
 
-class CRAMRoutes(NamedTuple):
-    """What each token did, for counting and looking at. No gradient.
-
-    Attributes:
-      choice_BxT: routing.WORKING, EPISODIC or SEMANTIC.
-      attended_BxT: routed to episodic memory, or audited.
-      retrieved_BxT: attended, and the buffer was not empty.
-      kept_BxT: entered the buffer.
-      margin_BxT: distance in logits of the token's closest decision (route or write) from falling otherwise.
-      familiarity_BxT: q-hat.
-      quality_BxT: q where it retrieved, else 0.
-    """
-
-    choice_BxT: Int[Array, "*shape"]
-    attended_BxT: Bool[Array, "*shape"]
-    retrieved_BxT: Bool[Array, "*shape"]
-    kept_BxT: Bool[Array, "*shape"]
-    margin_BxT: Float[Array, "*shape"]
-    familiarity_BxT: Float[Array, "*shape"]
-    quality_BxT: Float[Array, "*shape"]
-
-    @property
-    def chose_BxT(self) -> Bool[Array, "*shape"]:
-        """Routed to episodic memory; audits are no choice."""
-        return self.choice_BxT == routing.EPISODIC
-
-
 class Retrieval(NamedTuple):
-    """What a set of tokens retrieved. `plan` and `reads` are of whole sequences, `ring` is of streaming.
+    """What a set of tokens retrieved.
 
     Attributes:
       r: r^E of the tokens that attend, 0 elsewhere.
       found: attended, and the buffer was not empty. Who attends an empty buffer has nothing to learn from it.
       quality: q (Eq 6) where found, 0 elsewhere.
+      plan, reads: of whole sequences: the plan that was executed, and the gradient of reads (`MemorySums.reads`).
     """
 
     r: Array
@@ -107,7 +81,6 @@ class Retrieval(NamedTuple):
     quality: Array
     plan: Any = None
     reads: Any = None
-    ring: Any = None
 
 
 Retrieve = Callable[[Array], Retrieval]  # from marks of who attends
@@ -191,11 +164,11 @@ class CRAMConfig(Layer):
             quality_BxT = consolidation.quality(recalled_BxTxD, r_BxTxD, found_BxT, sigma2)
             return Retrieval(r_BxTxD, found_BxT, quality_BxT, plan=plan, reads=reads_BxT)
 
-        routes = self._route(
+        gates = self._route(
             params, state, z_BxTxD, gap_BxT, magnitude_BxT, novelty, uniform_BxTx5, jnp.arange(T), train, retrieve
         )
-        found = retrieve(routes.routed_BxT | routes.audited_BxT)
-        mixed_BxTxD = routing.mix(routes, worked_BxTxD, found.r, recalled_BxTxD, cfg=self.routing)
+        found = retrieve(gates.routed_BxT | gates.audited_BxT)
+        mixed_BxTxD = routing.mix(gates, worked_BxTxD, found.r, recalled_BxTxD, cfg=self.routing)
         distillation, stats = kernels.in_buckets(
             _distill, found.plan, computed.semantic, c_BxTxD, found.r, sizes=episodic.BUCKET_SIZES
         )
@@ -203,18 +176,19 @@ class CRAMConfig(Layer):
         sums = MemorySums(
             tokens=jnp.asarray(B * T, stats.count.dtype),
             retrieved=stats.count,
-            episodic=jnp.sum(routes.mean_BxTx3[..., routing.EPISODIC]),
-            semantic=jnp.sum(routes.mean_BxTx3[..., routing.SEMANTIC] * (1 - novelty)),
+            episodic=jnp.sum(gates.mean_BxTx3[..., routing.EPISODIC]),
+            semantic=jnp.sum(gates.mean_BxTx3[..., routing.SEMANTIC] * (1 - novelty)),
             # While every token attends, reads say nothing about an event's value: the gate does not learn yet.
             write=jnp.sum(jnp.exp(writes.logit_BxT), where=state.released),
-            reads=jnp.sum(found.reads, where=routes.routed_BxT & state.released),
-            routed=jnp.sum(routes.routed_BxT, dtype=stats.count.dtype),
+            reads=jnp.sum(found.reads, where=gates.routed_BxT & state.released),
+            routed=jnp.sum(gates.routed_BxT, dtype=stats.count.dtype),
             distillation=distillation / sigma2,
             familiarity=consolidation.familiarity_loss(logit_BxT, found.quality, found.found),
             prediction=prediction,
             predicted=predicted,
         )
-        return mixed_BxTxD, LayerAux(stats, sums, self._report(routes, writes, novelty, found, state.released))
+        seen = routing.report(gates, writes.logit_BxT, writes.kept_BxT, novelty, found, state.released, self.routing)
+        return mixed_BxTxD, LayerAux(stats, sums, seen)
 
     def mix_token(self, params: CRAMParams, state, cache: CRAMCache, x_BxD: Token, gap_B: Gap, *, key):
         """The three memories for one token."""
@@ -237,12 +211,12 @@ class CRAMConfig(Layer):
             r_BxD, found_B = read.astype(x_BxD.dtype), attended_B & (ring.written_B > 0)
             return Retrieval(r_BxD, found_B, consolidation.quality(recalled_BxD, r_BxD, found_B, sigma2))
 
-        routes = self._route(
+        gates = self._route(
             params, state, z_BxD, gap_B, magnitude_B, novelty, uniform_Bx5, cache.position, False, retrieve
         )
-        found = retrieve(routes.routed_BxT | routes.audited_BxT)
-        mixed_BxD = routing.mix(routes, worked_BxD, found.r, recalled_BxD, cfg=self.routing)
-        seen = self._report(routes, writes, novelty, found, state.released)
+        found = retrieve(gates.routed_BxT | gates.audited_BxT)
+        mixed_BxD = routing.mix(gates, worked_BxD, found.r, recalled_BxD, cfg=self.routing)
+        seen = routing.report(gates, writes.logit_BxT, writes.kept_BxT, novelty, found, state.released, self.routing)
         return mixed_BxD, CRAMCache(cache.position + 1, working_BxN, ring), LayerAux(routes=seen)
 
     def _novelty(self, params: CRAMParams, z: Float[Array, "... D"]):
@@ -263,15 +237,6 @@ class CRAMConfig(Layer):
         }
         noise = None if uniform is None else uniform[..., :4]
         return routing.route(params.router, features, noise, state.released, position, cfg=self.routing, train=train)
-
-    def _report(self, routes: Gates, writes: Writes, novelty, found: Retrieval, released):
-        first, second = jnp.moveaxis(jax.lax.top_k(jnp.log(routes.mean_BxTx3), 2)[0], -1, 0)
-        route_margin = jnp.where(released, self.routing.temperature * (first - second), jnp.inf)
-        margin = jax.lax.stop_gradient(jnp.minimum(route_margin, jnp.abs(writes.logit_BxT)))
-        attended = routes.routed_BxT | routes.audited_BxT
-        return CRAMRoutes(
-            routes.choice_BxT, attended, found.found, writes.kept_BxT, margin, 1 - novelty, found.quality
-        )
 
     def mixer_params(self, params):
         """Without the feed-forward network."""

@@ -77,6 +77,33 @@ class Gates(NamedTuple):
     audit_weight_BxT: Float[Array, "*shape"]
 
 
+class CRAMRoutes(NamedTuple):
+    """What each token did, for counting and looking at. No gradient.
+
+    Attributes:
+      choice_BxT: WORKING, EPISODIC or SEMANTIC.
+      attended_BxT: routed to episodic memory, or audited.
+      retrieved_BxT: attended, and the buffer was not empty.
+      kept_BxT: entered the buffer.
+      margin_BxT: distance in logits of the token's closest decision (route or write) from falling otherwise.
+      familiarity_BxT: q-hat.
+      quality_BxT: q where it retrieved, else 0.
+    """
+
+    choice_BxT: Int[Array, "*shape"]
+    attended_BxT: Bool[Array, "*shape"]
+    retrieved_BxT: Bool[Array, "*shape"]
+    kept_BxT: Bool[Array, "*shape"]
+    margin_BxT: Float[Array, "*shape"]
+    familiarity_BxT: Float[Array, "*shape"]
+    quality_BxT: Float[Array, "*shape"]
+
+    @property
+    def chose_BxT(self) -> Bool[Array, "*shape"]:
+        """Routed to episodic memory; audits are no choice."""
+        return self.choice_BxT == EPISODIC
+
+
 def feature_width(D: int, cfg: RoutingConfig) -> int:
     """Numbers that the router reads of a token."""
     return sum(D if name == "content" else 1 for name in cfg.features)
@@ -164,3 +191,14 @@ def mix(
     episodic_BxTxD = jnp.where(attended_BxT[..., None], retrieved_BxTxD, 0) * episodic_BxT[..., None]
     working_BxTx1 = jnp.ones_like(gate_BxTx3[..., :1]) if cfg.working_always else gate_BxTx3[..., WORKING, None]
     return working_BxTx1 * working_BxTxD + episodic_BxTxD + gate_BxTx3[..., SEMANTIC, None] * recalled_BxTxD
+
+
+def report(
+    gates: Gates, write_logit: Array, kept: Array, novelty: Array, retrieval, released: Array, cfg: RoutingConfig
+) -> CRAMRoutes:
+    """What each token did, from its gates, the write gate and what it retrieved (`cram.Retrieval`)."""
+    first, second = jnp.moveaxis(jax.lax.top_k(jnp.log(gates.mean_BxTx3), 2)[0], -1, 0)
+    route_margin = jnp.where(released, cfg.temperature * (first - second), jnp.inf)
+    margin = jax.lax.stop_gradient(jnp.minimum(route_margin, jnp.abs(write_logit)))
+    attended = gates.routed_BxT | gates.audited_BxT
+    return CRAMRoutes(gates.choice_BxT, attended, retrieval.found, kept, margin, 1 - novelty, retrieval.quality)

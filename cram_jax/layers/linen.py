@@ -29,9 +29,24 @@ from cram_jax.functional.layer import Layer, LayerAux
 from cram_jax.functional.objective import MemorySums, ObjectiveConfig
 
 __all__ = [
-    "CRAM", "Attention", "AttentionMixer", "Block", "CRAMMixer", "Mamba2", "Mamba2Mixer", "Mixer", "Palimpsa",
-    "PalimpsaMixer", "SeqBoat", "SeqBoatMixer", "Stack", "memory_loss", "release", "update",
-]  # fmt: skip
+    "CRAM",
+    "Attention",
+    "AttentionMixer",
+    "Block",
+    "CRAMMixer",
+    "Mamba2",
+    "Mamba2Mixer",
+    "Mixer",
+    "Palimpsa",
+    "PalimpsaMixer",
+    "SeqBoat",
+    "SeqBoatMixer",
+    "Stack",
+    "attention_utilisation",
+    "memory_loss",
+    "release",
+    "update",
+]
 
 STREAM = "route"
 
@@ -212,12 +227,20 @@ class Stack(nn.Module):
     layers: tuple[Layer, ...]
     deterministic: bool = True
 
-    @nn.compact
+    def setup(self):
+        self.blocks = [Block(cfg, deterministic=self.deterministic) for cfg in self.layers]
+
     def __call__(self, x_BxTxD: Tokens, gap_BxT: Gaps | None = None, **more) -> Tokens:
         """Whole sequences through all blocks; arguments as of a `Block`."""
-        for cfg in self.layers:
-            x_BxTxD = Block(cfg, deterministic=self.deterministic)(x_BxTxD, gap_BxT, **more)
+        for block in self.blocks:
+            x_BxTxD = block(x_BxTxD, gap_BxT, **more)
         return x_BxTxD
+
+    def step(self, x_BxD: Token, gap_B: Gap | None = None) -> Token:
+        """One token through all blocks, streaming; needs mutable=["cache"]."""
+        for block in self.blocks:
+            x_BxD, _ = block.step(x_BxD, gap_B)
+        return x_BxD
 
 
 def _found(collection: Mapping, name: str) -> list[Mapping]:
@@ -250,6 +273,12 @@ def memory_loss(
         raise ValueError('memory_loss needs the collection "memory" of a model with CRAM layers; this one has no sums')
     stacked = jax.tree.map(lambda *leaves: jnp.hstack(leaves), *sums)
     return objective.memory_loss(stacked, price, ObjectiveConfig() if cfg is None else cfg)
+
+
+def attention_utilisation(memory: Mapping) -> Array:
+    """Share of (token, layer) pairs that retrieved something, audits included, from the collection "memory"."""
+    sums = _found(memory, "sums")
+    return sum(jnp.sum(one["retrieved"]) for one in sums) / sum(jnp.sum(one["tokens"]) for one in sums)
 
 
 def update(state: Mapping, memory: Mapping, axis_name: str | None = None) -> dict:

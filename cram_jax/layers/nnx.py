@@ -25,9 +25,26 @@ from cram_jax.functional.layer import Layer, LayerAux
 from cram_jax.functional.objective import ObjectiveConfig
 
 __all__ = [
-    "CRAM", "Attention", "AttentionMixer", "Block", "CRAMMixer", "Consolidation", "Mamba2", "Mamba2Mixer", "Memory",
-    "Mixer", "Palimpsa", "PalimpsaMixer", "SeqBoat", "SeqBoatMixer", "Stack", "memory_loss", "release", "update",
-]  # fmt: skip
+    "CRAM",
+    "Attention",
+    "AttentionMixer",
+    "Block",
+    "CRAMMixer",
+    "Consolidation",
+    "Mamba2",
+    "Mamba2Mixer",
+    "Memory",
+    "Mixer",
+    "Palimpsa",
+    "PalimpsaMixer",
+    "SeqBoat",
+    "SeqBoatMixer",
+    "Stack",
+    "attention_utilisation",
+    "memory_loss",
+    "release",
+    "update",
+]
 
 STREAM = "route"  # of random numbers: noise and audits
 
@@ -224,6 +241,18 @@ class Stack(nnx.Module):
             x_BxTxD = block(x_BxTxD, gap_BxT, **more)
         return x_BxTxD
 
+    def init_cache(self, batch: int) -> list:
+        """What `step` carries from token to token, with nothing seen yet."""
+        return [block.init_cache(batch) for block in self.blocks]
+
+    def step(self, caches: list, x_BxD: Token, gap_B: Gap | None = None) -> tuple[Token, list]:
+        """One token through all blocks, streaming: (token, caches)."""
+        after = []
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x_BxD, cache, _ = block.step(cache, x_BxD, gap_B)
+            after.append(cache)
+        return x_BxD, after
+
 
 def _memories(model: nnx.Module) -> list[_Face]:
     """The model's faces of layers that consolidate."""
@@ -251,6 +280,12 @@ def memory_loss(
         raise ValueError("memory_loss needs a model with CRAM layers; this one has none")
     stacked = jax.tree.map(lambda *leaves: jnp.hstack(leaves), *sums)
     return objective.memory_loss(stacked, price, ObjectiveConfig() if cfg is None else cfg)
+
+
+def attention_utilisation(model: nnx.Module) -> Array:
+    """Share of (token, layer) pairs that retrieved something in the last call, audits included."""
+    sums = [_read(face.memory)[1] for face in _memories(model)]
+    return sum(jnp.sum(one.retrieved) for one in sums) / sum(jnp.sum(one.tokens) for one in sums)
 
 
 def update(model: nnx.Module, axis_name: str | None = None) -> None:

@@ -1,37 +1,18 @@
-"""The runs behind the comparisons of CLAIMS.md, written down before they start; `experiments/compare.py` runs them.
+"""The runs behind the comparisons, written down before they start. `experiments/compare.py --name=NAME` runs one.
 
-Each comparison is a question, a variant of experiments/configs/srcd.py, seeds, and by label the settings that differ.
-
-| comparison | size | seeds | runs | was run |
-|---|---|---|---|---|
-| tuning | small, half the steps | 9 alone | 12 | yes |
-| tuning_mamba2 | small, half the steps | 9 alone | 4 | yes |
-| table_1 | small | 5 | 25 | yes: 4 to 12 minutes a run on one core of an Intel Xeon, two at a time |
-| tuning_jamba | small, half the steps | 9 alone | 3 | yes: on a GPU (H200) |
-| jamba | small | 5 | 5 | yes: on a GPU (H200), three minutes a run, six at a time |
-| paper_size | paper; CRAM and the transformer are srcd_paper and srcd_paper_transformer | 1 | 1 | yes |
-| jamba_paper_size | paper | 1 | 1 | yes: an hour on one core of an Intel Xeon |
-| ablations | tiny | 3 | 90 | yes |
-| working_memory | small | 3 | 6 | yes: 10 to 13 minutes a run on one core of an Intel Xeon, two at a time |
-| recurrence | tiny | 3 | 15 | yes |
-| static | tiny, one layer | 3 | 42 | yes |
+A comparison is a question, a variant of a config file, seeds, and by label the settings that differ. Where it has
+several learning rates, each entry without one of its own is trained at each, and the best by `chosen_by` is reported.
 """
 
-from typing import NamedTuple
+from importlib import import_module
 
-from configs import srcd
+from configs import language, mqar
+from lib import runs
+from lib.grid import Comparison
+from lib.summary import Column
 from ml_collections import ConfigDict
 
 from cram_jax.functional.routing import FEATURES, PAPER_FEATURES
-
-
-class Comparison(NamedTuple):
-    """Attributes: what it answers; variant of experiments/configs/srcd.py; seeds; settings that differ, by label."""
-
-    question: str
-    variant: str
-    seeds: range
-    entries: dict[str, dict]
 
 
 def _but(*left_out: str) -> dict:
@@ -131,12 +112,69 @@ def _static() -> dict[str, dict]:
     return entries
 
 
+# Associative recall. What is called half or twice has as large a state as the models without, or with, importance.
+# A run of cram takes as long as five of the others. It gets the rate at which the transformer, too, solves the task.
+def _recall(variant: str) -> dict[str, dict]:
+    keys = mqar.VARIANTS[variant]["sizes"]["key"]
+    return {
+        "palimpsa": {"model": "palimpsa"},
+        "palimpsa, half the keys": {"model": "palimpsa", "palimpsa.key_dim": keys // 2},
+        "gated_linear": {"model": "gated_linear"},
+        "metamamba2": {"model": "metamamba2"},
+        "mamba2": {"model": "mamba2"},
+        "mamba2, twice the state": {"model": "mamba2", "mamba2.state": 2 * keys},
+        "gated_delta": {"model": "gated_delta"},
+        "transformer": {"model": "transformer"},
+        "cram": {"model": "cram", "optimizer.learning_rate": 4.64e-3},
+    }
+
+
+RECALL = Comparison(
+    "Does importance help associative recall, at equal width and at equal state?",
+    "75 runs: 1 to 2 minutes each on one core of an Intel Xeon, five times as long for cram",
+    "small",
+    range(3),
+    _recall("small"),
+    config="mqar",
+    main="mqar",
+    rates=(4.64e-3, 1e-2, 2.15e-2),
+    chosen_by="validation_accuracy",
+    columns=(
+        Column("values named right", "accuracy"),
+        Column("bytes of state", "state_bytes", ".0f"),
+        Column("parameters", "parameters", ",.0f"),
+    ),
+    kept=(),
+)
+LANGUAGE = Comparison(
+    "How do tiny Palimpsa, MetaMamba2, Mamba-2 and transformer models compare on the bytes of real files?",
+    "8 runs, 5 minutes each on one core of an Intel Xeon",
+    "small",
+    range(1),
+    {model: {"model": model, "depth": depth} for model, depth in language.DEPTHS.items()},
+    config="language",
+    main="text",
+    rates=(3e-3, 6e-3),
+    # Not the files that are reported. A run reads less than a tenth of the training text, so it has seen hardly any of
+    # what it reads in its last steps.
+    chosen_by="training_bits_per_byte",
+    lower=True,
+    columns=(
+        Column("bits per byte, held-out files", "bits_per_byte", ".3f"),
+        Column("... of a 3-gram model", "bits_per_byte_3_gram", ".3f"),
+        Column("parameters", "parameters", ",.0f"),
+        Column("ms a step", "step_ms_end", ".0f"),
+    ),
+    kept=(),
+)
+
 COMPARISONS = {
     "tuning": Comparison(
-        "Which learning rate suits each baseline on sequences of 256 events?", "small", range(9, 10), TUNING
+        "Which learning rate suits each baseline on sequences of 256 events?", "12 runs", "small", range(9, 10), TUNING
     ),
     "tuning_mamba2": Comparison(
         "Which state, decays and learning rate suit Mamba-2 on sequences of 256 events?",
+        "4 runs",
         "small",
         range(9, 10),
         TUNING_MAMBA2,
@@ -144,60 +182,89 @@ COMPARISONS = {
     "table_1": Comparison(
         "How do CRAM and the paper's baselines compare in retrieval, attention, dynamics and cost on sequences of 256 "
         "events?",
+        "25 runs, 4 to 12 minutes each on one core of an Intel Xeon, two at a time",
         "small",
         range(5),
         TABLE_1,
     ),
     "jamba": Comparison(
-        "How does Jamba compare with the models of table_1 on sequences of 256 events?", "small", range(5), JAMBA
+        "How does Jamba compare with the models of table_1 on sequences of 256 events?",
+        "5 runs, 3 minutes each on a GPU (H200), six at a time",
+        "small",
+        range(5),
+        JAMBA,
     ),
     "tuning_jamba": Comparison(
-        "Which learning rate suits Jamba on sequences of 256 events?", "small", range(9, 10), TUNING_JAMBA
+        "Which learning rate suits Jamba on sequences of 256 events?",
+        "3 runs on a GPU (H200)",
+        "small",
+        range(9, 10),
+        TUNING_JAMBA,
     ),
     "paper_size": Comparison(
         "Does attention fall without consolidation, too, on the paper's 2,048 events?",
+        "1 run, beside srcd_paper and srcd_paper_transformer",
         "paper",
         range(1),
         WITHOUT_CONSOLIDATION,
     ),
     "jamba_paper_size": Comparison(
-        "How does Jamba retrieve on the paper's 2,048 events, and at what cost?", "paper", range(1), JAMBA
+        "How does Jamba retrieve on the paper's 2,048 events, and at what cost?",
+        "1 run, an hour on one core of an Intel Xeon",
+        "paper",
+        range(1),
+        JAMBA,
     ),
     "ablations": Comparison(
-        "Which parts of CRAM do retrieval and the fall of attention depend on?", "tiny", range(3), ABLATIONS
+        "Which parts of CRAM do retrieval and the fall of attention depend on?",
+        "90 runs, a minute or two each",
+        "tiny",
+        range(3),
+        ABLATIONS,
     ),
     "working_memory": Comparison(
         "Does a working memory with a matrix for a state take attention below the share of new bindings?",
+        "6 runs, 10 to 13 minutes each on one core of an Intel Xeon, two at a time",
         "small",
         range(3),
         WORKING_MEMORY,
     ),
     "recurrence": Comparison(
-        "Does attention need a share of recurring queries above which it begins to fall?", "tiny", range(3), RECURRENCE
+        "Does attention need a share of recurring queries above which it begins to fall?",
+        "15 runs, a minute or two each",
+        "tiny",
+        range(3),
+        RECURRENCE,
     ),
     "static": Comparison(
         "Can a router that is a fixed function of the event attend less than Theorem 1 allows?",
+        "42 runs, a minute each",
         "tiny",
         range(3),
         _static(),
     ),
+    "mqar": RECALL,
+    "mqar_paper": RECALL._replace(
+        question="Does importance help associative recall of the paper's size?",
+        takes="75 runs on an accelerator; not run yet",
+        variant="paper",
+        entries=_recall("paper"),
+    ),
+    "language": LANGUAGE,
 }
 
 
-def settings(comparison: Comparison, label: str, seed: int) -> ConfigDict:
-    """Of one run.
+def configured(comparison: Comparison, seed: int, changes: dict) -> ConfigDict:
+    """The settings of one run: the comparison's, in which these are set, by dotted names.
 
     Raises:
       KeyError: for a setting that does not exist.
     """
-    config = srcd.get_config(comparison.variant)
+    config = import_module(f"configs.{comparison.config}").get_config(comparison.variant)
     config.seed = seed
-    for name, value in comparison.entries[label].items():
-        *sections, last = name.split(".")
-        section = config
-        for part in sections:
-            section = section[part]
-        if last not in section:
-            raise KeyError(f"unknown setting {name!r}: there are {sorted(section)}")
-        section[last] = value
-    return config
+    return runs.change(config, changes)
+
+
+def settings(comparison: Comparison, label: str, seed: int) -> ConfigDict:
+    """The settings of one run, by the label of its entry."""
+    return configured(comparison, seed, comparison.entries[label])

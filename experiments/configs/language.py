@@ -1,6 +1,7 @@
 """Tiny language models on the bytes of real files: equal data, steps and, to a few percent, parameters.
 
-python experiments/language.py --runs=runs/language
+python experiments/compare.py --name=language [--files=FOLDER]     # all models, each at several learning rates
+python experiments/text.py --config=experiments/configs/language.py:small --config.model=mamba2 --config.depth=3
 
 | variant | windows | steps | on a core of a server's CPU |
 |---|---|---|---|
@@ -8,11 +9,12 @@ python experiments/language.py --runs=runs/language
 
 Models after their papers: palimpsa with a SwiGLU network in each of two layers (smaller than 8/3 of the width), mamba2
 and metamamba2 in three layers without one (both with one set of keys for all heads; the paper's MetaMamba2 has one a
-head), a transformer of two layers with rotary positions. All read bytes and say the next as experiments/text.py has it,
-through a convolution over four bytes and an untied read-out, where the papers' embedding is tied and alone. Every field
-is a field of the dataclass of its section, where its meaning stands; `--config.section.field=value`.
+head), a transformer of two layers with rotary positions. All predict the next byte as in experiments/text.py, with a
+convolution over four bytes after the embedding and a read-out of its own; the papers have no convolution there, and
+tie the read-out to the embedding.
 """
 
+from configs import text
 from lib import runs
 from ml_collections import ConfigDict
 
@@ -31,6 +33,7 @@ MODELS = {
     "mamba2": Mamba2Config(**MAMBA),
     "transformer": AttentionConfig(D=D, F=272, heads=4, head_dim=24, rotary=True),
 }
+# Layers of each model: what makes their parameters as many
 DEPTHS = {"palimpsa": 2, "metamamba2": 3, "mamba2": 3, "transformer": 2}
 
 
@@ -40,11 +43,8 @@ def get_config(variant: str = "small") -> ConfigDict:
         runs.variant_of(VARIANTS, variant)["run"],
         MODELS,
         price=PriceConfig(),
-        depths=DEPTHS,  # by model: what makes their parameters as many
-        files=(),  # the main's --files; the sources of the Python standard library where there are none
-        held_out_share=0.1,  # of the files
-        corpus="",  # what the files hold, filled in by the main: a run goes on with the text it began with
+        **text.FILES,
     )
-    config.model = "palimpsa"
+    config.depth = DEPTHS[config.model]
     config.optimizer.warmup, config.optimizer.weight_decay = 100, 0.01
     return config

@@ -8,9 +8,9 @@ python experiments/mqar.py --config=experiments/configs/mqar.py:VARIANT --workdi
 | paper | 512 tokens, 128 pairs, 8192 words | 46,875 (60 epochs) | an accelerator | not run yet |
 
 Models: palimpsa, metamamba2; the same without metaplasticity: gated_linear, mamba2; gated_delta (Gated DeltaNet), a
-transformer, and cram. States of `small`, in numbers a layer: 64; palimpsa and metamamba2 carry as many importances.
-`experiments/mqar_grid.py` compares them all, at equal width and at equal state.
-Every field is a field of the dataclass of its section; `--config.section.field=value`.
+transformer, and cram. mamba2 has a set of keys for each head, as MetaMamba2 has, and is MetaMamba2 without importance.
+In `small` the state of a recurrent layer is 64 numbers; palimpsa and metamamba2 carry as many importances beside it.
+`experiments/compare.py --name=mqar` compares them all, at equal width and at equal state.
 """
 
 from lib import runs
@@ -81,7 +81,6 @@ def get_config(variant: str = "small") -> ConfigDict:
         data=to_config(chosen["data"]),
         examples=chosen["examples"],
     )
-    config.model = "palimpsa"
     config.data.length, config.data.batch = config.run.get_oneway_ref("length"), config.run.get_oneway_ref("batch")
     config.price.start, config.price.ramp = (config.run.get_oneway_ref("steps") // part for part in (2, 5))
     config.cram.episodic.memory = config.run.get_oneway_ref("length")

@@ -2,8 +2,8 @@
 
 python experiments/redundancy.py --workdir=runs/redundancy [--files=FOLDER]
 
-That of experiments/configs/text.py with 4 layers of 4 heads, so that there are middle ones; looked at after `at` steps
-of training, on `tokens` held-out bytes.
+The transformer of experiments/configs/text.py, with 4 layers of 4 heads so that there are middle ones. Redundancy is
+measured after `redundancy.at` steps of training, on `redundancy.tokens` held-out bytes.
 """
 
 from configs import text

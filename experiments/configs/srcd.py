@@ -1,4 +1,4 @@
-"""SRCD: the paper's task.
+"""SRCD, sequences in which most queries recur: the paper's task.
 
 python experiments/srcd.py --config=experiments/configs/srcd.py:VARIANT --workdir=runs/NAME
 
@@ -8,9 +8,9 @@ python experiments/srcd.py --config=experiments/configs/srcd.py:VARIANT --workdi
 | small | 256 events | 2400 | 3 minutes | 99.9% retrieval, 1.6% attend |
 | paper | 2048 events | 6000 | 10 minutes | the paper's size (`make demo`): 100.0% retrieval, 1.6% attend |
 
-Models: cram; to compare with, transformer, mamba2, jamba (eight layers, one of them attention, from the
-sections mamba2 and transformer: give it `--config.depth=1`) and seqboat. Figures with their spread, hardware and versions: CLAIMS.md. Every field is a field of
-the dataclass of its section, where its meaning stands; `--config.section.field=value`.
+Models: cram; to compare with, transformer, mamba2, seqboat, and jamba (seven layers of mamba2 and one of transformer,
+so give it `--config.depth=1`). circular is cram whose router sees the quality of recall itself. CLAIMS.md has the
+figures with their spread, hardware and versions.
 """
 
 from lib import runs

@@ -6,8 +6,7 @@ python experiments/text.py [--files=FOLDER] [--workdir=runs/text]
 |---|---|---|---|---|
 | small | 256 bytes | 1000 | 3 minutes | 2.0 bits a byte (3-grams: 2.6), 17% of bytes attend |
 
-Figures with hardware and versions: CLAIMS.md. Every field is a field of the dataclass of its
-section, where its meaning stands; `--config.section.field=value`.
+CLAIMS.md has the figures with hardware and versions.
 """
 
 from lib import runs
@@ -23,6 +22,11 @@ from cram_jax.training.loop import RunConfig
 
 VARIANTS = {"small": {"run": RunConfig(steps=1000, log_every=50, checkpoint_every=250, final_tokens=250_000)}}
 D, F, MEMORY = 96, 256, 64
+FILES = {
+    "files": (),  # the main's --files; the sources of the Python standard library where there are none
+    "held_out_share": 0.1,  # of the files
+    "corpus": "",  # what the files hold, filled in by the main: a run goes on with the text it began with
+}
 
 
 def get_config(variant: str = "small") -> ConfigDict:
@@ -41,9 +45,7 @@ def get_config(variant: str = "small") -> ConfigDict:
             "transformer": AttentionConfig(D=D, F=F, rotary=True),
         },
         price=PriceConfig(start=400, ramp=200, top=0.2),
-        files=(),  # the main's --files; the sources of the Python standard library where there are none
-        held_out_share=0.1,  # of the files
-        corpus="",  # what the files hold, filled in by the main: a run goes on with the text it began with
+        **FILES,
     )
     config.optimizer.learning_rate, config.optimizer.warmup, config.optimizer.weight_decay = 3e-3, 100, 0.01
     return config

@@ -14,11 +14,7 @@ from cram_jax.functional.routing import Gates
 class CircularCRAMConfig(CRAMConfig):
     """A CRAM layer whose router input "familiarity" is q (Eq 6) in the place of its estimate."""
 
-    def _route(
-        self, params, state, z, gap, magnitude, novelty, uniform, position, train: bool, retrieve
-    ) -> Gates:
+    def _route(self, params, state, z, gap, magnitude, novelty, uniform, position, train: bool, retrieve) -> Gates:
         quality = retrieve(jnp.ones(z.shape[:-1], bool)).quality
-        gates = super()._route(
-            params, state, z, gap, magnitude, 1 - quality, uniform, position, train, retrieve
-        )
+        gates = super()._route(params, state, z, gap, magnitude, 1 - quality, uniform, position, train, retrieve)
         return gates._replace(audited_BxT=~gates.routed_BxT, audit_weight_BxT=jnp.ones_like(gates.audit_weight_BxT))

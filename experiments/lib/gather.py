@@ -32,6 +32,7 @@ CURVES = (
     "held_out/realised_new_share",
     "held_out/accuracy",
     "held_out/bits_per_byte",
+    "held_out/label_nats",
     "train/total_flops",
     "train/attention_flops",
     "train/price",
@@ -127,6 +128,14 @@ def result(name: str, question: str, command: str, made: dict, *, config=None, e
     """A result of these parts."""
     parts = {"question": question, "command": command, "made_by": made, "config": config and portable(config)}
     return strict({"schema": results.SCHEMA, "name": name, **parts, "entries": entries or {}, "data": data or {}})
+
+
+def of_run(name: str, question: str, config: ConfigDict, run: dict, lines: list[dict]) -> dict:
+    """The result of a single run, given by its summary and logged lines; its figure is drawn from it."""
+    settings = portable(config)
+    entries = {config.model: entry([run], [settings], [lines])}
+    command = f"python experiments/{name}.py"
+    return result(name, question, command, made_by([run]), config=settings, entries=entries)
 
 
 def portable(config: dict | ConfigDict) -> dict:

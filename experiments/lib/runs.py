@@ -1,11 +1,13 @@
-"""From settings to a learner, to a trained state, to a summary on disk: what every experiment's main shares."""
+"""What all mains share: from settings to what is trained, to a trained state, to a summary on disk."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
+from cram_jax.analysis import accounting
 from cram_jax.functional.attention import AttentionConfig
 from cram_jax.functional.cram import CRAMConfig
 from cram_jax.functional.layer import Layer
@@ -14,19 +16,20 @@ from cram_jax.functional.objective import ObjectiveConfig
 from cram_jax.functional.palimpsa import PalimpsaConfig
 from cram_jax.functional.seqboat import SeqBoatConfig
 from cram_jax.models.stack import Stack, jamba_pattern
-from cram_jax.training import loop
+from cram_jax.training import loop, step
+from cram_jax.training.checkpoints import Checkpoints
 from cram_jax.training.controller import PriceConfig
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.metrics import read, strict
 from cram_jax.training.optimizer import OptimizerConfig
 from cram_jax.training.settings import claim_workdir, from_config, to_config
-from cram_jax.training.step import Learner
+from cram_jax.training.step import Learner, TrainState
 from cram_jax.training.task import Task
-from lib import launch, summary
+from lib import summary
 from lib.circular import CircularCRAMConfig
 
 PROBED = 16  # batches of the last probe
-LAYERS = {  # sections of settings that hold a layer
+LAYERS: dict[str, type[Layer]] = {  # sections of settings that hold a layer
     "cram": CRAMConfig,
     "transformer": AttentionConfig,
     "mamba2": Mamba2Config,
@@ -36,16 +39,21 @@ LAYERS = {  # sections of settings that hold a layer
     "gated_delta": PalimpsaConfig,
     "seqboat": SeqBoatConfig,
 }
-# All sections, for `--help`
+# The sections that all mains have. `--help` takes the meaning of a setting from its dataclass.
 SECTIONS = LAYERS | {
     "optimizer": OptimizerConfig,
     "objective": ObjectiveConfig,
     "price": PriceConfig,
     "run": RunConfig,
 }
+MEANINGS = {
+    "seed": "decides parameters and data.",
+    "model": "the section with its layers' settings; jamba and circular are made of other models' sections.",
+    "depth": "how often the model's pattern of layers is repeated.",
+}
 
 
-def _layer(config: ConfigDict, section: str, kind: type | None = None) -> Layer:
+def _layer(config: ConfigDict, section: str, kind: type[Layer] | None = None) -> Layer:
     return from_config((kind or LAYERS[section])(), config[section])
 
 
@@ -82,13 +90,13 @@ def settings(run: RunConfig, layers: dict[str, Layer], price: PriceConfig, **mor
     The learning rate's schedule is as long as the run, and the transformer's cache as long as the sequences.
 
     Args:
-      layers: by the names of LAYERS, CRAM and the transformer among them. Each gets the same data. `depth` is how often
-        the model's pattern of layers is repeated: twice one layer, or Jamba's eight layers once.
+      layers: by the names of LAYERS, the transformer among them. Each gets the same data. `depth` is how often the
+        model's pattern of layers is repeated: twice one layer, or Jamba's eight layers once.
     """
     config = ConfigDict(
         {
             "seed": 0,
-            "model": "cram",
+            "model": next(iter(layers)),
             "depth": 2,
             **{name: to_config(layer) for name, layer in layers.items()},
             "optimizer": to_config(OptimizerConfig()),
@@ -100,6 +108,23 @@ def settings(run: RunConfig, layers: dict[str, Layer], price: PriceConfig, **mor
     )
     config.optimizer.steps = config.run.get_oneway_ref("steps")
     config.transformer.context = config.run.get_oneway_ref("length")
+    return config
+
+
+def change(config: ConfigDict, changes: dict) -> ConfigDict:
+    """The same settings, in which these are set, by dotted names such as "optimizer.learning_rate".
+
+    Raises:
+      KeyError: for a setting that does not exist, naming those that do.
+    """
+    for name, value in changes.items():
+        *sections, last = name.split(".")
+        section = config
+        for part in sections:
+            section = section[part]
+        if last not in section:
+            raise KeyError(f"unknown setting {name!r}: there are {sorted(section)}")
+        section[last] = value
     return config
 
 
@@ -122,9 +147,36 @@ def build(config: ConfigDict, task: Task) -> tuple[Learner, RunConfig]:
     return learner, run
 
 
+def last_state(learner: Learner, seed: int, workdir: Path, patterns: int = 0) -> tuple[int, TrainState]:
+    """(step, state) of the newest checkpoint of a run.
+
+    Raises:
+      ValueError: where there is none, or one of another model.
+    """
+    saves = Checkpoints(workdir / "checkpoints")
+    found = saves.restore(step.init(learner, seed, patterns))
+    saves.close()
+    if found is None:
+        raise ValueError(f"{workdir} holds no checkpoint; train a model there first")
+    return found
+
+
+def begin_from(
+    make: Callable[[TrainState], tuple[int, TrainState]], learner: Learner, seed: int, workdir: Path, patterns: int = 0
+) -> None:
+    """Lets the training in `workdir` begin from the (step, state) that `make` gives; nothing where it has begun.
+
+    Args:
+      make: from the fresh state of this learner.
+    """
+    saves, fresh = Checkpoints(workdir / "checkpoints"), step.init(learner, seed, patterns)
+    if saves.restore(fresh) is None:
+        saves.save(*make(fresh))
+    saves.close()
+
+
 def train(config: ConfigDict, learner: Learner, run: RunConfig, workdir: Path, patterns: int = 0):
     """Claims the directory and trains in it, or goes on: (state, logged lines)."""
-    launch.quiet()
     claim_workdir(workdir, config)
     return loop.train(learner, run, config.seed, workdir, patterns)
 
@@ -134,10 +186,35 @@ def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]
     final = loop.evaluate(learner, run, state, seed, run.final_tokens)
     out = summary.summarise(lines, final, loop.probe(learner, run, state, seed, PROBED), seed)
     out |= {"length": run.length, "length_start": run.shape(0)[0]}
+    caches = jax.eval_shape(lambda: learner.model.init_cache(1))
+    out |= {"parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params))}
+    out |= {"state_bytes": accounting.state_bytes(caches)}
     return out | {"held_out_tokens": run.held_out_batches(run.final_tokens) * run.length * run.batch}
 
 
-def report(workdir: Path, title: str, out: dict, rows: list[tuple[str, str]]) -> None:
+def complete(
+    config: ConfigDict,
+    workdir: Path,
+    learner: Learner,
+    run: RunConfig,
+    *,
+    finish: Callable[[Learner, RunConfig, int, TrainState, list[dict]], dict],
+    table: Callable[[dict], list[tuple[str, ...]]],
+    title: str,
+    patterns: int = 0,
+) -> tuple[dict, list[dict]]:
+    """One run, or what is left of it: its summary, which is shown and written into the directory, and logged lines.
+
+    Args:
+      finish: makes the summary. table: the rows that are shown of it. patterns: number of the task's, to be counted.
+    """
+    state, lines = train(config, learner, run, workdir, patterns)
+    out = finish(learner, run, config.seed, state, lines)
+    report(workdir, f"{title}, {config.model}, seed {config.seed}", out, table(out))
+    return out, lines
+
+
+def report(workdir: Path, title: str, out: dict, rows: list[tuple[str, ...]]) -> None:
     """Writes `summary.json`, with the commits and machines that trained the run, and prints the table."""
     launches = read(workdir / "launches.jsonl")
     commits = {launch["commit"] for launch in launches}

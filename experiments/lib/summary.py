@@ -1,6 +1,7 @@
 """A run in a flat dictionary and in a table, from its logged lines and its last evaluation."""
 
 import re
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -8,6 +9,14 @@ from rich.table import Table
 
 from cram_jax.analysis.transition import rise_at_end, transition_step
 from cram_jax.training.machine import peak_memory_mb, versions
+
+
+class Column(NamedTuple):
+    """Attributes: heading; number of a run's summary; how it is written: "%" for a percentage, else a format."""
+
+    heading: str
+    number: str
+    written: str = "%"
 
 
 def _step_ms(lines: list[dict], first: bool) -> float:
@@ -90,20 +99,18 @@ def attention_rows(out: dict, token: str = "token") -> list[tuple[str, str]]:
     """How attention went, as (what, figure) rows. token: what the task calls one."""
     when = ("start", "peak", "end")
     curve = lambda unit: "  ".join(percent(out[f"{unit}_{moment}"]) for moment in when)
-    step = lambda name: "-" if out[name] is None else str(out[name])
+    step = lambda name: "never" if out[name] is None else str(out[name])
     return [
-        (f"{token}s that attend: start, peak, end", curve("attention_tokens")),
-        (f"({token}, layer) pairs that attend: start, peak, end", curve("attention_utilisation")),
+        (f"{token}s that attend in at least one layer: start, highest, end", curve("attention_tokens")),
+        (f"... counted layer by layer: share of ({token}, layer) pairs", curve("attention_utilisation")),
         (
-            f"{token}s that attend in training, audits included, end",
+            f"... in the last training steps: {token}s, with random audits",
             percent(out["attention_tokens_training_end"]),
         ),
+        ("step from which the router decides (until then all attend)", step("router_released_step")),
+        ("step at which attention fell", step("transition_step")),
         (
-            "router released by step, transition at step",
-            f"{step('router_released_step')}  {step('transition_step')}",
-        ),
-        (
-            f"{token}s kept: the layer that attends most, all ({token}, layer) pairs",
+            f"{token}s kept in the buffer: layer that attends most, all layers",
             f"{percent(out['kept_share_busiest'])}  {percent(out['kept_share'])}",
         ),
     ]
@@ -111,20 +118,39 @@ def attention_rows(out: dict, token: str = "token") -> list[tuple[str, str]]:
 
 def time_rows(out: dict, token: str = "token") -> list[tuple[str, str]]:
     """What it took, as (what, figure) rows."""
+    shapes = (("start", out["length_start"]), ("end", out["length"]))
+    said = ", ".join(f"{when} ({length} {token}s a sequence)" for when, length in shapes)
     return [
-        (
-            f"step time: start ({out['length_start']} {token}s a sequence), end ({out['length']})",
-            f"{out['step_ms_start']:.0f} ms  {out['step_ms_end']:.0f} ms",
-        ),
-        ("training time, peak memory", f"{out['train_seconds']:.0f} s  {out['peak_memory_mb']:.0f} MB"),
+        (f"time of a training step: {said}", f"{out['step_ms_start']:.0f} ms  {out['step_ms_end']:.0f} ms"),
+        ("time of the training, peak memory", f"{out['train_seconds']:.0f} s  {out['peak_memory_mb']:.0f} MB"),
     ]
 
 
-def show(title: str, rows: list[tuple[str, str]]) -> None:
-    """Prints a table of (what, figure) rows."""
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column("what")
-    table.add_column("figure", justify="right")
-    for row in rows:
+def compared(columns: tuple[Column, ...], entries: dict[str, dict]) -> list[tuple[str, ...]]:
+    """Rows of a heading and of each entry: its mean and standard deviation over seeds in each column."""
+
+    def cell(found: dict, column: Column) -> str:
+        write = percent if column.written == "%" else lambda value: format(value, column.written)
+        if column.number not in found["mean"]:
+            return "-"
+        spread = f" +- {write(found['sd'][column.number])}" if found["sd"].get(column.number) else ""
+        return write(found["mean"][column.number]) + spread
+
+    rows = [("", *(column.heading for column in columns), "learning rate", "seeds")]
+    for label, found in entries.items():
+        rate = found.get("chosen", {}).get("learning_rate", found["settings"].get("optimizer.learning_rate"))
+        diverged = f", {found['diverged']} diverged" if found.get("diverged") else ""
+        cells = [cell(found, column) for column in columns]
+        rows.append((label, *cells, f"{rate:g}" if rate else "", f"{len(found['runs'])}{diverged}"))
+    return rows
+
+
+def show(title: str, rows: list[tuple[str, ...]], heading: bool = False) -> None:
+    """Prints a table of rows; the first is their heading, if they have one."""
+    head, *body = rows if heading else [("",) * len(rows[0]), *rows]
+    table = Table(title=title, title_justify="left", show_header=heading)
+    for i, name in enumerate(head):
+        table.add_column(name, justify="right" if i else "left")
+    for row in body:
         table.add_row(*row)
-    Console(width=110).print(table)
+    Console(width=120).print(table)

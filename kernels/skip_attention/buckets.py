@@ -51,7 +51,7 @@ def in_smallest(f: Callable, plan: SkipPlan, *arrays, sizes: tuple = SIZES):
     return jax.lax.switch(_first_that_holds(plan, shortened), list(map(branch, shortened)), plan, arrays)
 
 
-def _shorten(plan: SkipPlan, size: tuple[float | int, float | int]) -> SkipPlan:
+def _shorten(plan: SkipPlan, size: tuple) -> SkipPlan:
     """The plan with shorter lists; it means the same if they hold it."""
     whole_tiles = lambda places, share, tile: min(math.ceil(places * share / tile) * tile, places)
     rows, slots = plan.rows_BxC.shape[1], plan.slots_BxS.shape[1]

@@ -73,7 +73,7 @@ def test_both_ways_begin_where_the_training_ended_and_learn(finished):
         assert [line["step"] for line in lines] == [0, 100]
     entries = result["entries"]
     assert entries["metaplastic"]["settings"].items() >= {"model": "metamamba2", "data.pairs": 2}.items()
-    assert entries["trained"]["settings"] == {} and [run["steps"] for run in entries["trained"]["runs"]] == [300] * 2
+    assert entries["trained"]["settings"] == {} and [run["steps"] for run in entries["trained"]["runs"]] == [100] * 2
     assert (at / "out" / "figure.png").stat().st_size > 5000
 
 

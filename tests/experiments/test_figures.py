@@ -113,6 +113,11 @@ def test_series_are_told_apart_without_colour():
         assert len({str(line[part]) for line in style.SERIES}) == len(style.SERIES), part
 
 
+def test_shares_are_told_with_the_digits_that_matter():
+    told = [style.percent(share) for share in (1.0, 0.99997, 0.9998, 0.5, 0.0155, 0.0)]
+    assert told == ["100%", "100.00%", "99.98%", "50.0%", "1.55%", "0.00%"]
+
+
 def test_all_runs_on_srcd_stand_side_by_side():
     entries = RESULTS["srcd"]["entries"]
     names = [name for name in results.names() if name.startswith("srcd_")]
@@ -177,6 +182,9 @@ def test_attention_of_any_size_is_drawn(share, fewer, make):
         assert 0 < low <= 50 * (share or 1) and high > 100
     said = [one.get_text() for one in make(training.draw, result).findobj(Text)]
     assert any("fewer" in text for text in said) == fewer and "floor" not in said
+    for name in training.ACCURACY:  # so few tokens that nothing was asked for
+        del found["mean"][name]
+    assert "answered right" not in make(training.draw, result).get_suptitle()
 
 
 def test_ablations_stand_in_groups_beside_a_line_for_the_unchanged_run(again):

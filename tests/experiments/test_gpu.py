@@ -1,35 +1,23 @@
-"""The GPU's benchmark: what it says of XLA in the kernel's place, on a CPU, is what is known of XLA."""
+"""The GPU's benchmark, with XLA in the kernel's place on a CPU: it finds what is known of XLA."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+from types import SimpleNamespace
 
+import gpu
+import jax
+import pytest
 from lib import gather
 from lib.figures import kernels
-from mqar_cases import environment
 
-ROOT = Path(__file__).parents[2]
-SMALL = """
-import json, jax, gpu
 from cram_jax.kernels.backends import SKIP_ATTENTION
-for name in ("forward", "backward"):
-    setattr(SKIP_ATTENTION["gpu"], name, getattr(SKIP_ATTENTION["xla"], name))
-gpu.HEADS, gpu.DIM, gpu.CALLS = 2, 16, 1
-gpu.dense = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True)
-print(json.dumps({"errors": gpu.errors(100), "times_128": gpu.times(1, 128, 1), "others_128": gpu.others(1, 128, 1)}))
-"""
 
 
-def run(*argv: str) -> subprocess.CompletedProcess:
-    env = environment() | {"PYTHONPATH": f"{ROOT}/experiments:{ROOT}"}
-    return subprocess.run([sys.executable, *argv], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-
-
-def test_parts_measure_and_the_figure_is_drawn(tmp_path):
-    done = run("-c", SMALL)
-    assert done.returncode == 0, done.stderr[-2000:]
-    result = json.loads(done.stdout.splitlines()[-1])
+def test_parts_measure_and_the_figure_is_drawn(tmp_path, monkeypatch):
+    for name in ("forward", "backward"):
+        monkeypatch.setattr(SKIP_ATTENTION["gpu"], name, getattr(SKIP_ATTENTION["xla"], name))
+    for name, value in (("HEADS", 2), ("DIM", 16), ("CALLS", 1)):
+        monkeypatch.setattr(gpu, name, value)
+    monkeypatch.setattr(gpu, "dense", lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True))
+    result = {"errors": gpu.errors(100), "times_128": gpu.times(1, 128, 1), "others_128": gpu.others(1, 128, 1)}
     for name, found in result["errors"].items():
         bfloat16 = name.startswith(("gpu", "xla_bfloat16"))
         assert found["repeats"] and (1e-4 < found["error"] < 1e-2 if bfloat16 else found["error"] < 1e-5), name
@@ -42,6 +30,7 @@ def test_parts_measure_and_the_figure_is_drawn(tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
-def test_it_refuses_where_there_is_no_gpu():
-    done = run("experiments/gpu.py")
-    assert done.returncode and "this measures an NVIDIA GPU, and JAX runs on 'cpu'" in done.stderr
+def test_it_refuses_where_there_is_no_gpu(tmp_path):
+    with pytest.raises(ValueError, match="this measures an NVIDIA GPU, and JAX runs on 'cpu'"):
+        gpu.main(SimpleNamespace(rounds=1, results=str(tmp_path)))
+    assert not list(tmp_path.iterdir())

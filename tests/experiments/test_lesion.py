@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import lesion
 import numpy as np
 import pytest
+from cram_jax.training.learner import Learner
 
 from cram_jax.functional.cram import CRAMConfig
 from cram_jax.functional.episodic import EpisodicConfig
@@ -15,7 +16,6 @@ from cram_jax.models.stack import Stack
 from cram_jax.tasks.srcd import SRCDConfig
 from cram_jax.tasks.srcd_task import SRCDTask
 from cram_jax.training import learner as learning
-from cram_jax.training.learner import Learner
 
 LEARNER = Learner(
     task=SRCDTask(SRCDConfig(patterns=10, answers=8, new_key_ids=20)),

@@ -75,8 +75,9 @@ def _about(result: dict) -> str:
     """What was trained, and how several seeds are shown."""
     label, found = only(result)
     run = result["config"]["run"]
-    said = f"{style.spelled(label)} on SRCD, sequences of {run['length']} events, {run['batch']} a step"
-    return f"{said}; {style.seeds(len(found['runs']))}"
+    model, several = style.spelled(label), style.seeds(len(found["runs"]))
+    said = f"{model} on SRCD, sequences of {run['length']} events, {run['batch']} a step; {several}"
+    return said[0].upper() + said[1:]
 
 
 @style.drawer()
@@ -94,29 +95,33 @@ def draw(result: dict) -> Figure:
         _attention(axes[0, 0], found)
     axis = axes[0, -1]
     for name, (label, line) in ACCURACY.items():
-        band(axis, found["curves"], f"held_out/{name}", f"{label}: {style.percent(mean[name])} at the end", line)
+        if name in mean:  # a short run may have asked for no new binding at its end
+            label = f"{label}: {style.percent(mean[name])} at the end"
+        band(axis, found["curves"], f"held_out/{name}", label, line)
     axis.set(ylabel="held-out queries answered right (%)", ylim=(-2, 103))
     for axis in axes.flat:
         over_steps(axis, found["curves"])
         moments(axis, found, named=axis is axes[0, 0])
         style.below(axis)
-    style.headline(figure, result, _headline(found, tokens), _about(result))
+    style.headline(figure, result, _headline(mean, tokens), _about(result))
     return figure
 
 
-def over_steps(axis, curves: list[dict], ticks: int = 6) -> None:
+def over_steps(axis, curves: list[dict]) -> None:
     """The x axis of a panel over training."""
     axis.set(xlabel="training step", xlim=(0, 1.01 * curves[0]["step"][-1]))
-    axis.xaxis.set_major_locator(MaxNLocator(ticks))
+    axis.xaxis.set_major_locator(MaxNLocator(6))
 
 
-def _headline(found: dict, tokens: int) -> str:
-    mean = found["mean"]
-    right = f"{style.percent(mean['retrieval_accuracy'])} of queries are answered right"
-    if "attention_tokens_end" not in mean:
-        return f"At the end, on {tokens:,} held-out tokens, {right}"
-    attend, floor = style.percent(mean["attention_tokens_end"]), style.percent(mean["realised_new_share"])
-    return f"At the end, on {tokens:,} held-out tokens, {attend} attend (floor: {floor}) and {right}"
+def _headline(mean: dict, tokens: int) -> str:
+    """What the last evaluation found. A short run may have asked for nothing at its end."""
+    said = []
+    if "attention_tokens_end" in mean:
+        attend, floor = style.percent(mean["attention_tokens_end"]), style.percent(mean["realised_new_share"])
+        said.append(f"{attend} attend (floor: {floor})")
+    if "retrieval_accuracy" in mean:
+        said.append(f"{style.percent(mean['retrieval_accuracy'])} of queries are answered right")
+    return f"At the end, on {tokens:,} held-out tokens, {' and '.join(said) or 'nothing is asked'}"
 
 
 def _attention(axis, found: dict) -> None:
@@ -180,7 +185,7 @@ def _pairs(axis, found: dict) -> None:
 
 
 def _clock(axis, found: dict, machines: list[str]) -> None:
-    label = "\n".join(textwrap.wrap("on " + " and ".join(machines), 45))
+    label = "\n".join(textwrap.wrap("on " + " and ".join(machines), 50))
     band(axis, found["curves"], "step_ms", label, {"color": style.BLUE, "ls": "-"}, scale=1.0)
     axis.set(ylabel="time of a training step (ms)", ylim=(0, 1.05 * axis.get_ylim()[1]))
 

@@ -1,31 +1,24 @@
-"""Theorems 1 to 3 of CRAM beside what is measured.
+"""Theorems 1 to 3 of CRAM beside what the results `static` and `recurrence` measured.
 
-python experiments/theorems.py
-
-Reads the results `static` and `recurrence` of experiments/compare.py; leaves result and figure in runs/theorems.
-
-Theorem 1 (Eq 9): a static route, a function of the token and fixed parameters, that answers a share A of the queries,
-of which there are f a token, uses attention on at least A f of the tokens. It assumes that only attention answers.
+Theorem 1 (Eq 9): a static route is a function of the token and fixed parameters. If it answers a share A of the
+queries, of which there are f a token, it uses attention on at least A f of the tokens. The theorem assumes that only
+attention answers.
 Theorem 2 (Eq 11): below a step size of 2 / L^2, consolidation's error after T steps is at most epsilon^2 + C / (T eta).
-It is about gradient descent on a convex loss, so it is tried where it speaks: a linear memory and retrievals that stay
-what they are. The layer's memory is neither linear nor are its retrievals fixed.
-Theorem 3 (Eq 12): where a share rho of the queries recurs, attention falls to at most 1 - rho + epsilon of what it was.
+It is about gradient descent on a convex loss. So it is tried on a linear memory and fixed retrievals; the layer's
+memory is not linear, and its retrievals change.
+Theorem 3 (Eq 12): if a share rho of the queries recurs, attention falls to at most 1 - rho + epsilon of what it was.
 """
 
-from pathlib import Path
-
 import numpy as np
-from lib import gather, results
-from lib.figures import theorems as theorem_figures
 
-from cram_jax.analysis import summary
+from lib import results
 
-TARGET = Path("runs/theorems")
+FROM = ("static", "recurrence")
 QUESTION = "Do Theorems 1 to 3 of CRAM hold in what was measured?"
 
 
 def theorem_1(static: dict) -> dict:
-    """By label and seed: attention, the least that Eq 9 allows at that accuracy, and whether it is kept.
+    """By label and seed: attention, the least that Eq 9 allows at that accuracy, and whether the bound is kept.
 
     Args:
       static: result of the comparison of static routers.
@@ -53,10 +46,10 @@ STEP_SIZES = (0.1, 0.5, 1.0, 1.9, 2.1)  # in units of 1 / L^2
 
 
 def theorem_2(patterns: int = 100, width: int = 64, steps: int = 2000, seed: int = 0) -> dict:
-    """By step size: the error above the best, and the largest share it takes of C / (T eta), C = |W_0 - W*|^2 / 2.
+    """By step size: the error above the best, and its largest share of C / (T eta), C = |W_0 - W*|^2 / 2.
 
-    The memory is a matrix W from 0, its loss mean |W z - r|^2 / 2 over patterns with random codes z and retrievals r;
-    L^2 is the loss's curvature. There are more patterns than the memory has inputs, so the best error is not 0.
+    The memory is a matrix W that begins at 0. Its loss is mean |W z - r|^2 / 2 over patterns with random codes z and
+    retrievals r; L^2 is the loss's curvature. There are more patterns than inputs, so the best error is not 0.
     """
     random = np.random.default_rng(seed)
     z_PxD, r_PxD = random.standard_normal((2, patterns, width))
@@ -83,10 +76,10 @@ def theorem_2(patterns: int = 100, width: int = 64, steps: int = 2000, seed: int
 
 
 def theorem_3(recurrence: dict) -> dict:
-    """By label and seed: rho, and attention at the end over that of a model which attends to every query, and no other.
+    """By label and seed: rho, and attention at the end over that of a model which attends for queries alone.
 
-    The theorem does not say what attention(0) is. Of all tokens, as here before the release, the bound would hold by
-    itself; of the queries alone it says something.
+    The theorem does not say what attention was at first. If all tokens attended, as here before the release, the bound
+    holds whatever happens. If only queries did, it says something.
 
     Args:
       recurrence: result of the comparison of recurring shares.
@@ -107,26 +100,22 @@ def theorem_3(recurrence: dict) -> dict:
     return out
 
 
-def main() -> None:
-    static, recurrence = results.load("static"), results.load("recurrence")
-    found = {"theorem_1": theorem_1(static), "theorem_2": theorem_2(), "theorem_3": theorem_3(recurrence)}
-    notes = ["Computed from runs of several commits, which the results it comes from name."]
-    made = gather.made_here(notes, **{"from": ["static", "recurrence"]})
-    result = gather.result("theorems", QUESTION, "python experiments/theorems.py", made, data=found)
-    results.write(TARGET, result)
-    theorem_figures.draw(result, TARGET)
+def compute() -> dict:
+    """The result's data: each theorem beside what was measured."""
+    static, recurrence = map(results.load, FROM)
+    return {"theorem_1": theorem_1(static), "theorem_2": theorem_2(), "theorem_3": theorem_3(recurrence)}
+
+
+def table(data: dict) -> list[tuple[str, str]]:
+    """Rows of (what, figure) for a person."""
     rows = []
-    for label, entry in found["theorem_1"].items():
+    for label, entry in data["theorem_1"].items():
         ratios = ", ".join(f"{run['over_least']:.2f}" for run in entry["runs"])
         rows.append((f"Theorem 1: {label}", f"{'kept' if entry['kept'] else 'undercut'}; attention over A f: {ratios}"))
     for size in STEP_SIZES:
-        share = found["theorem_2"][f"{size:g} / L^2"]["largest_share_of_bound"]
+        share = data["theorem_2"][f"{size:g} / L^2"]["largest_share_of_bound"]
         rows.append((f"Theorem 2: largest share of C / (T eta) at a step of {size:g} / L^2", f"{share:.3g}"))
-    for label, runs in found["theorem_3"].items():
+    for label, runs in data["theorem_3"].items():
         shares = ", ".join(f"{run['of_queries']:.3f} (1 - rho {1 - run['rho']:.3f})" for run in runs)
         rows.append((f"Theorem 3: {label}", shares))
-    summary.show("Attention beside the theorems", rows)
-
-
-if __name__ == "__main__":
-    main()
+    return rows

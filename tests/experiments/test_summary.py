@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-
-from cram_jax.analysis import summary
+from lib import summary
 
 
 def line(step, released, tokens, layers):
@@ -56,7 +55,3 @@ def test_calibration_error_is_the_distance_of_means_in_bins(said, found, error):
             bins[name][place] += value
     probed = {f"reliability_query_{name}_layer_0": b.tolist() for name, b in bins.items()}
     np.testing.assert_allclose(summary.calibration_errors(probed, 0)["familiarity_calibration_error_query"], error)
-
-
-def test_versions_name_hardware_software_and_code():
-    assert {"device", "cpu", "python", "jax", "flax", "optax", "commit"} <= summary.versions().keys()

@@ -1,52 +1,37 @@
-"""What skipping changes in a trained model: the clock, and nothing else.
-
-python experiments/skipping.py --config=experiments/configs/srcd.py:paper --workdir=runs/paper [the run's settings]
-
-Takes the last state of a run of experiments/srcd.py and measures, with all parts of a training step timed in,
+"""What skipping changes in a training step of a trained model: the time, and nothing else.
 
 | name | what |
 |---|---|
 | skipping | CRAM as it trains: audits and sampled writes included |
-| all_attend | the same step while every token attends, as before the release, to the events the gate keeps |
+| all_attend | the same step while every token attends, as before the release, to the events that the gate keeps |
 | no_episodic | the same without buffer, write gate, retrieval and what is learned from it: skipping's floor |
 | transformer | a dense model of the same width, depth, data and loss |
-| agreement | 20 steps with skipping and 20 with everything computed, from that state: how far the losses part |
+| agreement | 20 steps with skipping and 20 with everything computed, from one state: the difference of their losses |
 """
 
 import contextlib
 import dataclasses
-import json
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import srcd
-from absl import flags
-from cram_jax.training.learner import Learner
-from lib import gather, results
 
-from cram_jax.analysis.timing import timed
 from cram_jax.functional import consolidation, cram, episodic
-from cram_jax.training import experiment
-from cram_jax.training import learner as learning
-from cram_jax.training.checkpoints import Checkpoints
-from cram_jax.training.loop import RunConfig
+from cram_jax.training import step as training
 from cram_jax.training.metrics import means
+from cram_jax.training.step import Learner
+from lib.bench.measure import timed
+from lib.trained import Trained
 
-RESULTS = flags.DEFINE_string("results", "", "Where the result goes; skipping in the workdir by default.")
-
-QUESTION = "What does skipping change in a training step: its time, and nothing else?"
-COMMAND = "python experiments/skipping.py --config=experiments/configs/srcd.py:paper --workdir=runs/paper"
 STEPS, TIMED = 20, 4  # compared for agreement; timed in one call
 
 
 def compiled_step(learner: Learner, state, batch):
     """A training step that leaves its argument alone."""
-    return jax.jit(partial(learning.train_step.__wrapped__, learner)).lower(state, batch).compile()
+    return jax.jit(partial(training.train_step.__wrapped__, learner)).lower(state, batch).compile()
 
 
 @contextlib.contextmanager
@@ -61,32 +46,31 @@ def no_episodic():
         nothing = jnp.zeros(attends_BxT.shape, bool)
         return SimpleNamespace(scatter=lambda x, T: nothing, end_BxC=0, start_BxC=0)
 
-    def read(params, plan, x_BxTxD, worth_BxT, *, cfg):
-        return jnp.zeros_like(x_BxTxD), jnp.zeros_like(worth_BxT)
+    def read(params, plan, x_BxTxD, read_weight_BxT, *, cfg):
+        return jnp.zeros_like(x_BxTxD), jnp.zeros_like(read_weight_BxT)
 
-    def lessons(f, plan, params, z_BxTxD, retrieved_BxTxD, *, sizes):
+    def distill(f, plan, params, z_BxTxD, retrieved_BxTxD, *, sizes):
         zero = jnp.zeros(())
         return zero, consolidation.ConsolidationStats(jnp.zeros(z_BxTxD.shape[-1]), zero, zero)
 
     with contextlib.ExitStack() as stack:
         for module, f in ((episodic, decide_writes), (episodic, plan_reads), (episodic, read)):
             stack.enter_context(mock.patch.object(module, f.__name__, f))
-        stack.enter_context(mock.patch.object(cram.kernels, "in_buckets", lessons))
+        stack.enter_context(mock.patch.object(cram.kernels, "in_buckets", distill))
         yield
 
 
 def step_times(learner: Learner, dense: Learner, seed: int, state, batches, rounds: int) -> dict:
     """Milliseconds a step of each, and their ratios."""
-    dense_state = learning.init(dense, seed, state.exposures_P.shape[0])
-    unreleased = state.consolidation._replace(released=jnp.zeros_like(state.consolidation.released))
+    dense_state = training.init(dense, seed, state.exposures_P.shape[0])
+    unreleased = tuple(one._replace(released=jnp.zeros_like(one.released)) for one in state.consolidation)
     step = compiled_step(learner, state, batches[0])
     steps = {"skipping": (step, state), "all_attend": (step, state._replace(consolidation=unreleased))}
     with no_episodic():
         steps["no_episodic"] = (compiled_step(learner, state, batches[0]), state)
     steps["transformer"] = (compiled_step(dense, dense_state, batches[0]), dense_state)
     all_batches = lambda step, start: [step(start, batch) for batch in batches]
-    calls = {name: partial(all_batches, *step) for name, step in steps.items()}
-    times = {name: {q: ms / len(batches) for q, ms in t.items()} for name, t in timed(calls, rounds).items()}
+    times = timed({name: partial(all_batches, *step) for name, step in steps.items()}, rounds, per=len(batches))
     ratio = lambda over, under: times[over]["ms"] / times[under]["ms"]
     return times | {
         "over_no_episodic": ratio("skipping", "no_episodic"),
@@ -96,11 +80,10 @@ def step_times(learner: Learner, dense: Learner, seed: int, state, batches, roun
 
 
 def agreement(learner: Learner, state, batches) -> dict:
-    """The largest relative difference of the losses of steps that skip and of steps that compute everything, and the
+    """The largest relative difference of the losses of steps that skip and of steps that compute everything; and the
     shares of tokens that attended and were kept meanwhile, audits included."""
-    layer = learner.model.layer
-    layer = dataclasses.replace(layer, episodic=dataclasses.replace(layer.episodic, backend="reference"))
-    masking = dataclasses.replace(learner, model=dataclasses.replace(learner.model, layer=layer))
+    plain = lambda layer: dataclasses.replace(layer, episodic=dataclasses.replace(layer.episodic, backend="reference"))
+    masking = dataclasses.replace(learner, model=learner.model.replace(plain))
     steps = {"skipping": compiled_step(learner, state, batches[0])}
     with mock.patch.object(episodic, "BUCKET_SIZES", ((1, 1),)):  # lists as long as the sequence
         steps["everything"] = compiled_step(masking, state, batches[0])
@@ -120,30 +103,14 @@ def agreement(learner: Learner, state, batches) -> dict:
     }
 
 
-def measure(learner: Learner, dense: Learner, run: RunConfig, seed: int, state, rounds: int = 9) -> dict:
-    """All of the table above, for one state."""
+def measure(trained: Trained, dense: Learner, rounds: int) -> dict:
+    """All of the table above, for the last state of a run.
+
+    Args:
+      dense: the transformer, on the same task.
+    """
+    learner, run, seed = trained.learner, trained.run, trained.config.seed
     batches = [learner.task.batch("train", seed, run.steps + i, run.length, run.batch) for i in range(STEPS)]
-    out = {"length": run.length, "batch": run.batch}
-    out["step"] = step_times(learner, dense, seed, state, batches[:TIMED], rounds)
-    return out | {"agreement": agreement(learner, state, batches)}
-
-
-def main(_) -> None:
-    experiment.quiet()
-    config = srcd.CONFIG.value
-    learner, run = srcd.build(config)
-    workdir = Path(srcd.WORKDIR.value)
-    like = learning.init(learner, config.seed, learner.task.data.patterns)
-    restored = Checkpoints(workdir / "checkpoints").restore(like)
-    if restored is None:
-        raise ValueError(f"--workdir={workdir} holds no checkpoint; run experiments/srcd.py there first")
-    config.model = "transformer"
-    dense, _ = srcd.build(config)
-    out = {"seed": config.seed, "step_of_run": restored[0], **measure(learner, dense, run, config.seed, restored[1])}
-    result = gather.result("skipping", QUESTION, COMMAND, gather.made_here(), data=out)
-    results.write(Path(RESULTS.value or workdir / "skipping"), result)
-    print(json.dumps(out, indent=1))
-
-
-if __name__ == "__main__":
-    experiment.launch(main)
+    out = {"seed": seed, "step_of_run": trained.step, "length": run.length, "batch": run.batch}
+    out["step"] = step_times(learner, dense, seed, trained.state, batches[:TIMED], rounds)
+    return out | {"agreement": agreement(learner, trained.state, batches)}

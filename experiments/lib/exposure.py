@@ -1,26 +1,21 @@
 """Eq 14 of CRAM: how the chance to attend falls with exposure, and which curve it follows.
 
-python experiments/exposure.py [RESULT LABEL ...]
-
-Reads entries of results of experiments/compare.py, SOURCES by default, fits each, and leaves result and figure in
-runs/exposure. Each is fitted twice: to all exposures, and to those from which on some query chose otherwise. Up to the
+Each of SOURCES is fitted twice: to all exposures, and to those from which on some query chose otherwise. Up to the
 release every query attends by design, which no power law can follow.
 """
 
-import shlex
-import sys
-from pathlib import Path
-
 import numpy as np
-from lib import gather, results
-from lib.figures import exposure as exposure_figures
 
 from cram_jax.analysis import power_law
+from lib import results
 
-SOURCES = (
-    "recurrence", "70% recur", "recurrence", "100% recur", "ablations", "semantic rate x 10", "table_1", "cram",
-)  # fmt: skip
-TARGET = Path("runs/exposure")
+SOURCES = (  # results of experiments/compare.py, and an entry of each
+    ("recurrence", "70% recur"),
+    ("recurrence", "100% recur"),
+    ("ablations", "semantic rate x 10"),
+    ("table_1", "cram"),
+)
+FROM = tuple(dict.fromkeys(name for name, _ in SOURCES))
 QUESTION = "Does the chance to attend fall as a power of exposure, and does a pattern stop attending at its own time?"
 
 
@@ -43,7 +38,7 @@ def one(data: dict) -> power_law.PowerLawFit:
 
 
 def once_free(data: dict) -> dict | None:
-    """The fit to the exposures after the last at which every query attended; None where fewer than 4 bins are left."""
+    """The fit to the exposures after the last at which every query attended; None if fewer than 4 bins are left."""
     every = np.flatnonzero(np.equal(data["episodic"], data["count"]))
     first = every[-1] + 1 if every.size else 0
     left = {name: values[first:] for name, values in data.items()}
@@ -82,9 +77,10 @@ def transitions(runs: list[dict]) -> dict:
     """Whether patterns stop attending together or each at its own time, over seeds, in steps.
 
     Returns:
-      width: from 90% to 10% of a pattern's queries attending, median of all patterns. width_of_mean: of their mean, by
-      seed averaged. settled: between which steps nine of ten patterns fell below a half. patterns: how many those are
-      of, since some never fell.
+      width: steps from 90% to 10% of a pattern's queries attending, median of all patterns.
+      width_of_mean: the same of the patterns' mean, averaged over seeds.
+      settled: the steps between which nine of ten patterns fell below a half.
+      patterns: how many fell at all.
     """
     settled = np.array([step for run in runs for step in run["settled"] if step is not None])
     widths = [width for run in runs for width in run["widths"] if width is not None]
@@ -96,10 +92,14 @@ def transitions(runs: list[dict]) -> dict:
     }
 
 
-def main(*arguments: str) -> None:
-    pairs = list(zip(arguments[::2], arguments[1::2], strict=True))
+def compute(sources=SOURCES) -> dict:
+    """The result's data: the fits by label.
+
+    Args:
+      sources: pairs of a result and the label of an entry.
+    """
     fits = {}
-    for name, label in pairs:
+    for name, label in sources:
         source = results.load(name)
         found = source["entries"][label]
         runs = found["exposures"]
@@ -107,24 +107,18 @@ def main(*arguments: str) -> None:
         if found.get("patterns"):
             fit["transitions"] = transitions(found["patterns"])
         fits[f"{label} ({source['data']['variant']})"] = fit
-    command = shlex.join(["python", "experiments/exposure.py", *arguments])
-    notes = ["Computed from runs of several commits, which the results it comes from name."]
-    made = gather.made_here(notes, **{"from": list(dict.fromkeys(name for name, _ in pairs))})
-    result = gather.result("exposure", QUESTION, command, made, data=fits)
-    results.write(TARGET, result)
-    exposure_figures.draw(result, TARGET)
+    return fits
+
+
+def table(data: dict) -> list[tuple[str, str]]:
+    """Rows of (what, figure) for a person."""
+    explained = lambda goodness: "  ".join(f"{name} {value:.3f}" for name, value in goodness.items())
     rows = []
-    for label, found in fits.items():
+    for label, found in data.items():
         low, high = found["interval"]
-        goodness = "  ".join(f"{name} {value:.3f}" for name, value in found["goodness"].items())
-        rows.append((label, f"gamma {found['exponent']:.2f} ({low:.2f} to {high:.2f})  explained: {goodness}"))
+        gamma = f"gamma {found['exponent']:.2f} ({low:.2f} to {high:.2f})"
+        rows.append((label, f"{gamma}  explained: {explained(found['goodness'])}"))
         if free := found["once_free"]:
-            goodness = "  ".join(f"{name} {value:.3f}" for name, value in free["goodness"].items())
-            rows.append((f"... from {free['first_k']:.0f} on", f"gamma {free['exponent']:.2f}  explained: {goodness}"))
-    summary.show("Eq 14: chance to attend by exposure", rows)
-
-
-if __name__ == "__main__":
-    if len(sys.argv) % 2 == 0:
-        sys.exit("usage: python experiments/exposure.py [RESULT LABEL ...]")
-    main(*(sys.argv[1:] or SOURCES))
+            gamma = f"gamma {free['exponent']:.2f}"
+            rows.append((f"... from {free['first_k']:.0f} on", f"{gamma}  explained: {explained(free['goodness'])}"))
+    return rows

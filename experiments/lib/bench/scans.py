@@ -1,43 +1,29 @@
-"""How fast the recurrent scans are, and how much memory they need: the second half of `make bench`.
-
-python experiments/scans.py [--rounds=7] [--results=runs/kernels_scans]
+"""Time and memory of the recurrent scans, in float32.
 
 | call | what |
 |---|---|
 | ssd, palimpsa | what a user gets |
 | ..._tokens | the same, token after token in `lax.scan`, its gradient by JAX |
-| ssd_mamba2_jax_N | the PyPI package mamba2-jax in chunks of N, where it is installed; it has one group a head here |
+| ssd_mamba2_jax_N | the PyPI package mamba2-jax in chunks of N, if it is installed; it has one group a head here |
 | palimpsa_floor | decay, write, divide, multiply and add of states that stay where they are: nothing else |
 
-Each forward alone and with backward, at batch 4, 2048 tokens, 8 heads, K 32, V 64, float32. Memory is what the compiled
-gradient needs beside arguments and results, by length.
+Each is timed forward alone, and forward and backward.
 """
 
 import importlib.util
-import json
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
-from lib import gather, results
 
 from cram_jax import kernels
-from cram_jax.analysis.timing import timed
-from cram_jax.training import experiment
-
-ROUNDS = flags.DEFINE_integer("rounds", 7, "Measurements of each time; the median counts.")
-RESULTS = flags.DEFINE_string("results", "runs/kernels_scans", "Where the result goes.")
-
-QUESTION = "How fast are the recurrent scans, and how much memory do they need?"
+from lib.bench.measure import megabytes, timed
 
 B, T, H, K, V = 4, 2048, 8, 32, 64
 LENGTHS = (1024, 2048, 4096, 8192)
 CHUNKS = (32, 64, 128, 256)  # of mamba2-jax
-
-
-NAMES = ("q_BxTxGxK", "k_BxTxGxK", "v_BxTxHxV", "dt_BxTxH")  # what they share
+NAMES = ("q_BxTxGxK", "k_BxTxGxK", "v_BxTxHxV", "dt_BxTxH")  # what both scans take
+RATE_H, PRIOR_H = jnp.linspace(1, 16, H), jnp.ones(H)
 
 
 def inputs(T: int) -> dict:
@@ -53,9 +39,6 @@ def inputs(T: int) -> dict:
     }
 
 
-RATE_H, PRIOR_H = jnp.linspace(1, 16, H), jnp.ones(H)
-
-
 def palimpsa(backend: str, given: dict):
     return kernels.palimpsa_scan(**given, rate_H=RATE_H, prior_H=PRIOR_H, backend=backend)[0]
 
@@ -66,13 +49,13 @@ def ssd(backend: str, given: dict):
 
 
 def for_mamba2_jax(given: dict) -> dict:
-    """Values come undiscretised there, and dt before its softplus."""
+    """The arguments as mamba2-jax takes them: values before discretisation, dt before its softplus."""
     v, dt = given["v_BxTxHxV"], given["dt_BxTxH"]
     return given | {"v_BxTxHxV": v / dt[..., None], "dt_BxTxH": jnp.log(jnp.expm1(dt))}
 
 
 def mamba2_jax(chunk: int, given: dict):
-    """The package's scan, on arguments of its own."""
+    """The scan of mamba2-jax, given what `for_mamba2_jax` returns."""
     from mamba2_jax.modeling import ssd_forward
 
     q, k, v, dt = (given[name] for name in NAMES)
@@ -81,8 +64,8 @@ def mamba2_jax(chunk: int, given: dict):
 
 
 def floor(given: dict):
-    """The least a Palimpsa state costs: both decayed and written, one divided by the other, read; no token is looked
-    up, and nothing is summed over keys but what the read needs."""
+    """The least that a Palimpsa state costs: M and J decayed and written, M divided by J, and read. Tokens are not
+    looked up, and the only sum over keys is the read's."""
     shape = (H, K, V)
     k_HxKx1, v_HxV, q_HxK = given["k_BxTxGxK"][0, 0][..., None], given["v_BxTxHxV"][0, 0], given["q_BxTxGxK"][0, 0]
 
@@ -99,25 +82,29 @@ def with_gradient(f):
     return jax.value_and_grad(lambda given: jnp.sum(f(given) ** 2))
 
 
-def main(_) -> None:
-    experiment.quiet()
-    scans = {"ssd": partial(ssd, "xla"), "ssd_tokens": partial(ssd, "reference")}
-    scans |= {"palimpsa": partial(palimpsa, "xla"), "palimpsa_tokens": partial(palimpsa, "reference")}
+def scans(rounds: int) -> dict:
+    """Times by call, their ratios, and megabytes that the compiled gradients need, by length.
+
+    Raises:
+      ValueError: if mamba2-jax computes something else than our scan.
+    """
+    ours = {"ssd": partial(ssd, "xla"), "ssd_tokens": partial(ssd, "reference")}
+    ours |= {"palimpsa": partial(palimpsa, "xla"), "palimpsa_tokens": partial(palimpsa, "reference")}
     theirs = {}
     if importlib.util.find_spec("mamba2_jax"):
         theirs = {f"ssd_mamba2_jax_{chunk}": partial(mamba2_jax, chunk) for chunk in CHUNKS}
         given = inputs(256)
-        difference = jnp.linalg.norm(mamba2_jax(64, for_mamba2_jax(given)) - ssd("xla", given))
-        assert difference < 1e-4 * jnp.linalg.norm(ssd("xla", given)), "mamba2-jax computes something else"
+        wanted = ssd("xla", given)
+        far = float(jnp.linalg.norm(mamba2_jax(64, for_mamba2_jax(given)) - wanted) / jnp.linalg.norm(wanted))
+        if not far < 1e-4:
+            raise ValueError(f"mamba2-jax differs from ssd_scan by {far:.1e}, more than 1e-4: times do not compare")
     given, out, calls = inputs(T), {}, {}
-    for name, f in (scans | theirs).items():
+    for name, f in (ours | theirs).items():
         own = for_mamba2_jax(given) if name in theirs else given
-        calls |= {
-            f"{name}_forward": partial(jax.jit(f), own),
-            f"{name}_forward_backward": partial(jax.jit(with_gradient(f)), own),
-        }
+        calls[f"{name}_forward"] = partial(jax.jit(f), own)
+        calls[f"{name}_forward_backward"] = partial(jax.jit(with_gradient(f)), own)
     calls["palimpsa_floor"] = partial(jax.jit(floor), given)
-    out["ms"] = timed(calls, ROUNDS.value)
+    out["ms"] = timed(calls, rounds)
     median = lambda name: out["ms"][name]["ms"]
     for way in ("forward", "forward_backward"):
         for name in ("ssd", "palimpsa"):
@@ -125,21 +112,8 @@ def main(_) -> None:
         if theirs:  # at the chunk that suits it best
             out[f"ssd_{way}_faster_than_mamba2_jax"] = min(median(f"{n}_{way}") for n in theirs) / median(f"ssd_{way}")
     out["palimpsa_forward_share_of_floor"] = median("palimpsa_floor") / median("palimpsa_forward")
+    compiled = lambda f, T: jax.jit(with_gradient(f)).lower(jax.eval_shape(partial(inputs, T))).compile()
     out["gradient_megabytes"] = {
-        name: {
-            length: jax.jit(with_gradient(f)).lower(jax.eval_shape(partial(inputs, length))).compile()
-            .memory_analysis().temp_size_in_bytes / 1e6
-            for length in LENGTHS
-        }
-        for name, f in scans.items()
-        if name in ("ssd", "palimpsa")
-    }  # fmt: skip
-    made = gather.made_here()
-    results.write(
-        Path(RESULTS.value), gather.result("kernels_scans", QUESTION, "python experiments/scans.py", made, data=out)
-    )
-    print(json.dumps(out, indent=1))
-
-
-if __name__ == "__main__":
-    app.run(main)
+        name: {length: megabytes(compiled(ours[name], length)) for length in LENGTHS} for name in ("ssd", "palimpsa")
+    }
+    return out

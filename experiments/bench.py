@@ -1,0 +1,101 @@
+"""What skipped attention and the scans cost on this machine: `make bench` measures all parts.
+
+python experiments/bench.py [--part=attention] [--run=runs/demo]
+
+| part | what is measured | result |
+|---|---|---|
+| training_step | a training step with skipping and without, from the last state of --run | skipping |
+| attention | time of attention against the share of tokens that attend, forward and with backward; dense too | \
+kernels_attention |
+| kept | time of attention with 15% of the keys kept, and with all | kernels_kept |
+| memory | working memory of the compiled programs against length, skipping and dense | kernels_memory |
+| stream | time of a token as its context grows, of CRAM and of dense attention with a full cache | kernels_stream |
+| scans | time and memory of the recurrent scans | kernels_scans |
+
+Each part leaves its result, and its figure if it has one, in a folder of that name below --results.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import srcd
+from lib import gather, launch, results, trained
+from lib.bench import attention, scans, stream, training_step
+from lib.figures import catalogue
+
+
+class Part(NamedTuple):
+    """Attributes: result, its name; question, that it answers; measure, from the flags to the result's data."""
+
+    result: str
+    question: str
+    measure: Callable[[SimpleNamespace], dict]
+
+
+def step_of_run(args) -> dict:
+    """The part training_step."""
+    found = trained.load(Path(args.run), srcd.build, make="make demo")
+    config = found.config.copy_and_resolve_references()
+    config.model = "transformer"
+    return training_step.measure(found, srcd.build(config)[0], args.rounds)
+
+
+PARTS = {  # the one that may lack a trained run comes first
+    "training_step": Part(
+        "skipping", "What does skipping change in a training step: its time, and nothing else?", step_of_run
+    ),
+    "attention": Part(
+        "kernels_attention",
+        "How does the time of skipped attention fall with the share of tokens that attend?",
+        lambda args: attention.times(args.rounds),
+    ),
+    "kept": Part(
+        "kernels_kept",
+        "What does skipped attention gain where few keys are kept?",
+        lambda args: attention.kept(args.rounds),
+    ),
+    "memory": Part(
+        "kernels_memory",
+        "How much memory does skipped attention need beside dense attention?",
+        lambda args: attention.memory(),
+    ),
+    "stream": Part(
+        "kernels_stream",
+        "Does a token cost the same however long the context is?",
+        lambda args: stream.stream(args.rounds),
+    ),
+    "scans": Part(
+        "kernels_scans",
+        "How fast are the recurrent scans, and how much memory do they need?",
+        lambda args: scans.scans(args.rounds),
+    ),
+}
+
+
+def main(args) -> None:
+    launch.quiet()
+    for name in PARTS if args.part == "all" else [args.part]:
+        part = PARTS[name]
+        found = part.measure(args)
+        before = "make demo && " if part.measure is step_of_run else ""
+        command = f"{before}python experiments/bench.py --part={name}"
+        result = gather.result(part.result, part.question, command, gather.made_here(), data=found)
+        target = Path(args.results) / part.result
+        results.write(target, result)
+        print(f"{target}:\n{json.dumps(found, indent=1)}")
+        for draw in catalogue.drawers(part.result, result):
+            print(f"figure: {draw(result, target)}")
+
+
+if __name__ == "__main__":
+    launch.run(
+        main,
+        takes="20 minutes for all parts, two CPU cores",
+        part=launch.Flag("all", "What to measure.", ("all", *PARTS)),
+        run=launch.Flag("runs/demo", "Finished run of experiments/srcd.py, for the part training_step."),
+        rounds=launch.Flag(9, "How often each time is measured; the median counts."),
+        results=launch.Flag("runs", "Folder for the folders of the results."),
+    )

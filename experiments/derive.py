@@ -1,0 +1,60 @@
+"""Computes a result from other results, or from a finished run. Trains nothing.
+
+python experiments/derive.py --name=exposure
+
+| name | what is computed | from |
+|---|---|---|
+| exposure | Eq 14: how the chance to attend falls with exposure | results recurrence, ablations, table_1 |
+| theorems | Theorems 1 to 3 beside what was measured | results static, recurrence |
+| plasticity | importance, learning rate and memory of a trained Palimpsa | --run, of experiments/mqar.py |
+
+Result and figure are left in a folder of that name below --results.
+"""
+
+from pathlib import Path
+
+import mqar
+from lib import exposure, gather, launch, plasticity, results, summary, theorems, trained
+from lib.figures import catalogue
+
+NOTE = "Computed from runs of several commits, which the results it comes from name."
+FROM_RESULTS = {"exposure": exposure, "theorems": theorems}
+
+
+def from_results(name: str) -> dict:
+    """The result of that name, computed from others."""
+    module = FROM_RESULTS[name]
+    made = gather.made_here([NOTE], **{"from": list(module.FROM)})
+    command = f"python experiments/derive.py --name={name}"
+    return gather.result(name, module.QUESTION, command, made, data=module.compute())
+
+
+def from_run(workdir: Path) -> dict:
+    """The result `plasticity`."""
+    found = trained.load(workdir, mqar.build, make=plasticity.MAKE)
+    made = gather.made_by([found.summary])
+    made["commits"] = sorted({*made["commits"], *gather.made_here()["commits"]})  # of what looks at the run, too
+    command = f"{plasticity.MAKE} && python experiments/derive.py --name=plasticity"
+    data = plasticity.compute(found)
+    return gather.result("plasticity", plasticity.QUESTION, command, made, config=found.config, data=data)
+
+
+def main(args) -> None:
+    launch.quiet()
+    result = from_results(args.name) if args.name in FROM_RESULTS else from_run(Path(args.run))
+    target = Path(args.results) / args.name
+    results.write(target, result)
+    if args.name in FROM_RESULTS:
+        summary.show(result["question"], FROM_RESULTS[args.name].table(result["data"]))
+    for draw in catalogue.drawers(args.name, result):
+        print(f"figure: {draw(result, target)}")
+
+
+if __name__ == "__main__":
+    launch.run(
+        main,
+        takes="10 seconds",
+        name=launch.Flag("exposure", "The result to compute.", (*FROM_RESULTS, "plasticity")),
+        run=launch.Flag("runs/palimpsa", "Finished run of experiments/mqar.py, for plasticity."),
+        results=launch.Flag("runs", "Folder for the folders of the results."),
+    )
