@@ -75,11 +75,12 @@ def batch(seed: int = 1):
 @cache
 def parameters(face: Face):
     """Parameters off their initial zeros, so that tokens take every route."""
-    leaves, tree = jax.tree.flatten(face.own(face.cfg.init(jax.random.key(0))))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return tree.unflatten([p + 0.5 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)])
+    draw = np.random.default_rng(1)
+    moved = lambda leaf: leaf + np.asarray(0.5 * draw.standard_normal(leaf.shape), np.float32)
+    return jax.tree.map(moved, face.own(jax.jit(face.cfg.init)(jax.random.key(0))))
 
 
+@cache
 def state(face: Face):
     """A released state that has seen retrievals, where the layer has one."""
     if not face.cfg.consolidates:
@@ -99,16 +100,22 @@ def put(variables, arrays) -> None:
     jax.tree.map(nnx.Variable.set_value, variables, arrays, is_leaf=is_variable)
 
 
-def nnx_module(face: Face, params=None, held=None, rngs: nnx.Rngs | None = None):
-    """The face in NNX with those parameters and that state: by default `parameters` and `state`."""
-    module = face.nnx(face.cfg, rngs=nnx.Rngs(params=0, route=NOISE) if rngs is None else rngs)
-    put(module.weights, parameters(face) if params is None else params)
-    put(module.state, state(face) if held is None else held)
-    return module
+@cache
+def _template(face: Face, route: int | None):
+    streams = {} if route is None else {"route": route}
+    module = face.nnx(face.cfg, rngs=nnx.Rngs(params=0, **streams))
+    put(module.weights, parameters(face))
+    put(module.state, state(face))
+    return nnx.split(module)
+
+
+def nnx_module(face: Face, route: int | None = NOISE):
+    """The face in NNX with `parameters` and `state`, and with that seed of noise."""
+    return nnx.merge(*_template(face, route), copy=True)
 
 
 def linen_variables(face: Face, params=None, held=None) -> dict:
-    """The variables of the face in Linen with those parameters and that state."""
+    """The variables of the face in Linen, by default with `parameters` and `state`."""
     params, held = parameters(face) if params is None else params, state(face) if held is None else held
     variables = {"params": linen_faces.named(params)}
     return variables | ({"consolidation": linen_faces.named(held)} if held else {})

@@ -105,7 +105,7 @@ def test_each_training_step_draws_fresh_noise_that_its_seed_repeats():
 
 
 def test_layers_without_a_stream_refuse_training_unless_given_one(face):
-    module = nnx_module(face, rngs=nnx.Rngs(params=0))
+    module = nnx_module(face, route=None)
     if not face.cfg.draws:
         return same(module(batch()[0], train=True), module(batch()[0]))
     with pytest.raises(ValueError, match=rf"{face.nnx.__name__} draws random numbers in training.*route=1"):
