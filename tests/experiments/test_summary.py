@@ -55,3 +55,24 @@ def test_calibration_error_is_the_distance_of_means_in_bins(said, found, error):
             bins[name][place] += value
     probed = {f"reliability_query_{name}_layer_0": b.tolist() for name, b in bins.items()}
     np.testing.assert_allclose(summary.calibration_errors(probed, 0)["familiarity_calibration_error_query"], error)
+
+
+def test_versions_name_hardware_software_and_code():
+    assert {"device", "cpu", "python", "jax", "flax", "optax", "commit"} <= summary.versions().keys()
+
+
+def test_a_comparison_shows_means_with_their_spread_under_headings():
+    columns = (summary.Column("right", "accuracy"), summary.Column("bytes", "size", ",.0f"))
+    found = {"mean": {"accuracy": 0.5, "size": 2000.0}, "sd": {"accuracy": 0.01}, "runs": [{}, {}], "settings": {}}
+    alone = {
+        "mean": {"accuracy": 1.0},
+        "sd": {},
+        "runs": [{}],
+        "settings": {"optimizer.learning_rate": 2e-3},
+        "diverged": 1,
+    }
+    assert summary.compared(columns, {"a": found | {"chosen": {"learning_rate": 0.1}}, "b": alone}) == [
+        ("", "right", "bytes", "learning rate", "seeds"),
+        ("a", "50.00% +- 1.00%", "2,000", "0.1", "2"),
+        ("b", "100.00%", "-", "0.002", "1, 1 diverged"),
+    ]  # fmt: skip
