@@ -23,6 +23,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from cram_jax.training.loop import Interrupted
+from lib import manual
 
 EXPERIMENTS = Path(__file__).parents[1]
 # What names its own cause. Everything else is a bug, and shows its traceback.
@@ -41,6 +42,7 @@ class Flag:
     choices: tuple[str, ...] = ()
 
 
+CONFIG = "File with the settings, and after a colon its variant."
 # The flags that several mains have, by name. A main gives their default.
 SHARED = {
     "workdir": "Directory of the run. The same command on a directory with a run goes on from its last checkpoint.",
@@ -62,45 +64,53 @@ def run(
       takes: how long it takes, and where. `--list` reads it from the file.
       more: further flags by name. For those in SHARED it is enough to give the default.
     """
-    from lib import manual
-
-    argv = sys.argv
+    asked = {name: flag if isinstance(flag, Flag) else Flag(flag, SHARED[name]) for name, flag in more.items()}
+    argv = list(sys.argv)
     with explained():
         if "--list" in argv[1:]:
             return print(manual.listed())
-        values = flags.FlagValues()
-        text = "File with the settings, and after a colon its variant."
         if config:
-            path = EXPERIMENTS.joinpath("configs", config)
-            path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-            config_flags.DEFINE_config_file("config", str(path), text, flag_values=values)
-        asked = {name: flag if isinstance(flag, Flag) else Flag(flag, SHARED[name]) for name, flag in more.items()}
-        for name, flag in asked.items():
-            if flag.choices:
-                enum = flags.DEFINE_multi_enum if isinstance(flag.default, list) else flags.DEFINE_enum
-                enum(name, flag.default, flag.choices, flag.help, flag_values=values)
-            else:
-                KINDS[type(flag.default)](name, flag.default, flag.help, flag_values=values)
+            default = os.path.relpath(EXPERIMENTS / "configs" / config)
+            asked = {"config": Flag(_file(argv) or default, CONFIG)} | asked
         if {"--help", "-h"} & set(argv[1:]):
-            about = {"config": Flag(str(path), text)} if config else {}
-            return print(manual.page(main.__globals__["__doc__"], about | asked))
-        _parse(values, argv)
+            return print(manual.page(main.__globals__["__doc__"], asked))
+        values = _parsed(argv, asked)
         quiet()
-        main(SimpleNamespace(**{name: values[name].value for name in (["config"] if config else []) + list(asked)}))
+        main(SimpleNamespace(**{name: values[name].value for name in asked}))
 
 
-def _parse(values: flags.FlagValues, argv: list[str]) -> None:
-    """Reads the command line into the flags. A setting that does not exist is answered with those that do."""
+def _file(argv: list[str]) -> str:
+    """The config file that the command line names; "" for none."""
+    for arg, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+        name, equals, value = arg.lstrip("-").partition("=")
+        if arg.startswith("-") and name == "config":
+            return value if equals else following
+    return ""
+
+
+def _parsed(argv: list[str], asked: dict[str, Flag]) -> flags.FlagValues:
+    """The flags' values. A setting that does not exist is answered with those that do."""
+    values = flags.FlagValues()
+    for name, flag in asked.items():
+        if name == "config":
+            if not _file(argv):
+                argv = [argv[0], f"--config={flag.default}", *argv[1:]]
+            config_flags.DEFINE_config_file(name, None, flag.help, flag_values=values, sys_argv=argv)
+        elif flag.choices:
+            enum = flags.DEFINE_multi_enum if isinstance(flag.default, list) else flags.DEFINE_enum
+            enum(name, flag.default, flag.choices, flag.help, flag_values=values)
+        else:
+            KINDS[type(flag.default)](name, flag.default, flag.help, flag_values=values)
     try:
         _, *rest = values(argv)
-    except AttributeError:
-        flag = values["config"]
-        config = flag.parser.parse(flag.default)  # the settings are the same in every variant
+    except (AttributeError, KeyError):
+        config = values["config"].parser.parse(asked["config"].default)
         for name in (arg.removeprefix("--config.").split("=")[0] for arg in argv if arg.startswith("--config.")):
             _check_setting(config, name)
         raise
     if rest:
         raise ValueError(f"{' '.join(rest)} is no flag; flags are given as --NAME=VALUE, see --help")
+    return values
 
 
 def _check_setting(config: ConfigDict, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Where a CRAM model holds what it knows of SRCD: which memory's loss costs answers that need no attention."""
+"""Where a CRAM model holds what it knows of SRCD: the answers without attention that are lost with each memory."""
 
 from functools import partial
 
@@ -16,22 +16,25 @@ def without(state: TrainState, parts: tuple[str, ...], layer: int | None = None)
     """The state with the output of these parts zeroed, in one layer (by its number in the network) or in all.
 
     Raises:
-      ValueError: for a part that a layer does not have.
+      ValueError: for a part that is none of PARTS.
     """
     if not set(parts) <= set(PARTS):
         raise ValueError(f"parts must be among {PARTS}, got {parts}")
-    model = list(state.params.model)
-    for place, params in enumerate(model):
-        if layer is not None and layer % len(model) != place:
-            continue
-        repeat = slice(None) if layer is None else layer // len(model)
-        silent = lambda leaf, repeat=repeat: leaf.at[repeat].set(0)
-        model[place] = params._replace(**{part: jax.tree.map(silent, getattr(params, part)) for part in parts})
-    return state._replace(params=state.params._replace(model=tuple(model)))
+    repeat, only = (slice(None), None) if layer is None else divmod(layer, len(state.params.model))
+
+    def silenced(place: int, params):
+        if only not in (None, place):
+            return params
+        return params._replace(
+            **{part: jax.tree.map(lambda leaf: leaf.at[repeat].set(0), getattr(params, part)) for part in parts}
+        )
+
+    model = tuple(silenced(place, params) for place, params in enumerate(state.params.model))
+    return state._replace(params=state.params._replace(model=model))
 
 
 def lesions(depth: int) -> dict[str, tuple[tuple[str, ...], int | None]]:
-    """What is taken out, by name. Without all layers the read-out sees the embedding: what it memorised is left."""
+    """What is removed, by name. Without all layers the read-out sees the embedding, and what it memorised is left."""
     out = {"semantic": (("semantic",), None), "feed_forward": (("feed_forward",), None)}
     out |= {f"semantic_layer_{i}": (("semantic",), i) for i in range(depth)}
     return out | {"layers": (PARTS, None)}
@@ -41,7 +44,7 @@ def lesions(depth: int) -> dict[str, tuple[tuple[str, ...], int | None]]:
 def answers(learner: Learner, state: TrainState, batch) -> tuple[Bool[Array, "B T"], Bool[Array, "B T"]]:
     """(which tokens are answered right, which attend in some layer)."""
     x_BxTxD, gap_BxT = learner.task.embed(state.params.task, batch)
-    # No audits. Random routes need a key, the same for the whole and the lesioned model.
+    # No audits. Random routes need a key, which is the same for the whole and the lesioned model.
     random = any(layer.routing.decide == "random" for layer in learner.model.layers)
     key = state.key if random else None
     y_BxTxD, aux = learner.model.apply(state.params.model, state.consolidation, x_BxTxD, gap_BxT=gap_BxT, key=key)
@@ -53,10 +56,14 @@ def answers(learner: Learner, state: TrainState, batch) -> tuple[Bool[Array, "B 
 def share_lost(learner: Learner, state: TrainState, batches: list) -> dict[str, float]:
     """What a lesion costs: `recurring_lost_without_*` and, as a control, `new_lost_without_*`.
 
-    Counted are queries answered right by the whole model: recurring ones that do not attend, and new ones. The share
-    is of those that are answered wrong after the lesion. Nothing but attention can answer a new query, so what is lost
-    there was not knowledge but the way to it. The lesioned model decides anew, and its answer counts however it comes.
-    `*_without_semantic_holder` is the lesion of semantic memory in the one layer where it costs most recurring answers.
+    Each is a share of the queries that the whole model answers right: of the recurring ones that do not attend, and of
+    the new ones. It is the share that is answered wrong after the lesion. Only attention can answer a new query, so
+    what is lost there is not knowledge but the way to it. The lesioned model routes anew, and its answer counts whether
+    it attends or not. `*_without_semantic_holder` is the lesion of semantic memory in the one layer where it costs most
+    recurring answers.
+
+    Args:
+      learner: all of whose layers are CRAM layers.
     """
     damaged = {name: without(state, *lesion) for name, lesion in lesions(learner.model.depth).items()}
     asked, lost = {"recurring": 0, "new": 0}, {(g, name): 0 for g in ("recurring", "new") for name in damaged}

@@ -48,7 +48,7 @@ SECTIONS = LAYERS | {
 }
 MEANINGS = {
     "seed": "decides parameters and data.",
-    "model": "layers of the network, by the section with their settings; jamba and circular are made of others' sections.",
+    "model": "the section with its layers' settings; jamba and circular are made of other models' sections.",
     "depth": "how often the model's pattern of layers is repeated.",
 }
 

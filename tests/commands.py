@@ -1,0 +1,44 @@
+"""Experiments as a person starts them, run in the tests' own process: nothing is imported or compiled twice."""
+
+import contextlib
+import io
+import os
+import runpy
+import sys
+from pathlib import Path
+from unittest import mock
+
+from lib import launch
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(main: str, *flags: str, **settings) -> str:
+    """What `python experiments/MAIN.py FLAGS` prints.
+
+    Args:
+      settings: of --config, by dotted names; give them as **{"run.steps": 20}.
+
+    Raises:
+      SystemExit: where it ends in an error, with what it says of it.
+    """
+    argv = [f"experiments/{main}.py", *flags, *(f"--config.{name}={value}" for name, value in settings.items())]
+    out = io.StringIO()
+    with (
+        contextlib.chdir(ROOT),
+        contextlib.redirect_stdout(out),
+        mock.patch.object(sys, "argv", argv),
+        mock.patch.object(launch, "quiet"),  # leaves logging as pytest has it
+    ):
+        runpy.run_path(argv[0], run_name="__main__")
+    return out.getvalue()
+
+
+def written(folder: Path) -> dict[Path, int]:
+    """When each summary below a folder was written: a run that is finished is not trained again."""
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("summary.json"))}
+
+
+def environment() -> dict[str, str]:
+    """Of a command in a process of its own."""
+    return {**os.environ, "JAX_PLATFORMS": "cpu"}
