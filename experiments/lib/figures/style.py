@@ -116,14 +116,19 @@ def save(figure: Figure, folder: Path, name: str = "figure", about: str | None =
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    few = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    few.save(folder / f"{name}.png", optimize=True, dpi=(DPI, DPI))  # 256 colours: less than half the size
+    picture(figure, 256).save(folder / f"{name}.png", optimize=True, dpi=(DPI, DPI))
     figure.set_layout_engine("none")  # it has its layout now, and keeps it
     FigureCanvasSVG(figure).print_svg(folder / f"{name}.svg", metadata={"Date": None, "Description": about})
     figure.dpi = DPI  # an SVG counts in points
     return folder / f"{name}.png"
+
+
+def picture(figure: Figure, colours: int) -> Image.Image:
+    """The figure's pixels in so few colours, which makes a PNG less than half as large."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    rgba = Image.fromarray(np.asarray(canvas.buffer_rgba()))
+    return rgba.convert("RGB").quantize(colours, dither=Image.Dither.NONE)
 
 
 def panels(rows: int, columns: int, height: float, **how) -> tuple[Figure, np.ndarray]:
