@@ -51,8 +51,7 @@ $(VENV)/documented: $(VENV)/installed
 	touch $@
 
 bench: $(VENV)/installed
-	$(BIN)/python experiments/kernels.py
-	$(BIN)/python experiments/scans.py
+	$(BIN)/python experiments/bench.py
 
 # Wheel and sdist, each installed into an environment without the clone, where the examples run.
 packages:

@@ -76,7 +76,6 @@ PARTS = {  # the one that may lack a trained run comes first
 
 
 def main(args) -> None:
-    launch.quiet()
     for name in PARTS if args.part == "all" else [args.part]:
         part = PARTS[name]
         found = part.measure(args)

@@ -40,7 +40,6 @@ def from_run(workdir: Path) -> dict:
 
 
 def main(args) -> None:
-    launch.quiet()
     result = from_results(args.name) if args.name in FROM_RESULTS else from_run(Path(args.run))
     target = Path(args.results) / args.name
     results.write(target, result)

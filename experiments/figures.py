@@ -11,7 +11,7 @@ from lib.figures import catalogue
 
 def main(args) -> None:
     for name, result in catalogue.load().items():
-        for path in catalogue.draw(name, result, args.figures):
+        for path in catalogue.draw(name, result, args.figures or results.RESULTS):
             print(path)
 
 
@@ -19,5 +19,5 @@ if __name__ == "__main__":
     launch.run(
         main,
         takes="2 minutes",
-        figures=launch.Flag(str(results.RESULTS), "Folder for the figures: a folder in it for each result."),
+        figures=launch.Flag("", "Folder for the figures, a folder in it for each result; the committed results by default."),
     )

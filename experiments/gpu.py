@@ -76,16 +76,17 @@ def errors(T: int = 1000) -> dict:
     """The largest relative error of o, dq, dk and dv, and whether a second call repeats the first, bit for bit; by
     backend, dtype and share."""
     B, H, D, out = 2, 4, 64, {}
+    exact = jax.jit(with_gradients(partial(skipping, "reference")))
+    programs = {name: jax.jit(with_gradients(partial(skipping, name.split("_")[0]))) for name in KINDS}
     for share in (0.016, 0.25, 1.0):
         marks = routed(B, T, share)
         with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
             rounded = {kind: [np.asarray(x, np.float64) for x in inputs(B, T, H, D, kind)] for kind in KINDS.values()}
-            exact = jax.jit(with_gradients(partial(skipping, "reference")))
             wanted = {kind: [np.asarray(x) for x in exact(*arrays, marks)] for kind, arrays in rounded.items()}
         for backend, kind in KINDS.items():
-            run = jax.jit(with_gradients(partial(skipping, backend.split("_")[0])))
             once, again = (
-                [np.asarray(x.astype(jnp.float32)) for x in run(*inputs(B, T, H, D, kind), marks)] for _ in range(2)
+                [np.asarray(x.astype(jnp.float32)) for x in programs[backend](*inputs(B, T, H, D, kind), marks)]
+                for _ in range(2)
             )
             far = [np.linalg.norm(x - y) / np.linalg.norm(y) for x, y in zip(once, wanted[kind], strict=True)]
             same = all(np.array_equal(x, y) for x, y in zip(once, again, strict=True))
@@ -132,7 +133,6 @@ def measured(calls: dict, rounds: int) -> dict:
 
 
 def main(args) -> None:
-    launch.quiet()
     if jax.default_backend() != "gpu":
         raise ValueError(f"this measures an NVIDIA GPU, and JAX runs on {jax.default_backend()!r}")
     parts = {f"times_{T}": partial(times, B, T, args.rounds) for B, T in ((2, 8192), (8, 2048))}

@@ -62,7 +62,7 @@ def named(tree) -> Any:
 def unnamed(like, tree) -> Any:
     """`named` undone: the dictionaries as the NamedTuples of `like`."""
     if not hasattr(like, "_fields"):
-        return tree if like != () else ()
+        return () if isinstance(like, tuple) else tree
     return type(like)(*(unnamed(getattr(like, name), tree.get(name)) for name in like._fields))
 
 
@@ -87,10 +87,17 @@ class _Face(nn.Module):
         return params
 
     def setup(self):
-        fresh = self.cfg.init(self.make_rng("params")) if self.is_initializing() else None
-        values = lambda key: named(self._own(self.cfg.init(key) if fresh is None else fresh))
         like = self._own(_shapes(self.cfg))
-        leaves = {name: self.param(name, lambda key, name=name: values(key)[name]) for name in named(like)}
+        names, fresh = named(like), None
+        if self.is_mutable_collection("params") and not self.has_variable("params", next(iter(names))):
+            fresh = named(self._own(self.cfg.init(self.make_rng("params"))))
+
+        def part(name: str):
+            """A fresh part. Where there is one already Flax asks for shapes only, and tracing `init` would be slow."""
+            blank = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)
+            return jax.tree.map(blank, names[name]) if fresh is None else fresh[name]
+
+        leaves = {name: self.param(name, lambda key, name=name: part(name)) for name in names}
         self.params = unnamed(like, leaves)
         initial = self.cfg.init_state()
         self.state = jax.tree.unflatten(jax.tree.structure(initial), self._state_leaves(initial))
@@ -111,7 +118,7 @@ class _Face(nn.Module):
         train: bool | None = None,
         segment_BxT: Segments | None = None,
     ) -> Tokens:
-        """Whole sequences: tokens in, tokens out.
+        """Whole sequences: tokens in, tokens of the same dtype out.
 
         Args:
           train: by default, the opposite of `deterministic`. Under `nn.remat` set `deterministic` instead.
@@ -125,7 +132,9 @@ class _Face(nn.Module):
     def with_aux(self, x_BxTxD, gap_BxT=None, *, train=None, segment_BxT=None) -> tuple[Tokens, LayerAux]:
         """As a call, but returns (tokens, aux) and writes no variable."""
         train = not self.deterministic if train is None else train
-        return self._apply(x_BxTxD, gap_BxT=gap_BxT, key=self._key(train), train=train, segment_BxT=segment_BxT)
+        more = dict(gap_BxT=gap_BxT, key=self._key(train), train=train, segment_BxT=segment_BxT)
+        y_BxTxD, aux = self._apply(x_BxTxD, **more)
+        return y_BxTxD.astype(x_BxTxD.dtype), aux
 
     def step(self, x_BxD: Token, gap_B: Gap | None = None) -> tuple[Token, LayerAux]:
         """One token, streaming: (token, aux); equals the whole sequence in evaluation. Needs mutable=["cache"].
@@ -138,7 +147,7 @@ class _Face(nn.Module):
             cache = self.cfg.init_cache(x_BxD.shape[0])
         y_BxD, after, aux = self._step(cache, x_BxD, gap_B=gap_B, key=self._key(train=False))
         self.put_variable("cache", "stream", cache if self.is_initializing() else after)
-        return y_BxD, aux
+        return y_BxD.astype(x_BxD.dtype), aux
 
 
 class Block(_Face):

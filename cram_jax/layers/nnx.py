@@ -115,7 +115,7 @@ class _Face(nnx.Module):
         segment_BxT: Segments | None = None,
         rngs: nnx.Rngs | Key | None = None,
     ) -> Tokens:
-        """Whole sequences: tokens in, tokens out.
+        """Whole sequences: tokens in, tokens of the same dtype out.
 
         Args:
           train: by default, what `model.train()` or `model.eval()` set last; evaluation at first.
@@ -131,8 +131,9 @@ class _Face(nnx.Module):
     def with_aux(self, x_BxTxD, gap_BxT=None, *, train=None, segment_BxT=None, rngs=None) -> tuple[Tokens, LayerAux]:
         """As a call, but returns (tokens, aux) and changes no variable except the random stream."""
         train = not self.deterministic if train is None else train
-        key = self._key(train, rngs)
-        return self._apply(x_BxTxD, gap_BxT=gap_BxT, key=key, train=train, segment_BxT=segment_BxT)
+        more = dict(gap_BxT=gap_BxT, key=self._key(train, rngs), train=train, segment_BxT=segment_BxT)
+        y_BxTxD, aux = self._apply(x_BxTxD, **more)
+        return y_BxTxD.astype(x_BxTxD.dtype), aux
 
     def init_cache(self, batch: int):
         """What `step` carries from token to token, with nothing seen yet."""
@@ -146,7 +147,8 @@ class _Face(nnx.Module):
         Args:
           rngs: switches audits on. Pass the same key at every step to audit what a call with that key audits.
         """
-        return self._step(cache, x_BxD, gap_B=gap_B, key=self._key(False, rngs))
+        y_BxD, cache, aux = self._step(cache, x_BxD, gap_B=gap_B, key=self._key(False, rngs))
+        return y_BxD.astype(x_BxD.dtype), cache, aux
 
 
 def _shapes(cfg: Layer):

@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from cram_jax.training import step as training
-from cram_jax.training.checkpoints import Checkpoints
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.step import Learner, TrainState
+from lib import runs
 
 
 class Trained(NamedTuple):
@@ -32,14 +31,12 @@ def load(workdir: Path, build: Callable[[ConfigDict], tuple[Learner, RunConfig]]
       make: the command that trains one, for the error.
 
     Raises:
-      ValueError: if the directory holds no finished run with a checkpoint.
+      ValueError: if the directory holds no finished run, or no checkpoint of it.
     """
-    saves, summary = workdir / "checkpoints", workdir / "summary.json"
-    if not (summary.exists() and saves.exists()):
+    summary = workdir / "summary.json"
+    if not summary.exists():
         raise ValueError(f"--run={workdir} holds no finished run; this makes one: {make}")
     config = ConfigDict(json.loads((workdir / "config.json").read_text()))
     learner, run = build(config)
-    restored = Checkpoints(saves).restore(training.init(learner, config.seed, config.data.get("patterns", 0)))
-    if restored is None:
-        raise ValueError(f"--run={workdir} holds no checkpoint; train again: {make}")
-    return Trained(json.loads(summary.read_text()), config, learner, run, *restored)
+    last = runs.last_state(learner, config.seed, workdir, config.data.get("patterns", 0))
+    return Trained(json.loads(summary.read_text()), config, learner, run, *last)
