@@ -28,11 +28,11 @@ def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]
     return out | {"validation_accuracy": chosen_by["accuracy"]}
 
 
-def table(out: dict) -> list[tuple[str, str]]:
+def table(out: dict) -> list[tuple[str, ...]]:
     """Rows of (what, figure) for a person."""
     rows = [
         ("values asked for that are named right", summary.percent(out["accuracy"])),
-        ("... on validation data, by which settings are chosen", summary.percent(out["validation_accuracy"])),
+        ("  on validation data, by which settings are chosen", summary.percent(out["validation_accuracy"])),
         ("state carried from token to token, without convolutions", f"{out['state_bytes']} bytes"),
     ]
     if "attention_tokens" in out:

@@ -3,6 +3,7 @@
 python experiments/srcd.py --config=experiments/configs/srcd.py:small --workdir=runs/srcd [--config.seed=1 ...]
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,59 +37,56 @@ def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]
     return out
 
 
-def table(out: dict) -> list[tuple[str, str]]:
+def table(out: dict) -> list[tuple[str, ...]]:
     """Rows of (what, figure) for a person."""
-    shares = lambda *names: "  ".join(summary.percent(out[name]) for name in names)
+    shares, attends = partial(summary.shares, out), "attention_tokens" in out
+    noise = out["dynamics_mse"] - out["dynamics_mse_excess"]
+    errors = {"model": out["dynamics_mse"], "last value repeated": out["dynamics_mse_persistence"], "least": noise}
+    accuracy = {
+        "all": "retrieval_accuracy",
+        "recurring": "retrieval_accuracy_recurring",
+        "new": "retrieval_accuracy_new",
+    }
     rows = [
-        (
-            "queries answered right: all, recurring, new",
-            shares("retrieval_accuracy", "retrieval_accuracy_recurring", "retrieval_accuracy_new"),
-        ),
-        (
-            "queries of new bindings, as a share of events: only attention can answer these",
-            shares("realised_new_share"),
-        ),
-        (
-            "squared error of the next value: the model, repeating the last value",
-            f"{out['dynamics_mse']:.4f}  {out['dynamics_mse_persistence']:.4f}",
-        ),
-        ("... above that of a perfect model, which is the noise of the data", f"{out['dynamics_mse_excess']:.4f}"),
+        ("Task",),
+        ("queries answered right", shares(**accuracy)),
+        ("  new queries, which only attention can answer", shares(of_all_events="realised_new_share")),
+        ("mean squared error of the next value", "  ".join(f"{name} {error:.4f}" for name, error in errors.items())),
     ]
-    if "attention_tokens" in out:
-        rows += summary.attention_rows(out, "event")
+    if attends:
+        rows += [("Attention",), *summary.attention_rows(out, "event")]
     if "familiarity_calibration_error_query" in out:
         rows += consolidation_rows(out)
-    return rows + summary.time_rows(out, "event")
+    return [*rows, ("Cost",), *summary.time_rows(out, "event")]
 
 
-def consolidation_rows(out: dict) -> list[tuple[str, str]]:
+def consolidation_rows(out: dict) -> list[tuple[str, ...]]:
     """What a model that consolidates did with its attention."""
-    shares = lambda *names: "  ".join(summary.percent(out[name]) for name in names)
+    shares = partial(summary.shares, out)
     peak = out["attention_tokens_peak_after_release"] or float("nan")
     fewer = lambda share: f"{share / max(out['attention_tokens_end'], 1e-9):.1f}x"
-    calibration = [out[f"familiarity_calibration_error_{group}"] for group in ("query", "all")]
+    queries, everything = (out[f"familiarity_calibration_error_{group}"] for group in ("query", "all"))
     return [
-        ("times fewer events attend at the end than: if all did", fewer(1)),
-        ("... at most, once the router decides", fewer(peak)),
-        ("... if each query did and nothing else", fewer(out["realised_query_share"])),
         (
-            "quality of semantic recall (1: equals attention): recurring, new queries",
-            shares("quality_query_recurring_busiest", "quality_query_new_busiest"),
+            "fewer events attend at the end than",
+            f"all {fewer(1)}  most under the router {fewer(peak)}  one a query {fewer(out['realised_query_share'])}",
         ),
+        ("Semantic memory, in the layer that attends most",),
         (
-            "calibration error of familiarity, the router's guess of quality: queries, all",
-            "  ".join(f"{error:.3f}" for error in calibration),
+            "quality of recall (100%: as from attention)",
+            shares(recurring_queries="quality_query_recurring_busiest", new_queries="quality_query_new_busiest"),
         ),
+        ("  calibration error of the guess of it", f"queries {queries:.3f}  all events {everything:.3f}"),
+        ("Right answers without attention, lost if it is removed:",),
+        ("semantic memory", shares(all_layers="recurring_lost_without_semantic")),
         (
-            "answers lost if semantic memory is removed: recurring (without attention)",
-            shares("recurring_lost_without_semantic"),
+            "  of the layer where it costs most",
+            shares(
+                recurring="recurring_lost_without_semantic_holder", new_as_a_control="new_lost_without_semantic_holder"
+            ),
         ),
-        (
-            "... of one layer, the one that costs most: recurring; new, as a control",
-            shares("recurring_lost_without_semantic_holder", "new_lost_without_semantic_holder"),
-        ),
-        ("... the feed-forward networks are", shares("recurring_lost_without_feed_forward")),
-        ("... all layers are, which leaves the read-out", shares("recurring_lost_without_layers")),
+        ("feed-forward networks", shares(all_layers="recurring_lost_without_feed_forward")),
+        ("all layers; embedding and read-out are left", shares(all_layers="recurring_lost_without_layers")),
     ]
 
 

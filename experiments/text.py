@@ -42,29 +42,26 @@ def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]
     return out | {"text_megabytes": corpus.bytes / 1e6, "text_files": len(corpus.train.paths + corpus.held_out.paths)}
 
 
-def table(out: dict) -> list[tuple[str, str]]:
+def table(out: dict) -> list[tuple[str, ...]]:
     """Rows of (what, figure) for a person."""
-    best = min(out[f"bits_per_byte_{n}_gram"] for n in ngram.ORDERS)
-    grams = "  ".join(f"{out[f'bits_per_byte_{n}_gram']:.3f}" for n in ngram.ORDERS)
+    grams = {f"n = {n}": out[f"bits_per_byte_{n}_gram"] for n in ngram.ORDERS}
     rows = [
-        ("text: files, size", f"{out['text_files']}  {out['text_megabytes']:.1f} MB"),
-        ("bits per byte, held-out files", f"{out['bits_per_byte']:.3f}"),
-        ("... of n-gram models of the same text, n = 1, 2, 3", grams),
-        ("... saved against the best of these", f"{best - out['bits_per_byte']:.3f}"),
+        ("Task",),
+        ("text", f"{out['text_files']} files, {out['text_megabytes']:.1f} MB"),
+        ("bits per byte of held-out files", f"{out['bits_per_byte']:.3f}"),
+        ("  of n-gram models of the same text", "  ".join(f"{name}: {bits:.3f}" for name, bits in grams.items())),
+        ("  saved against the best of these", f"{min(grams.values()) - out['bits_per_byte']:.3f}"),
     ]
     if "attention_tokens" in out:
-        rows += summary.attention_rows(out, "byte")
-        rows.append(
-            (
-                "calibration error of familiarity, the router's guess of quality",
-                f"{out['familiarity_calibration_error_all']:.3f}",
-            )
-        )
+        rows += [("Attention",), *summary.attention_rows(out, "byte")]
+        calibration = out["familiarity_calibration_error_all"]
+        rows.append(("calibration error of the guess of recall's quality", f"{calibration:.3f}"))
     seen = [kind for kind in KINDS if np.isfinite(out[f"bits_per_byte_{kind}"])]
+    rows.append(("After reading",))
     for kind in sorted(seen, key=lambda kind: -out.get(f"attention_{kind}", 0.0)):
         attends = f"attends {summary.percent(out[f'attention_{kind}'])}  " if f"attention_{kind}" in out else ""
-        rows.append((f"after reading: {KINDS[kind]}", f"{attends}{out[f'bits_per_byte_{kind}']:.2f} bits"))
-    return rows + summary.time_rows(out, "byte")
+        rows.append((KINDS[kind], f"{attends}{out[f'bits_per_byte_{kind}']:.2f} bits"))
+    return [*rows, ("Cost",), *summary.time_rows(out, "byte")]
 
 
 def opened(config, files: tuple[str, ...]):

@@ -223,3 +223,4 @@ def report(workdir: Path, title: str, out: dict, rows: list[tuple[str, ...]]) ->
     out |= {"trained_on": sorted(machines)}
     (workdir / "summary.json").write_text(json.dumps(strict(out), indent=1) + "\n")
     summary.show(title, rows)
+    print("docs/glossary.md says what the words mean.")

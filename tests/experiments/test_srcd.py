@@ -88,7 +88,7 @@ def test_a_run_leaves_what_it_promises(whole):
     assert summary["attention_tokens_start"] == 1.0  # every token attends before the release
     assert (workdir / "figures" / "figure.png").stat().st_size > 10_000
     assert list(workdir.glob("events.out.tfevents*"))
-    assert "only attention can answer these" in out
+    assert "which only attention can answer" in out
 
 
 def test_a_finished_run_can_become_a_result(whole):
