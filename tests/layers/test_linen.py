@@ -246,10 +246,10 @@ def test_a_stack_is_its_blocks_and_jamba_is_a_pattern():
     # Then its tokens are the blocks', gaps included
     y_BxTxD = x_BxTxD
     for i, cfg in enumerate(pattern):
-        own = {name: tree[f"Block_{i}"] for name, tree in variables.items() if f"Block_{i}" in tree}
+        own = {name: tree[f"blocks_{i}"] for name, tree in variables.items() if f"blocks_{i}" in tree}
         y_BxTxD = faces.Block(cfg).apply(own, y_BxTxD, gap_BxT, segment_BxT=segment_BxT)
     same(net.apply(variables, x_BxTxD, gap_BxT, segment_BxT=segment_BxT), y_BxTxD)
-    assert set(variables["consolidation"]) == {"Block_1"}
+    assert set(variables["consolidation"]) == {"blocks_1"}
 
 
 def test_layers_made_and_scanned_along_an_axis():
