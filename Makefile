@@ -28,7 +28,7 @@ demo: $(VENV)/installed
 
 test: $(VENV)/tested
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=12 $(TESTS)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup --durations=12 $(TESTS)
 
 # The committed results and what is concluded from them; no test of code.
 checks: $(VENV)/tested

@@ -8,13 +8,13 @@ import pytest
 from commands import run
 from configs import change as change_config
 from lib import results
+from srcd_cases import SMALLEST
 
 from cram_jax.training.metrics import read
 
-SMALLEST = {
-    "change.at": 20, "change.batches": 2, "run.steps": 40, "run.log_every": 10, "run.checkpoint_every": 20,
-    "run.length": 32, "run.batch": 4, "run.held_out_tokens": 256, "run.final_tokens": 512, "optimizer.steps": 40,
-    "price.start": 5, "price.plateau": 1.0, "depth": 1,
+pytestmark = pytest.mark.xdist_group("srcd")
+SETTINGS = SMALLEST | {
+    "change.at": 20, "change.batches": 2, "run.steps": 40, "run.log_every": 10, "run.checkpoint_every": 20
 }  # fmt: skip
 
 
@@ -22,7 +22,7 @@ SMALLEST = {
 def finished(tmp_path_factory):
     """(where it ran, its result, what it printed)."""
     at = tmp_path_factory.mktemp("change")
-    said = run("change", "--config=experiments/configs/change.py:tiny", f"--workdir={at}", **SMALLEST)
+    said = run("change", "--config=experiments/configs/change.py:tiny", f"--workdir={at}", **SETTINGS)
     return at, results.load(at.name, at.parent), said
 
 

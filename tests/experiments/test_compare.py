@@ -72,9 +72,7 @@ def test_every_entry_has_all_its_seeds(recurrence):
         assert found["settings"] == SMALL["recurrence"]["entries"][label] and "machine" in found["runs"][0]
         assert not [name for name in found["mean"] if "_layer_" in name] and "chosen" not in found
     assert result["question"] == "Does it recur?" and result["made_by"]["commits"]
-    assert (
-        result["data"]["variant"] == "tiny" and "compare.py --name=recurrence" in result["command"]
-    )
+    assert result["data"]["variant"] == "tiny" and "compare.py --name=recurrence" in result["command"]
     assert (at / "figure.png").stat().st_size > 5000
     assert "a transformer" in said and "queries answered right" in said and "2 " in said
 
@@ -125,6 +123,7 @@ def test_language_models_read_the_same_text_and_the_result_says_nothing_of_the_m
     assert found["chosen"]["learning_rate"] == 1e-2 and found["mean"]["bits_per_byte"] < 6 and tried["0.01"][0] < 6
     (one,), (curve,) = found["runs"], found["curves"]
     assert curve["step"] == [0, 20, 40] and one["parameters"] > 1000
+    assert one["bits_per_byte_3_gram"] < one["bits_per_byte_1_gram"] and "attention_tokens" not in one
     assert (tmp_path / "out" / "figure.png").stat().st_size > 5000 and "3-gram model" in said
     assert "--files is for comparisons on text" in refused("compare", f"--files={folder}")
 

@@ -46,7 +46,8 @@ def test_help_shows_every_setting_with_its_meaning():
 @pytest.mark.parametrize("main", [main for main in MAINS if "launch.run(" in (EXPERIMENTS / f"{main}.py").read_text()])
 def test_every_main_has_help(main):
     out = run(main, "--help")
-    assert "Flags:" in out and "--list" in out and max(map(len, out.splitlines())) <= 121
+    _, told, flags = out.partition("Flags:")
+    assert told and "--list" in flags and max(map(len, flags.splitlines())) <= 120
 
 
 def test_meanings_are_those_of_the_docstring():

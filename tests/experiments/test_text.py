@@ -1,7 +1,6 @@
 """The text experiment as a person runs it, on a folder of generated files, and on files that cannot serve."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +11,8 @@ from cram_jax.training.metrics import read
 
 SMALLEST = {
     "depth": 1, "run.steps": 80, "run.log_every": 20, "run.checkpoint_every": 80, "run.length": 32, "run.batch": 8,
-    "run.held_out_tokens": 1024, "run.final_tokens": 4096, "cram.D": 32, "cram.F": 32, "transformer.D": 32,
-    "transformer.F": 32, "optimizer.warmup": 5, "price.start": 20, "price.ramp": 20,
+    "run.held_out_tokens": 1024, "run.final_tokens": 4096, "cram.D": 32, "cram.F": 32,
+    "optimizer.warmup": 5, "price.start": 20, "price.ramp": 20,
 }  # fmt: skip
 
 
@@ -35,7 +34,8 @@ def finished(folder, tmp_path_factory):
     return workdir, run("text", f"--workdir={workdir}", f"--files={folder}", **SMALLEST)
 
 
-def check_report(workdir: Path, out: str, folder: Path) -> dict:
+def test_a_run_sets_the_network_beside_ngrams_and_says_what_attends(finished, folder):
+    workdir, out = finished
     summary = json.loads((workdir / "summary.json").read_text())
     # Six words at random: a byte is worth 0.43 bit (log2(6) over 6 bytes). A unigram cannot know the word.
     assert summary["bits_per_byte_3_gram"] < summary["bits_per_byte_2_gram"] < summary["bits_per_byte_1_gram"] < 8
@@ -46,21 +46,10 @@ def check_report(workdir: Path, out: str, folder: Path) -> dict:
     assert summary["text_files"] == 10
     assert summary["text_megabytes"] == sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     assert (workdir / "figures" / "figure.png").stat().st_size > 10_000
-    assert "n-gram models of the same text, n = 1, 2, 3" in out
-    return summary
-
-
-def test_a_run_sets_the_network_beside_ngrams_and_says_what_attends(finished, folder):
-    summary = check_report(*finished, folder)
     assert summary["attention_tokens_start"] == 1.0  # every byte attends before the release
     assert {f"attention_{kind}" for kind in KINDS} <= summary.keys()
-    assert "after reading: first letter of a word" in finished[1] and "attends" in finished[1]
-
-
-def test_a_transformer_runs_through_the_same_loop(folder, tmp_path):
-    out = run("text", f"--workdir={tmp_path}", f"--files={folder}", model="transformer", **SMALLEST)
-    summary = check_report(tmp_path, out, folder)
-    assert "attention_tokens" not in summary and "attends" not in out
+    assert "n-gram models of the same text, n = 1, 2, 3" in out
+    assert "after reading: first letter of a word" in out and "attends" in out
 
 
 def test_a_run_does_not_go_on_with_other_text(finished, folder, tmp_path):

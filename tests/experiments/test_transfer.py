@@ -12,14 +12,15 @@ from commands import refused, run, written
 from configs import srcd as srcd_config
 from configs import transfer as transfer_config
 from lib import results, runs, targets
+from srcd_cases import SMALLEST
 
 from cram_jax.tasks.irregular_generated import write_generated
 from cram_jax.training.metrics import read
 
-SMALLEST = {
-    "run.steps": 20, "run.log_every": 20, "run.checkpoint_every": 20, "run.length": 32, "run.batch": 4,
-    "run.held_out_tokens": 128, "run.final_tokens": 100_000, "depth": 1, "price.start": 5, "price.plateau": 1.0,
-    "targets.records.generated.series": 100, "targets.records.generated.events": 40,
+pytestmark = pytest.mark.xdist_group("srcd")
+SETTINGS = SMALLEST | {
+    "run.steps": 20, "run.log_every": 20, "run.checkpoint_every": 20, "targets.records.generated.series": 100,
+    "targets.records.generated.events": 40,
 }  # fmt: skip
 CALLED = "generated files of the PhysioNet 2012 format"
 ONE = ("--seeds=1", "--target=records", "--model=cram")
@@ -29,7 +30,7 @@ ONE = ("--seeds=1", "--target=records", "--model=cram")
 def finished(tmp_path_factory):
     """(where it ran, its result, what it printed): CRAM on generated records."""
     at = tmp_path_factory.mktemp("runs") / "transfer"
-    said = run("transfer", f"--runs={at}", *ONE, **SMALLEST)
+    said = run("transfer", f"--runs={at}", *ONE, **SETTINGS)
     return at, results.load(at.name, at.parent), said
 
 
@@ -37,7 +38,7 @@ def test_what_is_frozen_is_the_sources_and_all_else_is_trained(finished):
     at, _, _ = finished
     # Given the last states of the source and of all ways
     config = transfer_config.get_config()
-    config.update_from_flattened_dict(SMALLEST)
+    config.update_from_flattened_dict(SETTINGS)
     target = targets.found("records", config, None, at)
     source = srcd.build(transfer.source_settings(config, "cram", 0))[0]
     _, first = runs.last_state(source, 0, at / "source" / "cram_seed_0", source.task.data.patterns)
@@ -109,12 +110,12 @@ def test_the_result_names_generated_files_and_compares_with_training_from_scratc
 def test_finished_runs_are_kept(finished):
     at, result, _ = finished
     before = written(at)
-    run("transfer", f"--runs={at}", *ONE, **SMALLEST)
+    run("transfer", f"--runs={at}", *ONE, **SETTINGS)
     assert written(at) == before and len(before) == 4 and results.load(at.name, at.parent) == result
 
 
 def test_published_files_are_read_where_they_are_and_missing_ones_are_named(tmp_path):
-    launch = lambda *flags: refused("transfer", f"--runs={tmp_path}/runs", *flags, **SMALLEST)
+    launch = lambda *flags: refused("transfer", f"--runs={tmp_path}/runs", *flags, **SETTINGS)
     said = launch(f"--data={tmp_path}", "--target=motion")
     assert "lacks" in said and "ConfLongDemo_JSI.txt" in said and "unpack Person Activity there" in said
     # Present, but with too few events for a sequence of 32: the folder was read before any run

@@ -24,7 +24,7 @@ B, T, H, K, V = 4, 2048, 8, 32, 64
 LENGTHS = (1024, 2048, 4096, 8192)
 CHUNKS = (32, 64, 128, 256)  # of mamba2-jax
 NAMES = ("q_BxTxGxK", "k_BxTxGxK", "v_BxTxHxV", "dt_BxTxH")  # what both scans take
-RATE_H, PRIOR_H = np.linspace(1, 16, H, dtype=np.float32), np.ones(H, np.float32)
+RATE_H, PRIOR_H = np.linspace(1, 16, H, dtype=np.float32), np.ones(H, np.float32)  # no device is taken on import
 
 
 def inputs(T: int) -> dict:
