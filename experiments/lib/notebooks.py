@@ -38,6 +38,11 @@ def code(notebook: NotebookNode, *, rerun: bool = True) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code" and (rerun or not tagged(cell))]
 
 
+def cell(source: str) -> NotebookNode:
+    """A new code cell."""
+    return nbformat.v4.new_code_cell(source)
+
+
 def digest(notebook: NotebookNode) -> str:
     """Of the sources of all code cells."""
     return hashlib.sha256(json.dumps([cell.source for cell in code(notebook)]).encode()).hexdigest()[:16]
