@@ -9,7 +9,7 @@ TESTS ?=
 # Large pages where Linux hands them out on request: a training step allocates and frees its arrays each time.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test checks claims figures docs bench packages aot-tpu aot-gpu clean
+.PHONY: demo test checks claims figures notebooks docs bench packages aot-tpu aot-gpu clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
@@ -41,6 +41,10 @@ claims: $(VENV)/installed
 # Draws every committed figure again, from the committed results. Trains nothing.
 figures: $(VENV)/installed
 	$(BIN)/python experiments/figures.py
+
+# Runs all notebooks again, trainings included, and keeps what they show.
+notebooks: $(VENV)/tested
+	$(BIN)/python experiments/notebooks.py
 
 # Builds the pages in docs/ into site/, with every link checked. `make docs SERVE=1` shows them while you edit.
 docs: $(VENV)/documented

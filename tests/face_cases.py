@@ -121,6 +121,12 @@ def linen_variables(face: Face, params=None, held=None) -> dict:
     return variables | ({"consolidation": linen_faces.named(held)} if held else {})
 
 
+def linen_call(module: nn.Module, variables, *arrays, **more):
+    """(tokens, the collection "memory")."""
+    y_BxTxD, seen = module.apply(variables, *arrays, mutable=["memory"], **more)
+    return y_BxTxD, seen["memory"]
+
+
 def linen_key(module: nn.Module, variables, stream: str = "route", seed: int = NOISE):
     """The key that a stream gives a module that is called by itself."""
     return nn.apply(lambda module: module.make_rng(stream), module)(variables, rngs={stream: jax.random.key(seed)})

@@ -29,24 +29,9 @@ from cram_jax.functional.layer import Layer, LayerAux
 from cram_jax.functional.objective import MemorySums, ObjectiveConfig
 
 __all__ = [
-    "CRAM",
-    "Attention",
-    "AttentionMixer",
-    "Block",
-    "CRAMMixer",
-    "Mamba2",
-    "Mamba2Mixer",
-    "Mixer",
-    "Palimpsa",
-    "PalimpsaMixer",
-    "SeqBoat",
-    "SeqBoatMixer",
-    "Stack",
-    "attention_utilisation",
-    "memory_loss",
-    "release",
-    "update",
-]
+    "CRAM", "Attention", "AttentionMixer", "Block", "CRAMMixer", "Mamba2", "Mamba2Mixer", "Mixer", "Palimpsa",
+    "PalimpsaMixer", "SeqBoat", "SeqBoatMixer", "Stack", "attention_utilisation", "memory_loss", "release", "update",
+]  # fmt: skip
 
 STREAM = "route"
 
@@ -100,12 +85,9 @@ class _Face(nn.Module):
         leaves = {name: self.param(name, lambda key, name=name: part(name)) for name in names}
         self.params = unnamed(like, leaves)
         initial = self.cfg.init_state()
-        self.state = jax.tree.unflatten(jax.tree.structure(initial), self._state_leaves(initial))
-
-    def _state_leaves(self, initial) -> list[Array]:
-        """The running state's variables, in the order of the state's fields."""
-        leaves = named(initial).items() if initial else ()
-        return [self.variable("consolidation", name, lambda leaf=leaf: leaf).value for name, leaf in leaves]
+        variable = lambda name, leaf: self.variable("consolidation", name, lambda: leaf).value
+        held = named(initial).items() if initial else ()
+        self.state = unnamed(initial, {name: variable(name, leaf) for name, leaf in held})
 
     def _key(self, train: bool) -> Key | None:
         return self.make_rng(STREAM) if self.cfg.draws and (train or self.has_rng(STREAM)) else None
@@ -254,6 +236,17 @@ def _found(collection: Mapping, name: str) -> list[Mapping]:
     return found
 
 
+def _sums(memory: Mapping) -> MemorySums:
+    """Sums of all layers, with a leading axis of layers."""
+    found = [MemorySums(**one) for one in _found(memory, "sums")]
+    if not found:
+        raise ValueError(
+            'the collection "memory" has no sums of CRAM layers: call a model that has such layers, with '
+            f'mutable=["memory"]; got {sorted(memory)}'
+        )
+    return jax.tree.map(lambda *leaves: jnp.hstack(leaves), *found)
+
+
 def memory_loss(
     memory: Mapping, price: Array | float, cfg: ObjectiveConfig | None = None
 ) -> tuple[Array, dict[str, Array]]:
@@ -268,17 +261,17 @@ def memory_loss(
     Raises:
       ValueError: for a collection without such layers.
     """
-    sums = [MemorySums(**found) for found in _found(memory, "sums")]
-    if not sums:
-        raise ValueError('memory_loss needs the collection "memory" of a model with CRAM layers; this one has no sums')
-    stacked = jax.tree.map(lambda *leaves: jnp.hstack(leaves), *sums)
-    return objective.memory_loss(stacked, price, ObjectiveConfig() if cfg is None else cfg)
+    return objective.memory_loss(_sums(memory), price, ObjectiveConfig() if cfg is None else cfg)
 
 
 def attention_utilisation(memory: Mapping) -> Array:
-    """Share of (token, layer) pairs that retrieved something, audits included, from the collection "memory"."""
-    sums = _found(memory, "sums")
-    return sum(jnp.sum(one["retrieved"]) for one in sums) / sum(jnp.sum(one["tokens"]) for one in sums)
+    """Share of (token, layer) pairs that retrieved something, audits included, from the collection "memory".
+
+    Raises:
+      ValueError: for a collection without such layers.
+    """
+    sums = _sums(memory)
+    return jnp.sum(sums.retrieved) / jnp.sum(sums.tokens)
 
 
 def update(state: Mapping, memory: Mapping, axis_name: str | None = None) -> dict:

@@ -22,29 +22,13 @@ from flax import nnx
 from cram_jax.dims import Array, Gap, Gaps, Key, Segments, Token, Tokens
 from cram_jax.functional import consolidation, layer, objective
 from cram_jax.functional.layer import Layer, LayerAux
-from cram_jax.functional.objective import ObjectiveConfig
+from cram_jax.functional.objective import MemorySums, ObjectiveConfig
 
 __all__ = [
-    "CRAM",
-    "Attention",
-    "AttentionMixer",
-    "Block",
-    "CRAMMixer",
-    "Consolidation",
-    "Mamba2",
-    "Mamba2Mixer",
-    "Memory",
-    "Mixer",
-    "Palimpsa",
-    "PalimpsaMixer",
-    "SeqBoat",
-    "SeqBoatMixer",
-    "Stack",
-    "attention_utilisation",
-    "memory_loss",
-    "release",
-    "update",
-]
+    "CRAM", "Attention", "AttentionMixer", "Block", "CRAMMixer", "Consolidation", "Mamba2", "Mamba2Mixer", "Memory",
+    "Mixer", "Palimpsa", "PalimpsaMixer", "SeqBoat", "SeqBoatMixer", "Stack", "attention_utilisation", "memory_loss",
+    "release", "update",
+]  # fmt: skip
 
 STREAM = "route"  # of random numbers: noise and audits
 
@@ -260,6 +244,14 @@ def _memories(model: nnx.Module) -> list[_Face]:
     return [face for face in faces if face.cfg.consolidates]
 
 
+def _sums(model: nnx.Module) -> MemorySums:
+    """Sums of the last call of all layers, with a leading axis of layers."""
+    found = [_read(face.memory)[1] for face in _memories(model)]
+    if not found:
+        raise ValueError(f"a model with CRAM layers is needed; {type(model).__name__} has none")
+    return jax.tree.map(lambda *leaves: jnp.hstack(leaves), *found)
+
+
 def memory_loss(
     model: nnx.Module, price: Array | float, cfg: ObjectiveConfig | None = None
 ) -> tuple[Array, dict[str, Array]]:
@@ -275,17 +267,17 @@ def memory_loss(
     Raises:
       ValueError: for a model without such layers.
     """
-    sums = [_read(face.memory)[1] for face in _memories(model)]
-    if not sums:
-        raise ValueError("memory_loss needs a model with CRAM layers; this one has none")
-    stacked = jax.tree.map(lambda *leaves: jnp.hstack(leaves), *sums)
-    return objective.memory_loss(stacked, price, ObjectiveConfig() if cfg is None else cfg)
+    return objective.memory_loss(_sums(model), price, ObjectiveConfig() if cfg is None else cfg)
 
 
 def attention_utilisation(model: nnx.Module) -> Array:
-    """Share of (token, layer) pairs that retrieved something in the last call, audits included."""
-    sums = [_read(face.memory)[1] for face in _memories(model)]
-    return sum(jnp.sum(one.retrieved) for one in sums) / sum(jnp.sum(one.tokens) for one in sums)
+    """Share of (token, layer) pairs that retrieved something in the last call, audits included.
+
+    Raises:
+      ValueError: for a model without such layers.
+    """
+    sums = _sums(model)
+    return jnp.sum(sums.retrieved) / jnp.sum(sums.tokens)
 
 
 def update(model: nnx.Module, axis_name: str | None = None) -> None:

@@ -16,7 +16,6 @@ from unittest import mock
 import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
-from traitlets.config import Config
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 RERUN = "rerun"
@@ -39,6 +38,11 @@ def code(notebook: NotebookNode, *, rerun: bool = True) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code" and (rerun or not tagged(cell))]
 
 
+def cell(source: str) -> NotebookNode:
+    """A new code cell."""
+    return nbformat.v4.new_code_cell(source)
+
+
 def digest(notebook: NotebookNode) -> str:
     """Of the sources of all code cells."""
     return hashlib.sha256(json.dumps([cell.source for cell in code(notebook)]).encode()).hexdigest()[:16]
@@ -55,11 +59,11 @@ def run(cells: list[NotebookNode]) -> None:
         client = NotebookClient(
             notebook,
             timeout=1200,
+            startup_timeout=600,
             kernel_name="python3",
             record_timing=False,
             coalesce_streams=True,
             resources={"metadata": {"path": str(FOLDER)}},
-            config=Config({"KernelManager": {"transport": "ipc"}}),  # no ports
         )
         client.execute(env=environment)
 
@@ -73,14 +77,19 @@ def _jupyter() -> Iterator[dict[str, str]]:
             yield {"JAX_PLATFORMS": "cpu", **os.environ}
 
 
-def execute(name: str) -> None:
-    """Runs a whole notebook, and writes it with its outputs.
+def execute(name: str, *, rerun: bool = True) -> None:
+    """Runs a notebook, and writes it with its outputs.
+
+    Args:
+      rerun: whether cells that train or measure are run, too. Without, they keep no outputs.
 
     Raises:
       ValueError: for a cell that writes to stderr, since warnings name paths of this machine.
     """
     notebook = read(name)
-    cells = code(notebook)
+    for cell in code(notebook):
+        cell.outputs = []
+    cells = code(notebook, rerun=rerun)
     run(cells)
     for cell in cells:
         cell.metadata.pop("execution", None)

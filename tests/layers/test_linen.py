@@ -15,18 +15,18 @@ from face_cases import (
     D,
     batch,
     function_step,
+    linen_call,
     linen_variables,
     near,
     parameters,
     same,
     state,
 )
-from flax import errors, nnx, traverse_util
+from flax import errors, traverse_util
 from flax import linen as nn
 
 from cram_jax.functional import consolidation, objective
 from cram_jax.layers import linen as faces
-from cram_jax.models.stack import jamba_pattern
 
 CRAM, ATTENTION, MAMBA2 = FACES["CRAM"], FACES["Attention"], FACES["Mamba2"]
 ROUTE = {"route": jax.random.key(NOISE)}
@@ -42,12 +42,6 @@ class Net(nn.Module):
         x_BxTxD = faces.CRAM(CRAM.cfg, deterministic=self.deterministic)(nn.Dense(D)(x_BxTxD))
         mixer = faces.CRAMMixer(CRAM.cfg, deterministic=self.deterministic, name="mixer")
         return x_BxTxD + mixer(nn.RMSNorm()(x_BxTxD))
-
-
-def call(module: nn.Module, variables, *arrays, **more):
-    """(tokens, the collection "memory")."""
-    y_BxTxD, seen = module.apply(variables, *arrays, mutable=["memory"], **more)
-    return y_BxTxD, seen["memory"]
 
 
 def memory_of(face, params, held, x_BxTxD):
@@ -109,7 +103,7 @@ def test_rematerialised_layers_have_the_functions_gradients():
     def gradient(params):
         def loss(params):
             held = {**variables, "params": params}
-            y_BxTxD, memory = call(Outer(), held, x_BxTxD, gap_BxT, segment_BxT=segment_BxT, rngs=ROUTE)
+            y_BxTxD, memory = linen_call(Outer(), held, x_BxTxD, gap_BxT, segment_BxT=segment_BxT, rngs=ROUTE)
             return jnp.mean(y_BxTxD**2) + faces.memory_loss(memory, PRICE)[0], (y_BxTxD, memory["layer"])
 
         return jax.grad(loss, has_aux=True)(params)
@@ -166,7 +160,7 @@ def test_layers_nest_in_a_network():
             for name, kind in (("CRAM_0", "CRAM"), ("mixer", "CRAMMixer"))}  # fmt: skip
 
     # When it runs
-    y_BxTxD, memory = call(net, variables, x_BxTxD)
+    y_BxTxD, memory = linen_call(net, variables, x_BxTxD)
 
     # Then it is one function after the other, bit for bit (the same operations, not compiled together)
     read_BxTxD = nn.Dense(D).apply({"params": params["Dense_0"]}, x_BxTxD)
@@ -184,6 +178,7 @@ def test_layers_nest_in_a_network():
     want = objective.memory_loss(objective.MemorySums(**sums), PRICE, cfg)
     near(faces.memory_loss(memory, PRICE, cfg), want)
     assert faces.memory_loss(memory, PRICE)[0] != want[0]
+    near(faces.attention_utilisation(memory), jnp.sum(sums["retrieved"]) / jnp.sum(sums["tokens"]))
 
     # And only update and release change the running state, each layer's to the function's
     before = variables["consolidation"]
@@ -195,10 +190,11 @@ def test_layers_nest_in_a_network():
     same(faces.release(before, when=False), before)
 
 
-def test_a_model_without_memories_has_no_memory_loss():
+def test_models_without_memories_are_refused_where_memories_are_needed():
     _, seen = faces.Attention(ATTENTION.cfg).apply(linen_variables(ATTENTION), batch()[0], mutable=["memory"])
-    with pytest.raises(ValueError, match='needs the collection "memory" of a model with CRAM layers'):
-        faces.memory_loss(seen.get("memory", {}), PRICE)
+    for asked in (partial(faces.memory_loss, price=PRICE), faces.attention_utilisation):
+        with pytest.raises(ValueError, match=r'call a model that has such layers, with mutable=\["memory"\]; got \[\]'):
+            asked(seen.get("memory", {}))
 
 
 def test_statistics_add_over_a_mapped_axis():
@@ -215,91 +211,6 @@ def test_statistics_add_over_a_mapped_axis():
     # Then both have the state of the whole batch
     for device in range(2):
         near(jax.tree.map(lambda leaf, device=device: leaf[device], states["CRAM_0"]), want)
-
-
-def test_blocks_and_mixers_stand_in_a_sequential():
-    layers = [
-        faces.CRAM(CRAM.cfg),
-        faces.SeqBoatMixer(FACES["SeqBoat"].cfg),
-        nn.Dense(D),
-        faces.Palimpsa(FACES["Palimpsa"].cfg),
-    ]
-    net, x_BxTxD = nn.Sequential(layers), batch()[0]
-    variables = net.init(jax.random.key(0), x_BxTxD)
-    y_BxTxD, memory = call(net, variables, x_BxTxD)
-
-    # It is each layer applied to the tokens of the one before
-    want_BxTxD = x_BxTxD
-    for i, layer in enumerate(layers):
-        own = {name: tree[f"layers_{i}"] for name, tree in variables.items() if f"layers_{i}" in tree}
-        want_BxTxD = layer.apply(own, want_BxTxD)
-    same(y_BxTxD, want_BxTxD)
-    assert set(memory) == {"layers_0"} and faces.release(variables["consolidation"])["layers_0"]["released"]
-
-
-def test_a_stack_is_its_blocks_and_jamba_is_a_pattern():
-    # Given Jamba with a CRAM layer in the place of attention
-    pattern = jamba_pattern(MAMBA2.cfg, CRAM.cfg, before=1, after=1)
-    net, (x_BxTxD, gap_BxT, segment_BxT) = faces.Stack(pattern), batch()
-    variables = net.init(jax.random.key(0), x_BxTxD)
-
-    # Then its tokens are the blocks', gaps included
-    y_BxTxD = x_BxTxD
-    for i, cfg in enumerate(pattern):
-        own = {name: tree[f"Block_{i}"] for name, tree in variables.items() if f"Block_{i}" in tree}
-        y_BxTxD = faces.Block(cfg).apply(own, y_BxTxD, gap_BxT, segment_BxT=segment_BxT)
-    same(net.apply(variables, x_BxTxD, gap_BxT, segment_BxT=segment_BxT), y_BxTxD)
-    assert set(variables["consolidation"]) == {"Block_1"}
-
-
-def test_layers_made_and_scanned_along_an_axis():
-    # Given two layers in a scan, each with parameters, noise, sums and a state of its own
-    class Body(nn.Module):
-        @nn.compact
-        def __call__(self, x_BxTxD, _):
-            return faces.CRAM(CRAM.cfg, deterministic=False)(x_BxTxD), None
-
-    class Deep(nn.Module):
-        @nn.compact
-        def __call__(self, x_BxTxD):
-            axes = {"params": 0, "consolidation": 0, "memory": 0}
-            return nn.scan(Body, axes, split_rngs={"params": True, "route": True}, length=2)()(x_BxTxD, None)[0]
-
-    net, x_BxTxD = Deep(), batch()[0]
-    variables = jax.jit(net.init)({"params": jax.random.key(0)} | ROUTE, x_BxTxD)
-    variables["consolidation"] = faces.release(variables["consolidation"])
-
-    # When it runs in training
-    _, memory = jax.jit(partial(call, net, rngs=ROUTE))(variables, x_BxTxD)
-
-    # Then loss and update are those of two layers
-    sums, stats = (memory["ScanBody_0"]["CRAM_0"][name] for name in ("sums", "stats"))
-    want = objective.memory_loss(objective.MemorySums(**sums), PRICE, objective.ObjectiveConfig())
-    near(faces.memory_loss(memory, PRICE), want)
-    assert sums["distillation"].shape == (2,) and sums["distillation"][0] != sums["distillation"][1]
-    after = faces.update(variables["consolidation"], memory)["ScanBody_0"]["CRAM_0"]
-    mean_D = lambda i: stats["total_D"][i] / stats["count"][i] * (1 - CRAM.cfg.consolidation.decay)
-    near(after["mean_D"], jnp.stack([mean_D(0), mean_D(1)]))
-
-
-def test_an_nnx_network_runs_a_linen_layer():
-    # Given a Linen layer as an NNX module
-    x_BxTxD, variables = batch()[0], linen_variables(CRAM)
-    module = nnx.bridge.ToNNX(faces.CRAM(CRAM.cfg), rngs=nnx.Rngs(params=0, route=1)).lazy_init(x_BxTxD)
-
-    # When it holds the layer's variables
-    held = nnx.state(module)
-    nnx.replace_by_pure_dict(held, variables["params"] | variables["consolidation"])
-    nnx.update(module, held)
-
-    # Then it gives the layer's tokens and memory, and fresh noise at each training step
-    y_BxTxD, memory = call(faces.CRAM(CRAM.cfg), variables, x_BxTxD)
-    same(module(x_BxTxD), y_BxTxD)
-    module(x_BxTxD, mutable=["memory"], rngs={})
-    held = nnx.to_pure_dict(nnx.state(module))
-    same({name: held[name] for name in ("stats", "sums")}, memory)
-    first, second = (module(x_BxTxD, train=True) for _ in range(2))
-    assert not np.allclose(first, second)
 
 
 def test_a_stream_may_start_without_a_cache(face):

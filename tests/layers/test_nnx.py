@@ -28,7 +28,6 @@ from flax import nnx
 from cram_jax.functional import consolidation, objective
 from cram_jax.layers import linen as linen_faces
 from cram_jax.layers import nnx as faces
-from cram_jax.models.stack import jamba_pattern
 
 CRAM, ATTENTION, MAMBA2 = FACES["CRAM"], FACES["Attention"], FACES["Mamba2"]
 
@@ -163,8 +162,18 @@ def test_memory_loss_is_that_of_all_layers():
     cfg = objective.ObjectiveConfig(distillation=3.0)
     near(faces.memory_loss(net, PRICE, cfg), objective.memory_loss(sums, PRICE, cfg))
     near(faces.memory_loss(net, PRICE), objective.memory_loss(sums, PRICE, objective.ObjectiveConfig()))
-    with pytest.raises(ValueError, match="memory_loss needs a model with CRAM layers"):
-        faces.memory_loss(nnx_module(ATTENTION), PRICE)
+
+    # The share of pairs that retrieved is that of both layers, too
+    near(faces.attention_utilisation(net), jnp.sum(sums.retrieved) / jnp.sum(sums.tokens))
+
+
+def test_models_without_memories_are_refused_where_memories_are_needed():
+    model = nnx_module(ATTENTION)
+    for asked in (partial(faces.memory_loss, price=PRICE), faces.attention_utilisation):
+        with pytest.raises(ValueError, match="a model with CRAM layers is needed; Attention has none"):
+            asked(model)
+    faces.update(model)
+    faces.release(model)
 
 
 def test_statistics_add_over_a_mapped_axis():
@@ -236,85 +245,6 @@ def test_gradients_of_split_and_rematerialised_layers(how):
 
     # Then gradients are the function's
     near(linen_faces.unnamed(want.params, nnx.to_pure_dict(gradient)["weights"]), want.gradient)
-
-
-def test_blocks_and_mixers_stand_in_a_sequential():
-    # Given three layers and a projection, one after the other
-    rngs = nnx.Rngs(params=0, route=1)
-    blocks = [faces.CRAM(CRAM.cfg, rngs=rngs), faces.SeqBoatMixer(FACES["SeqBoat"].cfg, rngs=rngs)]
-    net = nnx.Sequential(*blocks, nnx.Linear(D, D, rngs=rngs), faces.Palimpsa(FACES["Palimpsa"].cfg, rngs=rngs))
-
-    # Then it is each applied to the tokens of the one before
-    y_BxTxD = batch()[0]
-    for layer in net.layers:
-        y_BxTxD = layer(y_BxTxD)
-    same(net(batch()[0]), y_BxTxD)
-    faces.release(net)
-    assert bool(blocks[0].state.released[...])
-
-
-def test_a_stack_is_its_blocks_and_jamba_is_a_pattern():
-    # Given Jamba with a CRAM layer in the place of attention
-    pattern = jamba_pattern(MAMBA2.cfg, CRAM.cfg, before=1, after=1)
-    net = faces.Stack(pattern, rngs=nnx.Rngs(0))
-    assert [type(block.cfg).__name__ for block in net.blocks] == ["Mamba2Config", "CRAMConfig", "Mamba2Config"]
-
-    # Then its tokens are the blocks', gaps included, and the model's functions reach its state
-    x_BxTxD, gap_BxT, segment_BxT = batch()
-    y_BxTxD = x_BxTxD
-    for block in net.blocks:
-        y_BxTxD = block(y_BxTxD, gap_BxT, segment_BxT=segment_BxT)
-    same(net(x_BxTxD, gap_BxT, segment_BxT=segment_BxT), y_BxTxD)
-    faces.update(net)
-    assert net.blocks[1].state.weight[...] > 0
-
-
-def test_layers_made_and_scanned_along_an_axis():
-    # Given two layers whose variables are stacked
-    @nnx.split_rngs(splits=2)
-    @nnx.vmap
-    def make(rngs: nnx.Rngs):
-        return faces.CRAM(CRAM.cfg, rngs=rngs)
-
-    net, x_BxTxD = make(nnx.Rngs(params=0, route=1)), batch()[0]
-    net.train()
-    faces.release(net)
-
-    # When tokens go through both in a scan, and the network is updated
-    @nnx.jit
-    def run(net, x_BxTxD):
-        y_BxTxD = nnx.scan(lambda x, layer: layer(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)(x_BxTxD, net)
-        loss = faces.memory_loss(net, PRICE)[0]
-        faces.update(net)
-        return y_BxTxD, loss
-
-    y_BxTxD, loss = run(net, x_BxTxD)
-
-    # Then each has noise, sums and a state of its own
-    sums, held = values(net.memory)[1], values(net.state)
-    near(loss, objective.memory_loss(sums, PRICE, objective.ObjectiveConfig())[0])
-    assert held.weight.shape == (2,) and not np.allclose(held.mean_D[0], held.mean_D[1])
-    assert sums.distillation[0] != sums.distillation[1]
-    assert y_BxTxD.shape == x_BxTxD.shape
-
-
-def test_a_linen_network_runs_an_nnx_layer():
-    # Given an NNX layer as a Linen module
-    x_BxTxD = batch()[0]
-    bridged = nnx.bridge.to_linen(faces.CRAM, CRAM.cfg)
-    variables = bridged.init({"params": jax.random.key(0), "route": jax.random.key(1)}, x_BxTxD)
-
-    # When the collections that the bridge names after the variables' classes hold the layer's variables
-    module = nnx_module(CRAM)
-    want = nnx.to_pure_dict(nnx.state(module, (nnx.Param, faces.Consolidation)))
-    assert paths(variables["params"]["weights"]) == paths(want["weights"])
-    variables = {**variables, "params": {"weights": want["weights"]}, "Consolidation": {"state": want["state"]}}
-
-    # Then it gives the layer's tokens
-    same(bridged.apply(variables, x_BxTxD), module(x_BxTxD))
-    y_BxTxD, after = bridged.apply(variables, x_BxTxD, mutable=["Memory"])
-    same(y_BxTxD, module(x_BxTxD))
-    same(after["Memory"]["memory"], nnx.to_pure_dict(nnx.state(module, faces.Memory))["memory"])
 
 
 def test_a_stream_starts_from_the_functions_cache(face):

@@ -41,7 +41,7 @@ def inputs(T: int) -> dict:
 
 
 def palimpsa(backend: str, given: dict):
-    return kernels.palimpsa_scan(**given, rate_H=RATE_H, prior_H=PRIOR_H, backend=backend)[0]
+    return kernels.palimpsa_scan(**given, rate_H=jnp.asarray(RATE_H), prior_H=jnp.asarray(PRIOR_H), backend=backend)[0]
 
 
 def ssd(backend: str, given: dict):

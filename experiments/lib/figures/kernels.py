@@ -18,8 +18,7 @@ def _made(result: dict, what: str) -> str:
 
 @style.drawer()
 def attention(result: dict) -> Figure:
-    """Time against utilisation: measured (whiskers: lowest and highest), in proportion to full use, and of dense
-    attention.
+    """Time against utilisation: measured (whiskers: quartiles), in proportion to full use, and of dense attention.
 
     Args:
       result: whose `data` has times by WAY_LENGTH and by PATTERN_SHARE.
@@ -41,7 +40,7 @@ def attention(result: dict) -> Figure:
         axis.set(xlabel="queries routed to attention (%)", ylabel="time (ms)")
         style.percent_ticks(axis, "x")
     style.under_all(figure, ncols=3)
-    style.headline(figure, result, _made(result, "4 heads of 64, float32; whiskers: lowest and highest"))
+    style.headline(figure, result, _made(result, "4 heads of 64, float32; whiskers: quartiles"))
     return figure
 
 
@@ -77,7 +76,7 @@ def memory(result: dict) -> Figure:
 
 @style.drawer()
 def stream(result: dict) -> Figure:
-    """Time of a token against context (whiskers: lowest and highest).
+    """Time of a token against context (whiskers: quartiles).
 
     Args:
       result: whose `data` has times by batch_BATCH_context_CONTEXT and by model, and `memory`, the buffer's size.
@@ -97,7 +96,7 @@ def stream(result: dict) -> Figure:
         axis.set_xticks(contexts, [f"{c:,}" for c in contexts])
         axis.set(title=f"batch of {batch}")
     style.under_all(figure)
-    style.headline(figure, result, _made(result, "one layer, float32; whiskers: lowest and highest"))
+    style.headline(figure, result, _made(result, "two layers, float32; whiskers: quartiles"))
     return figure
 
 
