@@ -9,7 +9,7 @@ TESTS ?=
 # Large pages where Linux hands them out on request: a training step allocates and frees its arrays each time.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test checks claims figures docs bench packages aot-tpu aot-gpu clean
+.PHONY: demo test checks claims figures notebooks docs bench packages aot-tpu aot-gpu clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
@@ -28,7 +28,7 @@ demo: $(VENV)/installed
 
 test: $(VENV)/tested
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=12 $(TESTS)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup --durations=12 $(TESTS)
 
 # The committed results and what is concluded from them; no test of code.
 checks: $(VENV)/tested
@@ -42,6 +42,10 @@ claims: $(VENV)/installed
 figures: $(VENV)/installed
 	$(BIN)/python experiments/figures.py
 
+# Runs all notebooks again, trainings included, and keeps what they show.
+notebooks: $(VENV)/tested
+	$(BIN)/python experiments/notebooks.py
+
 # Builds the pages in docs/ into site/, with every link checked. `make docs SERVE=1` shows them while you edit.
 docs: $(VENV)/documented
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs $(if $(SERVE),serve,build) --strict
@@ -51,8 +55,7 @@ $(VENV)/documented: $(VENV)/installed
 	touch $@
 
 bench: $(VENV)/installed
-	$(BIN)/python experiments/kernels.py
-	$(BIN)/python experiments/scans.py
+	$(BIN)/python experiments/bench.py
 
 # Wheel and sdist, each installed into an environment without the clone, where the examples run.
 packages:

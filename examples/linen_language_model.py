@@ -4,8 +4,6 @@ python examples/linen_language_model.py [--steps=400] [--workdir=runs/linen_lang
 """
 
 import argparse
-import os
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,8 +15,7 @@ from flax import linen as nn
 
 import cram_jax as cj
 
-WORKING = cj.WorkingConfig(body="gated_scan", width=96)  # text needs the bytes just before
-CONFIG = cj.CRAMConfig(D=96, F=256, working=WORKING, episodic=cj.EpisodicConfig(rotary=True))
+CONFIG = cj.CRAMConfig(D=96, F=256, working=cj.WorkingConfig("gated_scan", 96), episodic=cj.EpisodicConfig(rotary=True))
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(2e-3))
 
 
@@ -37,43 +34,38 @@ class LanguageModel(nn.Module):
 
 
 @jax.jit
-def train_step(params, state, opt_state, byte_BxT, price, key):
+def train_step(variables, opt_state, byte_BxT, price, key):
     def loss(params):
-        held = {"params": params, "consolidation": state}
-        logits, seen = LanguageModel(False).apply(held, byte_BxT[:, :-1], rngs={"route": key}, mutable=["memory"])
+        held, model = variables | {"params": params}, LanguageModel(deterministic=False)
+        logits, seen = model.apply(held, byte_BxT[:, :-1], rngs={"route": key}, mutable=["memory"])
         task = optax.softmax_cross_entropy_with_integer_labels(logits, byte_BxT[:, 1:]).mean()
         return task + cj.linen.memory_loss(seen["memory"], price)[0], (task, seen["memory"])
 
-    (_, (task, memory)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-    change, opt_state = OPTIMIZER.update(gradient, opt_state, params)
-    params, state = optax.apply_updates(params, change), cj.linen.update(state, memory)
-    return params, state, opt_state, task / jnp.log(2), cj.linen.attention_utilisation(memory)
+    (_, (task, memory)), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    change, opt_state = OPTIMIZER.update(gradient, opt_state, variables["params"])
+    params = optax.apply_updates(variables["params"], change)
+    variables = {"params": params, "consolidation": cj.linen.update(variables["consolidation"], memory)}
+    return variables, opt_state, task / jnp.log(2), cj.linen.attention_utilisation(memory)
 
 
 def main(steps: int, workdir: Path) -> None:
-    text = np.concatenate([np.fromfile(path, np.uint8) for path in sorted(Path(os.__file__).parent.glob("*.py"))])
+    text = np.concatenate([np.fromfile(f, np.uint8) for f in sorted(Path(argparse.__file__).parent.glob("*.py"))])
     variables = LanguageModel().init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
-    params, state = variables["params"], variables["consolidation"]
-    opt_state = OPTIMIZER.init(params)
+    opt_state = OPTIMIZER.init(variables["params"])
     for step in range(steps):
         if step == steps // 2:  # until now every byte attended; from now on the router decides, at a rising price
-            state = cj.linen.release(state)
+            variables["consolidation"] = cj.linen.release(variables["consolidation"])
         start = np.random.default_rng(step).integers(len(text) - 257, size=(16, 1))
         byte_BxT, price = jnp.asarray(text[start + np.arange(257)], jnp.int32), 0.1 * max(0, 2 * step / steps - 1)
-        key = jax.random.fold_in(jax.random.key(1), step)
-        params, state, opt_state, bits, attends = train_step(params, state, opt_state, byte_BxT, price, key)
+        variables, opt_state, bits, attends = train_step(variables, opt_state, byte_BxT, price, jax.random.key(step))
         if step % 20 == 0 or step == steps - 1:
             print(f"step {step}: {bits:.2f} bits a byte, {attends:.0%} of (byte, layer) pairs attend", flush=True)
 
-    saved = {"params": params, "consolidation": state}
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(workdir.resolve() / "model", saved, force=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-        again = checkpointer.restore(workdir.resolve() / "model", jax.tree.map(np.asarray, saved))
-
-    stream = jax.jit(partial(LanguageModel().apply, method="step", mutable=["cache"]))
-    empty = LanguageModel().init(jax.random.key(0), jnp.zeros(1, jnp.int32), method="step")["cache"]
-    cache, text = {"cache": empty}, list(b"def ")
+    ocp.PyTreeCheckpointer().save(workdir.resolve() / "model", variables, force=True)
+    again = ocp.PyTreeCheckpointer().restore(workdir.resolve() / "model")
+    model, text = LanguageModel(), list(b"def ")
+    cache = {"cache": model.init(jax.random.key(0), jnp.zeros(1, jnp.int32), method="step")["cache"]}
+    stream = jax.jit(lambda held, byte_B: model.apply(held, byte_B, method="step", mutable=["cache"]))
     for position in range(120):
         logits, cache = stream(again | cache, jnp.asarray(text[position : position + 1]))
         if position + 1 == len(text):
@@ -82,7 +74,6 @@ def main(steps: int, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=400)
+    (parser := argparse.ArgumentParser()).add_argument("--steps", type=int, default=400)
     parser.add_argument("--workdir", type=Path, default=Path("runs/linen_language_model"))
     main(**vars(parser.parse_args()))

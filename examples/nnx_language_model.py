@@ -4,7 +4,6 @@ python examples/nnx_language_model.py [--steps=400] [--workdir=runs/nnx_language
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import jax
@@ -47,7 +46,7 @@ def train_step(model, optimizer, byte_BxT, price):
 
 
 def main(steps: int, workdir: Path) -> None:
-    text = np.concatenate([np.fromfile(path, np.uint8) for path in sorted(Path(os.__file__).parent.glob("*.py"))])
+    text = np.concatenate([np.fromfile(f, np.uint8) for f in sorted(Path(argparse.__file__).parent.glob("*.py"))])
     model = LanguageModel(nnx.Rngs(params=0, route=1))
     model.train()
     optimizer = nnx.Optimizer(model, optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(2e-3)), wrt=nnx.Param)
@@ -60,10 +59,10 @@ def main(steps: int, workdir: Path) -> None:
         if step % 20 == 0 or step == steps - 1:
             print(f"step {step}: {bits:.2f} bits a byte, {attends:.0%} of (byte, layer) pairs attend", flush=True)
 
+    again = nnx.eval_shape(lambda: LanguageModel(nnx.Rngs(params=0, route=1)))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(workdir.resolve() / "model", nnx.state(model), force=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-        again = nnx.eval_shape(lambda: LanguageModel(nnx.Rngs(params=0, route=1)))
+        checkpointer.wait_until_finished()
         nnx.update(again, checkpointer.restore(workdir.resolve() / "model", nnx.state(again)))
 
     stream, caches, text = nnx.jit(LanguageModel.step), again.layers.init_cache(1), list(b"def ")
@@ -75,7 +74,6 @@ def main(steps: int, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=400)
+    (parser := argparse.ArgumentParser()).add_argument("--steps", type=int, default=400)
     parser.add_argument("--workdir", type=Path, default=Path("runs/nnx_language_model"))
     main(**vars(parser.parse_args()))

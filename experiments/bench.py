@@ -5,8 +5,7 @@ python experiments/bench.py [--part=attention] [--run=runs/demo]
 | part | what is measured | result |
 |---|---|---|
 | training_step | a training step with skipping and without, from the last state of --run | skipping |
-| attention | time of attention against the share of tokens that attend, forward and with backward; dense too | \
-kernels_attention |
+| attention | time against the share of tokens that attend, with and without gradient | kernels_attention |
 | kept | time of attention with 15% of the keys kept, and with all | kernels_kept |
 | memory | working memory of the compiled programs against length, skipping and dense | kernels_memory |
 | stream | time of a token as its context grows, of CRAM and of dense attention with a full cache | kernels_stream |

@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import srcd
-from lib import gather, launch, results, runs, summary
-from lib.figures import change as change_figures
+from lib import gather, launch, runs, summary
+from lib.figures import catalogue
 from ml_collections import ConfigDict
 
 from cram_jax.training import loop
@@ -164,8 +164,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     made = gather.made_by_launches([one for name in at for one in read(at[name] / "launches.jsonl")])
     entries = {f"seed {config.seed}": entry(out, lines["before"], lines["after"], made)}
     result = gather.result("change", QUESTION, COMMAND, made, config=config, entries=entries)
-    results.write(workdir, result)
-    change_figures.draw(result, workdir)
+    catalogue.leave(result, workdir)
     return result
 
 

@@ -12,7 +12,7 @@ import mqar
 import srcd
 import text
 from configs import comparisons
-from lib import gather, grid, launch, results, summary
+from lib import gather, grid, launch, summary
 from lib.figures import catalogue
 
 MAINS = {"srcd": srcd, "mqar": mqar, "text": text}  # each has build(config) and train(config, workdir)
@@ -55,12 +55,10 @@ def main(args) -> None:
     summary.show(comparison.question, summary.compared(comparison.columns, entries), heading=True)
     if comparison != whole:
         return print("This was a part of the comparison, so no result was written.")
-    command, made = f"python experiments/compare.py --name={args.name}", gather.made_by([run for run in done if run])
-    data = {"variant": comparison.variant}
+    command = f"python experiments/compare.py --name={args.name} --runs=runs/{args.name}"
+    made, data = gather.made_by([run for run in done if run]), {"variant": comparison.variant}
     result = gather.result(args.name, comparison.question, command, made, config=base, entries=entries, data=data)
-    print(f"result: {results.write(folder, result)}")
-    for draw in catalogue.drawers(args.name, result):
-        print(f"figure: {draw(result, folder)}")
+    catalogue.leave(result, folder)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import jax
 import mqar
-from lib import gather, grid, launch, results, runs, summary
-from lib.figures import recall
+from lib import gather, grid, launch, runs, summary
+from lib.figures import catalogue
 from ml_collections import ConfigDict
 
 from cram_jax.functional.mamba2 import Mamba2Config
@@ -88,7 +88,7 @@ def main(args) -> None:
     made, data = gather.made_by([run for run in trained + done if run]), {"gain": gains}
     result = gather.result("conversion", QUESTION, COMMAND, made, config=config, entries=entries, data=data)
     summary.show("Values named right on held-out data, by seed", table(config, entries, gains))
-    print(f"result: {results.write(folder, result)}\nfigure: {recall.conversion(result, folder)}")
+    catalogue.leave(result, folder)
 
 
 def table(config: ConfigDict, entries: dict, gains: list[float]) -> list[tuple[str, str]]:
@@ -104,10 +104,6 @@ def table(config: ConfigDict, entries: dict, gains: list[float]) -> list[tuple[s
 
 if __name__ == "__main__":
     launch.run(
-        main,
-        config="conversion.py:small",
-        runs="runs/conversion",
-        seeds=3,
-        part=grid.WHOLE,
+        main, config="conversion.py:small", runs="runs/conversion", seeds=3, part=grid.WHOLE,
         takes="27 runs, a minute or two each on one CPU core",
-    )
+    )  # fmt: skip

@@ -19,5 +19,5 @@ if __name__ == "__main__":
     launch.run(
         main,
         takes="2 minutes",
-        figures=launch.Flag("", "Folder for the figures, a folder in it for each result; the committed results by default."),
+        figures=launch.Flag("", "Folder of the figures, one for each result; the committed results by default."),
     )

@@ -5,8 +5,7 @@ python experiments/gpu.py [--rounds=7]
 | part | what is measured |
 |---|---|
 | errors | relative errors of attention and its gradients, and whether results repeat, by backend, dtype and share |
-| times_T | milliseconds against the per mille of tokens routed: of plan, gather, attention and scatter (gpu), of the \
-attention alone on gathered rows (kernel), and of cuDNN's attention for all tokens (dense) |
+| times_T | milliseconds by per mille of tokens routed: whole call (gpu), kernel alone (kernel), cuDNN's (dense) |
 | others_T | the same, forward alone, for the backends that run where the kernel does not |
 
 There are 16 heads of 64, in bfloat16. Ten calls are issued at a time, so that the GPU does not wait for Python between

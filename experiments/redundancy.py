@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import text
-from lib import gather, launch, results, summary
-from lib.figures import redundancy as redundancy_figures
+from lib import gather, launch, summary
+from lib.figures import catalogue
 
 from cram_jax.analysis import redundancy
 from cram_jax.dims import Array, Float, Tokens
@@ -30,8 +30,11 @@ QUESTION = "How much of what attention gives could a linear probe of its input g
 COMMAND = "python experiments/redundancy.py --config=experiments/configs/redundancy.py:small --workdir=runs/redundancy"
 
 
-def look(stack: Stack, params: tuple, x_BxTxD: Tokens) -> list[tuple[Tokens, Tokens, Float[Array, "B T H K"]]]:
-    """By layer of a transformer: the state that enters attention, what attention adds, what each head read before."""
+def look(
+    stack: Stack, params: tuple, x_BxTxD: Tokens
+) -> tuple[Tokens, list[tuple[Tokens, Tokens, Float[Array, "B T H K"]]]]:
+    """(tokens after a transformer's stack; by layer, the state that enters attention, what attention adds, and what
+    each head read before it was projected)."""
     B, T, _ = x_BxTxD.shape
     seen = []
     for i in range(stack.depth):
@@ -42,12 +45,13 @@ def look(stack: Stack, params: tuple, x_BxTxD: Tokens) -> list[tuple[Tokens, Tok
         a_BxTxD = attention.output(own, o_BxTxHxK, layer)
         seen.append((rms_norm(own.norm_D, x_BxTxD), a_BxTxD, o_BxTxHxK))
         x_BxTxD = layer.feed(own, x_BxTxD + a_BxTxD)
-    return seen
+    return x_BxTxD, seen
 
 
 def measured(learner: Learner, run: RunConfig, seed: int, state, tokens: int) -> dict:
     """Eq 1 of each layer, and of each head by itself, on held-out tokens."""
-    watch = jax.jit(lambda params, batch: look(learner.model, params.model, learner.task.embed(params.task, batch)[0]))
+    embed = lambda params, batch: learner.task.embed(params.task, batch)[0]
+    watch = jax.jit(lambda params, batch: look(learner.model, params.model, embed(params, batch))[1])
     batches = [
         learner.task.batch("held_out", seed, index, run.length, run.batch)
         for index in range(run.held_out_batches(tokens))
@@ -135,7 +139,7 @@ def main(args) -> None:
     made = gather.made_by_launches(read(workdir / "launches.jsonl"))
     data = {"seed": config.seed, "looks": looks}
     result = gather.result("redundancy", QUESTION, COMMAND, made, config=config, data=data)
-    print(f"result: {results.write(workdir, result)}\nfigure: {redundancy_figures.draw(result, workdir)}")
+    catalogue.leave(result, workdir)
 
 
 if __name__ == "__main__":

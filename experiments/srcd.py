@@ -99,10 +99,14 @@ def train(config, workdir: Path) -> dict:
     out, lines = runs.complete(
         config, workdir, learner, run, finish=finish, table=table, title=title, patterns=patterns
     )
-    result = gather.of_run("srcd", f"How does {config.model} learn SRCD?", config, out, lines)
-    for draw in (training.draw, training.details):
-        print(f"figure: {draw(result, workdir / 'figures')}")
+    draw(gather.of_run("srcd", f"How does {config.model} learn SRCD?", config, out, lines), workdir / "figures")
     return out
+
+
+def draw(result: dict, folder: Path) -> None:
+    """The figures of a run."""
+    for figure in (training.draw, training.details):
+        print(f"figure: {figure(result, folder)}")
 
 
 def main(args) -> None:

@@ -80,9 +80,13 @@ def train(config, workdir: Path) -> dict:
     learner, run = build(config)
     title = f"Text, {run.length} bytes a window"
     out, lines = runs.complete(config, workdir, learner, run, finish=finish, table=table, title=title)
-    result = gather.of_run("text", f"How does {config.model} learn real text?", config, out, lines)
-    print(f"figure: {text_figures.one(result, workdir / 'figures')}")
+    draw(gather.of_run("text", f"How does {config.model} learn real text?", config, out, lines), workdir / "figures")
     return out
+
+
+def draw(result: dict, folder: Path) -> None:
+    """The figure of a run."""
+    print(f"figure: {text_figures.one(result, folder)}")
 
 
 def main(args) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import srcd
-from lib import gather, grid, launch, results, runs, summary, targets
-from lib.figures import transfer as transfer_figures
+from lib import gather, grid, launch, runs, summary, targets
+from lib.figures import catalogue
 from lib.targets import SCORES, Target
 from ml_collections import ConfigDict
 
@@ -205,7 +205,7 @@ def main(args) -> None:
         made["notes"].append("Generated files of the published formats say nothing of the published data.")
     about = {"targets": {target.called: target.name for target in chosen}, "reduction": less}
     result = gather.result("transfer", QUESTION, COMMAND, made, config=config, entries=entries, data=about)
-    print(f"result: {results.write(folder, result)}\nfigure: {transfer_figures.draw(result, folder)}")
+    catalogue.leave(result, folder)
 
 
 def settled(todo: list[grid.Run], done: list[dict | None]) -> list[dict]:

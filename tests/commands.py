@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import pytest
 from lib import launch
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +33,13 @@ def run(main: str, *flags: str, **settings) -> str:
     ):
         runpy.run_path(argv[0], run_name="__main__")
     return out.getvalue()
+
+
+def refused(main: str, *flags: str, **settings) -> str:
+    """What such a command says when it ends in an error."""
+    with pytest.raises(SystemExit) as ended:
+        run(main, *flags, **settings)
+    return ended.value.args[0]
 
 
 def written(folder: Path) -> dict[Path, int]:

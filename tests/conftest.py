@@ -26,6 +26,14 @@ import pytest
 jaxtyping.install_import_hook("cram_jax", "beartype.beartype")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
+def pytest_collection_modifyitems(items):
+    """Tests of a file run in one process, and so do those of files of one group: what they share is compiled once."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+
+
 @pytest.fixture
 def x64():
     """Float64 for one test."""

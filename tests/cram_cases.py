@@ -10,11 +10,13 @@ from cram_jax.functional.episodic import EpisodicConfig
 from cram_jax.functional.routing import RoutingConfig
 
 B, T, D, M = 3, 40, 8, 5
+# Named here, so that another router input by default does not change which routes these cases take.
+INPUTS = ("content", "gap", "dynamics", "familiarity", "uncertainty")
 CONFIG = CRAMConfig(
     D=D,
     F=16,
     episodic=EpisodicConfig(heads=2, head_dim=6, memory=M, write_bias=0.0),
-    routing=RoutingConfig(evaluation_audit_rate=0.2),
+    routing=RoutingConfig(features=INPUTS, evaluation_audit_rate=0.2),
 )
 
 

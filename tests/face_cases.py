@@ -1,123 +1,186 @@
-"""Families of layers with three faces, and what their tests share."""
+"""Every layer's faces, its block and its mixer, and what their tests share."""
 
-from types import ModuleType
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import cache, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import nnx
+from flax.traverse_util import flatten_dict
 
-from cram_jax.functional import attention, consolidation, cram, mamba2, objective, palimpsa
+from cram_jax.functional import attention, consolidation, cram, layer, mamba2, objective, palimpsa, seqboat
+from cram_jax.functional.layer import Layer
 from cram_jax.layers import linen as linen_faces
 from cram_jax.layers import nnx as nnx_faces
 
 B, T, D = 2, 12, 8
 NOISE = 5  # seed of the stream "route"
+RATE, PRICE = 0.1, 0.3  # of a training step
 
-
-class Family(NamedTuple):
-    functional: ModuleType
-    cfg: Any
-    nnx: type[nnx.Module]
-    linen: type[nn.Module]
-
-
-FAMILIES = {
-    "cram": Family(
-        cram,
-        cram.CRAMConfig(
-            D=D,
-            F=8,
-            working=cram.WorkingConfig(body="gated_scan", width=8),  # the body that carries a state along the stream
-            episodic=cram.EpisodicConfig(heads=2, head_dim=4, memory=3, width=4),
-            semantic=cram.SemanticConfig(rank=8),
-            routing=cram.RoutingConfig(
-                width=8, audit_rate=0.3, evaluation_audit_rate=0.3
-            ),  # so that 24 tokens show some
-        ),
-        nnx_faces.CRAM,
-        linen_faces.CRAM,
+WORKING = cram.WorkingConfig(body="gated_scan", width=8)  # a body that carries a state along the stream
+ATTENTION = attention.AttentionConfig(D=D, F=8, heads=2, head_dim=4, rotary=True, context=T)
+LAYERS = {
+    "CRAM": cram.CRAMConfig(
+        D=D,
+        F=8,
+        working=WORKING,
+        episodic=cram.EpisodicConfig(heads=2, head_dim=4, memory=3, width=4),
+        semantic=cram.SemanticConfig(rank=8),
+        # So many audits that 24 tokens show some.
+        routing=cram.RoutingConfig(width=8, audit_rate=0.3, evaluation_audit_rate=0.3),
     ),
-    "attention": Family(
-        attention,
-        attention.AttentionConfig(D=D, F=8, heads=2, head_dim=4, rotary=True, context=T),
-        nnx_faces.Attention,
-        linen_faces.Attention,
-    ),
-    "metamamba2": Family(
-        mamba2,
-        mamba2.Mamba2Config(D=D, heads=2, head_dim=4, state=3, rank=2),
-        nnx_faces.Mamba2,
-        linen_faces.Mamba2,
-    ),
-    "palimpsa": Family(
-        palimpsa,
-        palimpsa.PalimpsaConfig(D=D, F=8, heads=2, key_dim=3, value_dim=4, rank=2),
-        nnx_faces.Palimpsa,
-        linen_faces.Palimpsa,
-    ),
+    "Attention": ATTENTION,
+    "Mamba2": mamba2.Mamba2Config(D=D, heads=2, head_dim=4, state=3, rank=2),
+    "Palimpsa": palimpsa.PalimpsaConfig(D=D, F=8, heads=2, key_dim=3, value_dim=4, rank=2),
+    "SeqBoat": seqboat.SeqBoatConfig(ATTENTION, memory=3, working=WORKING),
 }
 
 
-def parameters(family: Family, key=0):
+class Face(NamedTuple):
+    """A class of both modules, and the functions that it must equal."""
+
+    cfg: Layer
+    nnx: type[nnx.Module]
+    linen: type[nn.Module]
+    apply: Callable
+    step: Callable
+    own: Callable  # the layer's parameters that the face holds
+
+
+FACES = {name: Face(cfg, getattr(nnx_faces, name), getattr(linen_faces, name), layer.apply, layer.step, lambda p: p)
+         for name, cfg in LAYERS.items()}  # fmt: skip
+FACES |= {
+    f"{name}Mixer": Face(
+        cfg,
+        getattr(nnx_faces, f"{name}Mixer"),
+        getattr(linen_faces, f"{name}Mixer"),
+        layer.apply_mixer,
+        layer.step_mixer,
+        cfg.mixer_params,
+    )
+    for name, cfg in LAYERS.items()
+}
+
+
+def batch(seed: int = 1):
+    """(tokens, gaps, segments); each row holds two sequences."""
+    x, gap = jax.random.split(jax.random.key(seed))
+    segment_BxT = jnp.broadcast_to(jnp.arange(T) // 7, (B, T))
+    return jax.random.normal(x, (B, T, D)), 1 + jax.random.exponential(gap, (B, T)), segment_BxT
+
+
+@cache
+def parameters(face: Face):
     """Parameters off their initial zeros, so that tokens take every route."""
-    params = family.functional.init(jax.random.key(key), family.cfg)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(key + 1), len(leaves))
-    return tree.unflatten([p + 0.5 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)])
+    draw = np.random.default_rng(1)
+    moved = lambda leaf: leaf + np.asarray(0.5 * draw.standard_normal(leaf.shape), np.float32)
+    return jax.tree.map(moved, face.own(jax.jit(face.cfg.init)(jax.random.key(0))))
 
 
-def initial_state(family: Family):
+@cache
+def state(face: Face):
     """A released state that has seen retrievals, where the layer has one."""
-    state = family.functional.init_state(family.cfg)
-    if not state:
-        return state
+    if not face.cfg.consolidates:
+        return face.cfg.init_state()
     stats = consolidation.ConsolidationStats(jnp.ones(D), jnp.asarray(40.0), jnp.asarray(10.0))
-    return consolidation.release(consolidation.update(state, stats))
+    return face.cfg.release(face.cfg.update(face.cfg.init_state(), stats))
 
 
-def is_variable(node) -> bool:
-    return isinstance(node, nnx.Variable)
+def values(variables):
+    """The arrays of a tree of NNX variables."""
+    return jax.tree.map(lambda v: v[...], variables, is_leaf=lambda v: isinstance(v, nnx.Variable))
 
 
-def nnx_layer(family: Family, params, state) -> nnx.Module:
-    layer = family.nnx(family.cfg, rngs=nnx.Rngs(0))
-    jax.tree.map(nnx.Variable.set_value, (layer.params, layer.state), (params, state), is_leaf=is_variable)
-    return layer
+def put(variables, arrays) -> None:
+    """Writes a tree of arrays into a tree of NNX variables."""
+    is_variable = lambda v: isinstance(v, nnx.Variable)
+    jax.tree.map(nnx.Variable.set_value, variables, arrays, is_leaf=is_variable)
 
 
-def nnx_values(variables):
-    return jax.tree.map(lambda variable: variable[...], variables, is_leaf=is_variable)
+@cache
+def _template(face: Face, route: int | None):
+    streams = {} if route is None else {"route": route}
+    module = face.nnx(face.cfg, rngs=nnx.Rngs(params=0, **streams))
+    put(module.weights, parameters(face))
+    put(module.state, state(face))
+    return nnx.split(module)
 
 
-def linen_variables(params, state):
-    return {"params": {"layer": params}} | ({"consolidation": {"state": state}} if state else {})
+def nnx_module(face: Face, route: int | None = NOISE):
+    """The face in NNX with `parameters` and `state`, and with that seed of noise."""
+    return nnx.merge(*_template(face, route), copy=True)
 
 
-def linen_key(layer: nn.Module, variables):
-    """What "route" gives the layer; Flax folds the module's path into it."""
-    rngs = {"route": jax.random.key(NOISE)}
-    return nn.apply(lambda layer: layer.make_rng("route"), layer)(variables, rngs=rngs)
+def linen_variables(face: Face, params=None, held=None) -> dict:
+    """The variables of the face in Linen, by default with `parameters` and `state`."""
+    params, held = parameters(face) if params is None else params, state(face) if held is None else held
+    variables = {"params": linen_faces.named(params)}
+    return variables | ({"consolidation": linen_faces.named(held)} if held else {})
 
 
-def loss_of(y_BxTxD, aux):
-    """A task's loss and, where the layer has memories, all of Eq 8."""
-    task = jnp.mean(y_BxTxD**2)
-    return task + objective.memory_loss(aux.sums, jnp.asarray(0.3), objective.ObjectiveConfig())[0] if aux else task
+def linen_call(module: nn.Module, variables, *arrays, **more):
+    """(tokens, the collection "memory")."""
+    y_BxTxD, seen = module.apply(variables, *arrays, mutable=["memory"], **more)
+    return y_BxTxD, seen["memory"]
 
 
-def assert_near(got, want):
-    """Choices are equal; numbers differ at most as one program differs from another that XLA fused otherwise.
+def linen_key(module: nn.Module, variables, stream: str = "route", seed: int = NOISE):
+    """The key that a stream gives a module that is called by itself."""
+    return nn.apply(lambda module: module.make_rng(stream), module)(variables, rngs={stream: jax.random.key(seed)})
 
-    That is a few units in the last place (6e-8) of sums of about 100 terms of size 1: 1e-5 is 20 times as much.
+
+def paths(tree) -> set[str]:
+    """Paths of a tree's leaves in nested dictionaries: "router/bias_F"."""
+    return {"/".join(map(str, path)) for path in flatten_dict(tree)}
+
+
+class Step(NamedTuple):
+    """What a training step shows."""
+
+    loss: jax.Array
+    y_BxTxD: jax.Array
+    memory: tuple  # (stats, sums)
+    gradient: tuple
+    params: tuple
+    state: tuple
+
+
+@partial(jax.jit, static_argnums=0)
+def function_step(face: Face, params, held, key) -> Step:
+    """A training step with Eq 8 on `batch()`, by the functions alone."""
+    x_BxTxD, gap_BxT, segment_BxT = batch()
+
+    def loss(params):
+        more = dict(cfg=face.cfg, gap_BxT=gap_BxT, key=key, train=True, segment_BxT=segment_BxT)
+        y_BxTxD, aux = face.apply(params, held, x_BxTxD, **more)
+        memory = objective.memory_loss(aux.sums, PRICE, objective.ObjectiveConfig())[0] if aux.sums else 0.0
+        return jnp.mean(y_BxTxD**2) + memory, (y_BxTxD, (aux.stats, aux.sums))
+
+    (total, (y_BxTxD, memory)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    after = jax.tree.map(lambda p, g: p - RATE * g, params, gradient)
+    return Step(total, y_BxTxD, memory, gradient, after, face.cfg.update(held, memory[0]))
+
+
+def same(got, want) -> None:
+    """Raises unless the trees are equal to the last bit."""
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def near(got, want) -> None:
+    """Raises unless choices are equal, and numbers differ at most as two programs that XLA fused differently.
+
+    That is a few units in the last place (6e-8) of sums of about 100 terms, each as large as the array's largest
+    number: 1e-5 is 20 times as much.
     """
 
     def check(got, want):
         assert got.dtype == want.dtype
         if jnp.issubdtype(want.dtype, jnp.floating):
-            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(want).max(initial=0.0)))
         else:
             np.testing.assert_array_equal(got, want)
 

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import hypothesis.strategies as st
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -98,3 +99,14 @@ def brute_force(case: Case) -> Truth:
                 same = case.segment_BxT is None or case.segment_BxT[b, t] == case.segment_BxT[b, j]
                 visible_BxTxT[b, t, j] = near and same
     return Truth(visible_BxTxT, attends_BxT, seen_BxT)
+
+
+@jax.jit
+def masked_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxV, visible_BxTxT):
+    """Dense attention under a mask, (B T H V); 0 where nothing is visible. Differentiable."""
+    group = q_BxTxHxK.shape[2] // k_BxTxGxK.shape[2]
+    k_BxTxHxK, v_BxTxHxV = (jnp.repeat(x, group, axis=2) for x in (k_BxTxGxK, v_BxTxGxV))
+    logits = jnp.einsum("bthk,bshk->bhts", q_BxTxHxK, k_BxTxHxK) * q_BxTxHxK.shape[-1] ** -0.5
+    weight = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True)) * visible_BxTxT[:, None]
+    total = weight.sum(-1, keepdims=True)
+    return jnp.einsum("bhts,bshv->bthv", weight / jnp.where(total > 0, total, 1), v_BxTxHxV)

@@ -1,5 +1,7 @@
 """Random arguments of both scans, and how close results have to be, for several files of tests."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +31,12 @@ def arguments(name: str, T: int, dtype=np.float64, seed: int = 0) -> dict:
 
 def scan(name: str):
     return {"ssd": ssd_scan, "palimpsa": palimpsa_scan}[name]
+
+
+@cache
+def compiled(name: str):
+    """The scan, compiled as a whole, which takes less time than its parts one by one."""
+    return jax.jit(scan(name), static_argnames=("scale", "chunk", "backend"))
 
 
 def assert_close(got, want, tolerance: float):

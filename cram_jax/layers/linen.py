@@ -29,24 +29,9 @@ from cram_jax.functional.layer import Layer, LayerAux
 from cram_jax.functional.objective import MemorySums, ObjectiveConfig
 
 __all__ = [
-    "CRAM",
-    "Attention",
-    "AttentionMixer",
-    "Block",
-    "CRAMMixer",
-    "Mamba2",
-    "Mamba2Mixer",
-    "Mixer",
-    "Palimpsa",
-    "PalimpsaMixer",
-    "SeqBoat",
-    "SeqBoatMixer",
-    "Stack",
-    "attention_utilisation",
-    "memory_loss",
-    "release",
-    "update",
-]
+    "CRAM", "Attention", "AttentionMixer", "Block", "CRAMMixer", "Mamba2", "Mamba2Mixer", "Mixer", "Palimpsa",
+    "PalimpsaMixer", "SeqBoat", "SeqBoatMixer", "Stack", "attention_utilisation", "memory_loss", "release", "update",
+]  # fmt: skip
 
 STREAM = "route"
 
@@ -62,7 +47,7 @@ def named(tree) -> Any:
 def unnamed(like, tree) -> Any:
     """`named` undone: the dictionaries as the NamedTuples of `like`."""
     if not hasattr(like, "_fields"):
-        return tree if like != () else ()
+        return () if isinstance(like, tuple) else tree
     return type(like)(*(unnamed(getattr(like, name), tree.get(name)) for name in like._fields))
 
 
@@ -87,18 +72,22 @@ class _Face(nn.Module):
         return params
 
     def setup(self):
-        fresh = self.cfg.init(self.make_rng("params")) if self.is_initializing() else None
-        values = lambda key: named(self._own(self.cfg.init(key) if fresh is None else fresh))
         like = self._own(_shapes(self.cfg))
-        leaves = {name: self.param(name, lambda key, name=name: values(key)[name]) for name in named(like)}
+        names, fresh = named(like), None
+        if self.is_mutable_collection("params") and not self.has_variable("params", next(iter(names))):
+            fresh = named(self._own(self.cfg.init(self.make_rng("params"))))
+
+        def part(name: str):
+            """A fresh part. Where there is one already Flax asks for shapes only, and tracing `init` would be slow."""
+            blank = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)
+            return jax.tree.map(blank, names[name]) if fresh is None else fresh[name]
+
+        leaves = {name: self.param(name, lambda key, name=name: part(name)) for name in names}
         self.params = unnamed(like, leaves)
         initial = self.cfg.init_state()
-        self.state = jax.tree.unflatten(jax.tree.structure(initial), self._state_leaves(initial))
-
-    def _state_leaves(self, initial) -> list[Array]:
-        """The running state's variables, in the order of the state's fields."""
-        leaves = named(initial).items() if initial else ()
-        return [self.variable("consolidation", name, lambda leaf=leaf: leaf).value for name, leaf in leaves]
+        variable = lambda name, leaf: self.variable("consolidation", name, lambda: leaf).value
+        held = named(initial).items() if initial else ()
+        self.state = unnamed(initial, {name: variable(name, leaf) for name, leaf in held})
 
     def _key(self, train: bool) -> Key | None:
         return self.make_rng(STREAM) if self.cfg.draws and (train or self.has_rng(STREAM)) else None
@@ -111,7 +100,7 @@ class _Face(nn.Module):
         train: bool | None = None,
         segment_BxT: Segments | None = None,
     ) -> Tokens:
-        """Whole sequences: tokens in, tokens out.
+        """Whole sequences: tokens in, tokens of the same dtype out.
 
         Args:
           train: by default, the opposite of `deterministic`. Under `nn.remat` set `deterministic` instead.
@@ -125,7 +114,9 @@ class _Face(nn.Module):
     def with_aux(self, x_BxTxD, gap_BxT=None, *, train=None, segment_BxT=None) -> tuple[Tokens, LayerAux]:
         """As a call, but returns (tokens, aux) and writes no variable."""
         train = not self.deterministic if train is None else train
-        return self._apply(x_BxTxD, gap_BxT=gap_BxT, key=self._key(train), train=train, segment_BxT=segment_BxT)
+        more = dict(gap_BxT=gap_BxT, key=self._key(train), train=train, segment_BxT=segment_BxT)
+        y_BxTxD, aux = self._apply(x_BxTxD, **more)
+        return y_BxTxD.astype(x_BxTxD.dtype), aux
 
     def step(self, x_BxD: Token, gap_B: Gap | None = None) -> tuple[Token, LayerAux]:
         """One token, streaming: (token, aux); equals the whole sequence in evaluation. Needs mutable=["cache"].
@@ -138,7 +129,7 @@ class _Face(nn.Module):
             cache = self.cfg.init_cache(x_BxD.shape[0])
         y_BxD, after, aux = self._step(cache, x_BxD, gap_B=gap_B, key=self._key(train=False))
         self.put_variable("cache", "stream", cache if self.is_initializing() else after)
-        return y_BxD, aux
+        return y_BxD.astype(x_BxD.dtype), aux
 
 
 class Block(_Face):
@@ -245,6 +236,17 @@ def _found(collection: Mapping, name: str) -> list[Mapping]:
     return found
 
 
+def _sums(memory: Mapping) -> MemorySums:
+    """Sums of all layers, with a leading axis of layers."""
+    found = [MemorySums(**one) for one in _found(memory, "sums")]
+    if not found:
+        raise ValueError(
+            'the collection "memory" has no sums of CRAM layers: call a model that has such layers, with '
+            f'mutable=["memory"]; got {sorted(memory)}'
+        )
+    return jax.tree.map(lambda *leaves: jnp.hstack(leaves), *found)
+
+
 def memory_loss(
     memory: Mapping, price: Array | float, cfg: ObjectiveConfig | None = None
 ) -> tuple[Array, dict[str, Array]]:
@@ -259,17 +261,17 @@ def memory_loss(
     Raises:
       ValueError: for a collection without such layers.
     """
-    sums = [MemorySums(**found) for found in _found(memory, "sums")]
-    if not sums:
-        raise ValueError('memory_loss needs the collection "memory" of a model with CRAM layers; this one has no sums')
-    stacked = jax.tree.map(lambda *leaves: jnp.hstack(leaves), *sums)
-    return objective.memory_loss(stacked, price, ObjectiveConfig() if cfg is None else cfg)
+    return objective.memory_loss(_sums(memory), price, ObjectiveConfig() if cfg is None else cfg)
 
 
 def attention_utilisation(memory: Mapping) -> Array:
-    """Share of (token, layer) pairs that retrieved something, audits included, from the collection "memory"."""
-    sums = _found(memory, "sums")
-    return sum(jnp.sum(one["retrieved"]) for one in sums) / sum(jnp.sum(one["tokens"]) for one in sums)
+    """Share of (token, layer) pairs that retrieved something, audits included, from the collection "memory".
+
+    Raises:
+      ValueError: for a collection without such layers.
+    """
+    sums = _sums(memory)
+    return jnp.sum(sums.retrieved) / jnp.sum(sums.tokens)
 
 
 def update(state: Mapping, memory: Mapping, axis_name: str | None = None) -> dict:

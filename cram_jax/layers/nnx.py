@@ -22,29 +22,13 @@ from flax import nnx
 from cram_jax.dims import Array, Gap, Gaps, Key, Segments, Token, Tokens
 from cram_jax.functional import consolidation, layer, objective
 from cram_jax.functional.layer import Layer, LayerAux
-from cram_jax.functional.objective import ObjectiveConfig
+from cram_jax.functional.objective import MemorySums, ObjectiveConfig
 
 __all__ = [
-    "CRAM",
-    "Attention",
-    "AttentionMixer",
-    "Block",
-    "CRAMMixer",
-    "Consolidation",
-    "Mamba2",
-    "Mamba2Mixer",
-    "Memory",
-    "Mixer",
-    "Palimpsa",
-    "PalimpsaMixer",
-    "SeqBoat",
-    "SeqBoatMixer",
-    "Stack",
-    "attention_utilisation",
-    "memory_loss",
-    "release",
-    "update",
-]
+    "CRAM", "Attention", "AttentionMixer", "Block", "CRAMMixer", "Consolidation", "Mamba2", "Mamba2Mixer", "Memory",
+    "Mixer", "Palimpsa", "PalimpsaMixer", "SeqBoat", "SeqBoatMixer", "Stack", "attention_utilisation", "memory_loss",
+    "release", "update",
+]  # fmt: skip
 
 STREAM = "route"  # of random numbers: noise and audits
 
@@ -115,7 +99,7 @@ class _Face(nnx.Module):
         segment_BxT: Segments | None = None,
         rngs: nnx.Rngs | Key | None = None,
     ) -> Tokens:
-        """Whole sequences: tokens in, tokens out.
+        """Whole sequences: tokens in, tokens of the same dtype out.
 
         Args:
           train: by default, what `model.train()` or `model.eval()` set last; evaluation at first.
@@ -131,8 +115,9 @@ class _Face(nnx.Module):
     def with_aux(self, x_BxTxD, gap_BxT=None, *, train=None, segment_BxT=None, rngs=None) -> tuple[Tokens, LayerAux]:
         """As a call, but returns (tokens, aux) and changes no variable except the random stream."""
         train = not self.deterministic if train is None else train
-        key = self._key(train, rngs)
-        return self._apply(x_BxTxD, gap_BxT=gap_BxT, key=key, train=train, segment_BxT=segment_BxT)
+        more = dict(gap_BxT=gap_BxT, key=self._key(train, rngs), train=train, segment_BxT=segment_BxT)
+        y_BxTxD, aux = self._apply(x_BxTxD, **more)
+        return y_BxTxD.astype(x_BxTxD.dtype), aux
 
     def init_cache(self, batch: int):
         """What `step` carries from token to token, with nothing seen yet."""
@@ -146,7 +131,8 @@ class _Face(nnx.Module):
         Args:
           rngs: switches audits on. Pass the same key at every step to audit what a call with that key audits.
         """
-        return self._step(cache, x_BxD, gap_B=gap_B, key=self._key(False, rngs))
+        y_BxD, cache, aux = self._step(cache, x_BxD, gap_B=gap_B, key=self._key(False, rngs))
+        return y_BxD.astype(x_BxD.dtype), cache, aux
 
 
 def _shapes(cfg: Layer):
@@ -258,6 +244,14 @@ def _memories(model: nnx.Module) -> list[_Face]:
     return [face for face in faces if face.cfg.consolidates]
 
 
+def _sums(model: nnx.Module) -> MemorySums:
+    """Sums of the last call of all layers, with a leading axis of layers."""
+    found = [_read(face.memory)[1] for face in _memories(model)]
+    if not found:
+        raise ValueError(f"a model with CRAM layers is needed; {type(model).__name__} has none")
+    return jax.tree.map(lambda *leaves: jnp.hstack(leaves), *found)
+
+
 def memory_loss(
     model: nnx.Module, price: Array | float, cfg: ObjectiveConfig | None = None
 ) -> tuple[Array, dict[str, Array]]:
@@ -273,17 +267,17 @@ def memory_loss(
     Raises:
       ValueError: for a model without such layers.
     """
-    sums = [_read(face.memory)[1] for face in _memories(model)]
-    if not sums:
-        raise ValueError("memory_loss needs a model with CRAM layers; this one has none")
-    stacked = jax.tree.map(lambda *leaves: jnp.hstack(leaves), *sums)
-    return objective.memory_loss(stacked, price, ObjectiveConfig() if cfg is None else cfg)
+    return objective.memory_loss(_sums(model), price, ObjectiveConfig() if cfg is None else cfg)
 
 
 def attention_utilisation(model: nnx.Module) -> Array:
-    """Share of (token, layer) pairs that retrieved something in the last call, audits included."""
-    sums = [_read(face.memory)[1] for face in _memories(model)]
-    return sum(jnp.sum(one.retrieved) for one in sums) / sum(jnp.sum(one.tokens) for one in sums)
+    """Share of (token, layer) pairs that retrieved something in the last call, audits included.
+
+    Raises:
+      ValueError: for a model without such layers.
+    """
+    sums = _sums(model)
+    return jnp.sum(sums.retrieved) / jnp.sum(sums.tokens)
 
 
 def update(model: nnx.Module, axis_name: str | None = None) -> None:

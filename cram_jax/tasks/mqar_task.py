@@ -14,7 +14,7 @@ from cram_jax.tasks import mqar
 from cram_jax.tasks.answers import mean, over
 from cram_jax.tasks.mqar import MQARBatch, MQARConfig
 
-DATA = 0  # folded into a run's key before the split: a run takes 2 and 3 for itself (training/learner.py)
+DATA = 0  # folded into a run's key before the split: a run takes 2 and 3 for itself (training/step.py)
 SPLITS = {"train": 0, "held_out": 1, "validation": 2}
 _sample = jax.jit(mqar.sample, static_argnums=1)
 

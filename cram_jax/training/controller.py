@@ -53,7 +53,7 @@ class PriceState(NamedTuple):
     best: Float[Array, ""]
 
     @property
-    def released(self) -> Bool[Array, ""]:
+    def released(self) -> Bool[Array, "*steps"]:
         """Whether the router decides; before, every token attends."""
         return self.released_step >= 0
 

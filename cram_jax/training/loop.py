@@ -72,7 +72,7 @@ def evaluate(
     learner: Learner, run: RunConfig, state: TrainState, seed: int, tokens: int, split: str = "held_out"
 ) -> dict[str, float]:
     """Means over held-out data at full length, evaluation audits included."""
-    sums = []
+    sums, learner = [], _evaluated(learner)
     for index in range(run.held_out_batches(tokens)):
         batch = learner.task.batch(split, seed, index, run.length, run.batch)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), training.EVALUATION), index)
@@ -80,11 +80,16 @@ def evaluate(
     return means(sums)
 
 
+def _evaluated(learner: Learner) -> Learner:
+    """What evaluation depends on. Learners that differ in the rest, say in the learning rate, share its programs."""
+    return Learner(learner.task, learner.model)
+
+
 def probe(learner: Learner, run: RunConfig, state: TrainState, seed: int, batches: int) -> dict:
     """Quality and familiarity of all tokens of some held-out batches; {} for a model that consolidates nothing."""
     if not learner.model.consolidates or not batches:
         return {}
-    sums = []
+    sums, learner = [], _evaluated(learner)
     key = jax.random.fold_in(jax.random.key(seed), training.EVALUATION)
     for index in range(batches):
         batch = learner.task.batch("held_out", seed, index, run.length, run.batch)

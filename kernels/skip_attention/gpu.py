@@ -165,14 +165,14 @@ def _place():
     return [jax.lax.axis_index(name) for name in GRID]
 
 
-def _matrix(width: int, kind):
+def _matrix(width: int, dtype):
     """A tile of rows, or a block of keys, in shared memory."""
-    return plgpu.SMEM((TILE, width), kind, transforms=TILED)
+    return plgpu.SMEM((TILE, width), dtype, transforms=TILED)
 
 
-def _vectors(*kinds):
+def _vectors(*dtypes):
     """One number for each row of a tile in shared memory, for each dtype."""
-    return [plgpu.SMEM((TILE,), kind) for kind in kinds]
+    return [plgpu.SMEM((TILE,), dtype) for dtype in dtypes]
 
 
 def _fetch(barrier, sources, targets):
@@ -214,7 +214,7 @@ def _visible(start_R, end_R, block, axis: int):
 def _forward(scale, interpret, q_BxGxRxK, k_BxSxGxK, v_BxSxGxV, start_BxR, end_BxR):
     B, G, R, K = q_BxGxRxK.shape
     S, V = v_BxSxGxV.shape[1], v_BxSxGxV.shape[3]
-    kind = q_BxGxRxK.dtype
+    dtype = q_BxGxRxK.dtype
     first_BxI, count_BxI, _, _ = _ranges(start_BxR, end_BxR, S)
     layout = plgpu.Layout.WGMMA
 
@@ -235,7 +235,7 @@ def _forward(scale, interpret, q_BxGxRxK, k_BxSxGxK, v_BxSxGxV, start_BxR, end_B
             new_top = jnp.maximum(top, jnp.max(jnp.where(visible, logits, LOW), axis=1))
             weight = jnp.where(visible, jnp.exp2(logits - _spread(new_top, 0)), 0.0)
             fade = jnp.exp2(top - new_top)
-            p_smem[...] = weight.astype(kind)
+            p_smem[...] = weight.astype(dtype)
             plgpu.commit_smem()
             total = total * fade + jnp.sum(weight, axis=1)
             sums = sums * _spread(fade, 0, V) + _multiply(p_smem, v_smem)
@@ -245,17 +245,17 @@ def _forward(scale, interpret, q_BxGxRxK, k_BxSxGxK, v_BxSxGxV, start_BxR, end_B
         per_row = layout.reduce(1)
         begin = _filled(LOW, (TILE,), per_row), _filled(0, (TILE,), per_row), _filled(0, (TILE, V), layout)
         top, total, sums = _over_blocks(step, first, count, (k.at[b, :, g], v.at[b, :, g]), begin)
-        some = jnp.where(total > 0, total, 1.0)
-        o_smem[...] = (sums / _spread(some, 0, V)).astype(kind)
-        lse_smem[...] = jnp.where(total > 0, top * (1 / LOG2E) + jnp.log(some), 0.0)
+        positive = jnp.where(total > 0, total, 1.0)
+        o_smem[...] = (sums / _spread(positive, 0, V)).astype(dtype)
+        lse_smem[...] = jnp.where(total > 0, top * (1 / LOG2E) + jnp.log(positive), 0.0)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(o_smem, o.at[b, g, rows])
         plgpu.copy_smem_to_gmem(lse_smem, lse.at[b, g, rows])
         plgpu.wait_smem_to_gmem(0)
 
-    before, after = [_matrix(K, kind), *_vectors(jnp.int32, jnp.int32)], [_matrix(V, kind), *_vectors(jnp.float32)]
-    scratch = [*before, _matrix(TILE, kind), *after, plgpu.Barrier(num_arrivals=3)]
-    out = jax.ShapeDtypeStruct((B, G, R, V), kind), jax.ShapeDtypeStruct((B, G, R), jnp.float32)
+    before, after = [_matrix(K, dtype), *_vectors(jnp.int32, jnp.int32)], [_matrix(V, dtype), *_vectors(jnp.float32)]
+    scratch = [*before, _matrix(TILE, dtype), *after, plgpu.Barrier(num_arrivals=3)]
+    out = jax.ShapeDtypeStruct((B, G, R, V), dtype), jax.ShapeDtypeStruct((B, G, R), jnp.float32)
     kernel = _call(interpret, attend, out, (B, G, R // TILE), scratch)
     return kernel(q_BxGxRxK, k_BxSxGxK, v_BxSxGxV, start_BxR, end_BxR, first_BxI, count_BxI)
 
@@ -269,7 +269,7 @@ def _backward(scale, interpret, *arrays):
 
 def _gradient_of_rows(scale, interpret, q_BxGxRxK, do_BxGxRxV, *others):
     B, G, R, K = q_BxGxRxK.shape
-    V, kind = do_BxGxRxV.shape[3], q_BxGxRxK.dtype
+    V, dtype = do_BxGxRxV.shape[3], q_BxGxRxK.dtype
 
     def differentiate_rows(q, do, lse, delta, k, v, start, end, firsts, counts, dq, *scratch):
         """dq of one tile of rows, over the blocks of keys it sees."""
@@ -288,7 +288,7 @@ def _gradient_of_rows(scale, interpret, q_BxGxRxK, do_BxGxRxV, *others):
                 logits = _multiply(q_smem, k_smem.transpose((1, 0))) * (scale * LOG2E)
                 weight = jnp.where(visible, jnp.exp2(logits - _spread(_per_row(lse_smem, 0) * LOG2E, 0)), 0.0)
                 dweight = _multiply(do_smem, v_smem.transpose((1, 0)))
-                ds_smem[...] = (weight * (dweight - _spread(_per_row(delta_smem, 0), 0))).astype(kind)
+                ds_smem[...] = (weight * (dweight - _spread(_per_row(delta_smem, 0), 0))).astype(dtype)
                 plgpu.commit_smem()
                 plgpu.wgmma(sums, ds_smem, k_smem)
                 plgpu.wgmma_wait(0)
@@ -297,20 +297,20 @@ def _gradient_of_rows(scale, interpret, q_BxGxRxK, do_BxGxRxV, *others):
             _over_blocks(step, first, count, (k.at[b, :, g], v.at[b, :, g]), ())
             return sums[...]
 
-        q_smem[...] = (pl.run_scoped(accumulate, plgpu.ACC((TILE, K), jnp.float32)) * scale).astype(kind)
+        q_smem[...] = (pl.run_scoped(accumulate, plgpu.ACC((TILE, K), jnp.float32)) * scale).astype(dtype)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(q_smem, dq.at[b, g, rows])
         plgpu.wait_smem_to_gmem(0)
 
     numbers = _vectors(jnp.float32, jnp.float32, jnp.int32, jnp.int32)
-    scratch = [_matrix(K, kind), _matrix(V, kind), *numbers, _matrix(TILE, kind), plgpu.Barrier(num_arrivals=6)]
-    out = jax.ShapeDtypeStruct(q_BxGxRxK.shape, kind)
+    scratch = [_matrix(K, dtype), _matrix(V, dtype), *numbers, _matrix(TILE, dtype), plgpu.Barrier(num_arrivals=6)]
+    out = jax.ShapeDtypeStruct(q_BxGxRxK.shape, dtype)
     return _call(interpret, differentiate_rows, out, (B, G, R // TILE), scratch)(q_BxGxRxK, do_BxGxRxV, *others)
 
 
 def _gradient_of_keys(scale, interpret, q_BxGxRxK, do_BxGxRxV, lse_BxGxR, delta_BxGxR, k_BxSxGxK, v_BxSxGxV, *others):
     B, S, G, K = k_BxSxGxK.shape
-    V, kind = v_BxSxGxV.shape[3], k_BxSxGxK.dtype
+    V, dtype = v_BxSxGxV.shape[3], k_BxSxGxK.dtype
 
     def differentiate_keys(q, do, lse, delta, k, v, start, end, firsts, counts, dk, dv, *scratch):
         """dk and dv of one block of keys, over the tiles of rows that see it."""
@@ -328,9 +328,9 @@ def _gradient_of_keys(scale, interpret, q_BxGxRxK, do_BxGxRxV, lse_BxGxR, delta_
                 visible = _visible(_per_row(start_smem, 1), _per_row(end_smem, 1), j, 1)
                 logits = _multiply(k_smem, q_smem.transpose((1, 0))) * (scale * LOG2E)
                 weight = jnp.where(visible, jnp.exp2(logits - _spread(_per_row(lse_smem, 1) * LOG2E, 1)), 0.0)
-                p_smem[...] = weight.astype(kind)
+                p_smem[...] = weight.astype(dtype)
                 dweight = _multiply(v_smem, do_smem.transpose((1, 0)))
-                ds_smem[...] = (weight * (dweight - _spread(_per_row(delta_smem, 1), 1))).astype(kind)
+                ds_smem[...] = (weight * (dweight - _spread(_per_row(delta_smem, 1), 1))).astype(dtype)
                 plgpu.commit_smem()  # also ends the reads above, before the parts are fetched anew
                 plgpu.wgmma(dv_sums, p_smem, do_smem)
                 plgpu.wgmma(dk_sums, ds_smem, q_smem)
@@ -343,14 +343,14 @@ def _gradient_of_keys(scale, interpret, q_BxGxRxK, do_BxGxRxV, lse_BxGxR, delta_
 
         sums = [plgpu.ACC((TILE, width), jnp.float32) for width in (K, V)]
         dk_sums, dv_sums = pl.run_scoped(accumulate, *sums)
-        k_smem[...] = (dk_sums * scale).astype(kind)
-        v_smem[...] = dv_sums.astype(kind)
+        k_smem[...] = (dk_sums * scale).astype(dtype)
+        v_smem[...] = dv_sums.astype(dtype)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(k_smem, dk.at[b, keys, g])
         plgpu.copy_smem_to_gmem(v_smem, dv.at[b, keys, g])
         plgpu.wait_smem_to_gmem(0)
 
-    scratch = [*(_matrix(width, kind) for width in (K, V, TILE, TILE)), plgpu.Barrier(num_arrivals=2)]
-    out = [jax.ShapeDtypeStruct(x.shape, kind) for x in (k_BxSxGxK, v_BxSxGxV)]
+    scratch = [*(_matrix(width, dtype) for width in (K, V, TILE, TILE)), plgpu.Barrier(num_arrivals=2)]
+    out = [jax.ShapeDtypeStruct(x.shape, dtype) for x in (k_BxSxGxK, v_BxSxGxV)]
     kernel = _call(interpret, differentiate_keys, out, (B, G, S // TILE), scratch)
     return kernel(q_BxGxRxK, do_BxGxRxV, lse_BxGxR, delta_BxGxR, k_BxSxGxK, v_BxSxGxV, *others)

@@ -1,23 +1,20 @@
 """The change of patterns: one training in two directories, and what is said of its recovery."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
+import change
 import numpy as np
 import pytest
+from commands import run
 from configs import change as change_config
 from lib import results
-from mqar_cases import environment
+from srcd_cases import SMALLEST
 
 from cram_jax.training.metrics import read
 
-ROOT = Path(__file__).parents[2]
-FLAGS = {
-    "change.at": 20, "change.batches": 2, "run.steps": 40, "run.log_every": 10, "run.checkpoint_every": 20,
-    "run.length": 32, "run.batch": 4, "run.held_out_tokens": 256, "run.final_tokens": 512, "optimizer.steps": 40,
-    "price.start": 5, "price.plateau": 1.0, "depth": 1,
+pytestmark = pytest.mark.xdist_group("srcd")
+SETTINGS = SMALLEST | {
+    "change.at": 20, "change.batches": 2, "run.steps": 40, "run.log_every": 10, "run.checkpoint_every": 20
 }  # fmt: skip
 
 
@@ -25,11 +22,8 @@ FLAGS = {
 def finished(tmp_path_factory):
     """(where it ran, its result, what it printed)."""
     at = tmp_path_factory.mktemp("change")
-    command = [sys.executable, "experiments/change.py", "--config=experiments/configs/change.py:tiny"]
-    command += [f"--config.{name}={value}" for name, value in FLAGS.items()] + [f"--workdir={at}"]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return at, results.load(at.name, at.parent), done.stdout
+    said = run("change", "--config=experiments/configs/change.py:tiny", f"--workdir={at}", **SETTINGS)
+    return at, results.load(at.name, at.parent), said
 
 
 def test_training_goes_on_where_it_was_in_a_changed_world(finished):
@@ -52,22 +46,14 @@ def test_training_goes_on_where_it_was_in_a_changed_world(finished):
     assert (at / "figure.png").stat().st_size > 5000 and "3 of 30 patterns change at step 20" in said
 
 
-RECOVERY = """
-import json, change
-line = lambda step, accuracy, attention: {"step": step, "held_out/retrieval_accuracy_changed": accuracy,
-                                          "held_out/attention_tokens": attention}
-before = [line(step, 1, attention) for step, attention in ((0, 1.0), (1, .02), (2, .02), (3, .02), (4, .02), (5, .02))]
-accuracies, attentions = (0, .5, .99, .9, .995, 1), (.02, .03, .05, .021, .03, .021)
-after = [line(5 + 10 * i, a, b) for i, (a, b) in enumerate(zip(accuracies, attentions))]
-print(json.dumps(change.recovery(before, after)))
-"""
-
-
 def test_recovery_is_for_good_only_where_it_stays():
-    env = environment() | {"PYTHONPATH": f"{ROOT}/experiments"}
-    done = subprocess.run([sys.executable, "-c", RECOVERY], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    line = lambda step, accuracy, attention: {
+        "step": step, "held_out/retrieval_accuracy_changed": accuracy, "held_out/attention_tokens": attention
+    }  # fmt: skip
+    before = [line(step, 1, 1.0 if step == 0 else 0.02) for step in range(6)]
+    accuracies, attentions = (0, 0.5, 0.99, 0.9, 0.995, 1), (0.02, 0.03, 0.05, 0.021, 0.03, 0.021)
+    after = [line(5 + 10 * i, *both) for i, both in enumerate(zip(accuracies, attentions, strict=True))]
+    found = change.recovery(before, after)
     np.testing.assert_allclose(found["attention_tokens_before"], 0.02)
     assert (found["accuracy_changed_lowest"], found["attention_tokens_highest"]) == (0, 0.05)
     assert (found["steps_to_99"], found["steps_to_99_for_good"]) == (20, 40)

@@ -3,15 +3,15 @@
 import dataclasses
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from commands import ROOT, environment, run
+from commands import ROOT, environment, refused, run
 from lib import launch, manual, runs
 
 from cram_jax.functional.cram import CRAMConfig
 
-MAINS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))
+EXPERIMENTS = ROOT / "experiments"
+MAINS = sorted(path.stem for path in EXPERIMENTS.glob("*.py"))
 
 
 def test_all_mains_can_be_imported_into_one_interpreter_without_effects():
@@ -20,10 +20,10 @@ import logging, sys
 sys.path.insert(0, "experiments")
 from absl import flags
 import jax, optax, orbax.checkpoint, ml_collections.config_flags
-before = set(flags.FLAGS)
+before, handlers = set(flags.FLAGS), len(logging.getLogger().handlers)
 import MAINS
 assert set(flags.FLAGS) == before, f"flags were defined: {set(flags.FLAGS) - before}"
-assert not logging.getLogger().handlers, "logging was set up"
+assert len(logging.getLogger().handlers) == handlers, "logging was set up"
 assert not jax._src.xla_bridge.backends_are_initialized(), "a device was taken"
 """.replace("MAINS", ", ".join(MAINS))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
@@ -41,6 +41,13 @@ def test_help_shows_every_setting_with_its_meaning():
     # Two are explained where another setting names them, and one in the task's docstring
     unexplained = [lines[i].split()[0] for i in settings if not lines[i + 1].startswith(" " * 8)]
     assert set(unexplained) <= {"optimizer.final", "run.held_out_tokens", "dynamics_weight"}
+
+
+@pytest.mark.parametrize("main", [main for main in MAINS if "launch.run(" in (EXPERIMENTS / f"{main}.py").read_text()])
+def test_every_main_has_help(main):
+    out = run(main, "--help")
+    _, told, flags = out.partition("Flags:")
+    assert told and "--list" in flags and max(map(len, flags.splitlines())) <= 120
 
 
 def test_meanings_are_those_of_the_docstring():
@@ -85,9 +92,7 @@ def test_the_list_names_all_experiments_and_comparisons_with_their_time():
 )
 def test_wrong_settings_end_before_the_first_step_in_one_line(flags, message, tmp_path, monkeypatch):
     monkeypatch.setattr(runs.loop, "train", lambda *_: pytest.fail("a training began"))
-    with pytest.raises(SystemExit) as ended:
-        run("srcd", f"--workdir={tmp_path}", *flags)
-    said = ended.value.args[0]
+    said = refused("srcd", f"--workdir={tmp_path}", *flags)
     assert said.startswith("error: ") and message in said and "\n" not in said and "Traceback" not in said
 
 
@@ -121,7 +126,6 @@ def test_the_config_file_may_be_named_from_anywhere(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["srcd.py", "--config.seed=4"])
     found = []
     launch.run(found.append, config="srcd.py:tiny")
-    file = Path(ROOT) / "experiments/configs/srcd.py"
-    monkeypatch.setattr(sys, "argv", ["srcd.py", f"--config={file}:small"])
+    monkeypatch.setattr(sys, "argv", ["srcd.py", f"--config={EXPERIMENTS}/configs/srcd.py:small"])
     launch.run(found.append, config="srcd.py:tiny")
     assert (found[0].config.seed, found[0].config.run.length, found[1].config.run.length) == (4, 64, 256)

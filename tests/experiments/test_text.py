@@ -1,34 +1,19 @@
 """The text experiment as a person runs it, on a folder of generated files, and on files that cannot serve."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import refused, run
 
 from cram_jax.tasks.text_task import KINDS
 from cram_jax.training.metrics import read
 
-ROOT = Path(__file__).parents[2]
-SMALLEST = [
-    "--config.depth=1", "--config.run.steps=80", "--config.run.log_every=20", "--config.run.checkpoint_every=80",
-    "--config.run.length=32", "--config.run.batch=8", "--config.run.held_out_tokens=1024",
-    "--config.run.final_tokens=4096", "--config.cram.D=32", "--config.cram.F=32", "--config.transformer.D=32",
-    "--config.transformer.F=32", "--config.optimizer.warmup=5", "--config.price.start=20", "--config.price.ramp=20",
-]  # fmt: skip
-
-
-def run(workdir, *more) -> tuple[int, str]:
-    """(exit status, what was printed) of one command."""
-    command = [sys.executable, "experiments/text.py", *SMALLEST, f"--workdir={workdir}", *more]
-    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
-    )
-    return done.returncode, done.stdout
+SMALLEST = {
+    "depth": 1, "run.steps": 80, "run.log_every": 20, "run.checkpoint_every": 80, "run.length": 32, "run.batch": 8,
+    "run.held_out_tokens": 1024, "run.final_tokens": 4096, "cram.D": 32, "cram.F": 32,
+    "optimizer.warmup": 5, "price.start": 20, "price.ramp": 20,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +31,11 @@ def folder(tmp_path_factory):
 def finished(folder, tmp_path_factory):
     """Where a CRAM was trained, and what that printed."""
     workdir = tmp_path_factory.mktemp("run")
-    status, out = run(workdir, f"--files={folder}")
-    assert status == 0, out[-3000:]
-    return workdir, out
+    return workdir, run("text", f"--workdir={workdir}", f"--files={folder}", **SMALLEST)
 
 
-def check_report(workdir: Path, out: str, folder: Path) -> dict:
+def test_a_run_sets_the_network_beside_ngrams_and_says_what_attends(finished, folder):
+    workdir, out = finished
     summary = json.loads((workdir / "summary.json").read_text())
     # Six words at random: a byte is worth 0.43 bit (log2(6) over 6 bytes). A unigram cannot know the word.
     assert summary["bits_per_byte_3_gram"] < summary["bits_per_byte_2_gram"] < summary["bits_per_byte_1_gram"] < 8
@@ -62,30 +46,17 @@ def check_report(workdir: Path, out: str, folder: Path) -> dict:
     assert summary["text_files"] == 10
     assert summary["text_megabytes"] == sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     assert (workdir / "figures" / "figure.png").stat().st_size > 10_000
-    assert "n-grams with n = 1, 2, 3" in out
-    return summary
-
-
-def test_a_run_sets_the_network_beside_ngrams_and_says_what_attends(finished, folder):
-    summary = check_report(*finished, folder)
     assert summary["attention_tokens_start"] == 1.0  # every byte attends before the release
     assert {f"attention_{kind}" for kind in KINDS} <= summary.keys()
-    assert "having read: first letter of a word" in finished[1] and "attends" in finished[1]
-
-
-def test_a_transformer_runs_through_the_same_loop(folder, tmp_path):
-    status, out = run(tmp_path, f"--files={folder}", "--config.model=transformer")
-    assert status == 0, out[-3000:]
-    summary = check_report(tmp_path, out, folder)
-    assert "attention_tokens" not in summary and "attends" not in out
+    assert "n-gram models of the same text, n = 1, 2, 3" in out
+    assert "after reading: first letter of a word" in out and "attends" in out
 
 
 def test_a_run_does_not_go_on_with_other_text(finished, folder, tmp_path):
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes() + b"more")
-    status, out = run(finished[0], f"--files={tmp_path}")
-    assert status != 0 and "Traceback" not in out
-    assert "holds a run with config.corpus=" in out.strip().split("\n")[-1]
+    said = refused("text", f"--workdir={finished[0]}", f"--files={tmp_path}", **SMALLEST)
+    assert "holds a run with config.corpus=" in said
 
 
 def too_short(at):
@@ -108,8 +79,6 @@ def empty(at):
 def test_files_that_cannot_serve_end_the_run_before_the_first_step_in_one_line(case, tmp_path):
     (tmp_path / "text").mkdir()
     message = case(tmp_path / "text")
-    status, out = run(tmp_path / "run", f"--files={tmp_path / 'text'}")
-    assert status != 0
-    assert out.strip().split("\n")[-1].startswith(f"error: {message}"), out
-    assert "Traceback" not in out
+    said = refused("text", f"--workdir={tmp_path / 'run'}", f"--files={tmp_path / 'text'}", **SMALLEST)
+    assert said.startswith(f"error: {message}") and "\n" not in said
     assert not (tmp_path / "run").exists()

@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 from cram_cases import CONFIG, B, D, M, T, check_skipped_retrievals_are_not_looked_at, inputs, lively, loss, stream
 
-from cram_jax.functional import cram, episodic, objective, routing, working
+from cram_jax.functional import cram, episodic, objective, routing
 from cram_jax.functional.cram import CRAMConfig
 from cram_jax.functional.objective import MemorySums, ObjectiveConfig
 from cram_jax.functional.routing import Gates, RoutingConfig
 from cram_jax.functional.working import WorkingConfig
-
-BODIES = pytest.mark.parametrize("body", working.BODIES)
 
 
 def config(body: str, rotary: bool = False) -> CRAMConfig:
@@ -27,13 +25,14 @@ def config(body: str, rotary: bool = False) -> CRAMConfig:
 
 @pytest.mark.parametrize(
     ("body", "rotary", "literal"),
-    [
-        (body, rotary, literal)
-        for body in ("ct_ode", "gated_scan")
-        for rotary in (False, True)
-        for literal in (False, True)
-    ]
-    + [("ssd", False, False), ("palimpsa", False, False)],
+    [  # each two of the three in every combination
+        ("ct_ode", False, False),
+        ("ct_ode", True, True),
+        ("gated_scan", True, False),
+        ("gated_scan", False, True),
+        ("ssd", False, False),
+        ("palimpsa", True, False),
+    ],
 )
 def test_streaming_equals_the_whole_sequence_in_float64(x64, body, rotary, literal):
     # Given a layer that uses all three memories and overflows its buffer; or the paper's, taken literally
@@ -61,11 +60,10 @@ def test_streaming_equals_the_whole_sequence_in_float64(x64, body, rotary, liter
     np.testing.assert_allclose(routes.quality_BxT, aux.routes.quality_BxT, atol=1e-10, rtol=0)
 
 
-@BODIES
-def test_streaming_equals_the_whole_sequence_in_float32_where_decisions_are_clear(body):
+def test_streaming_equals_the_whole_sequence_in_float32_where_decisions_are_clear():
     # A decision within 1e-4 of another may fall either way in float32, and a changed write changes what comes after:
     # so compare up to a sequence's first unclear decision.
-    cfg = config(body)
+    cfg = config("gated_scan")
     params, state = lively(cfg)
     x_BxTxD, gap_BxT = inputs()
     whole_BxTxD, aux = jax.jit(lambda x, g: cram.apply(params, state, x, cfg=cfg, gap_BxT=g))(x_BxTxD, gap_BxT)
@@ -77,10 +75,9 @@ def test_streaming_equals_the_whole_sequence_in_float32_where_decisions_are_clea
     np.testing.assert_allclose(streamed_BxTxD[clear_BxT], whole_BxTxD[clear_BxT], atol=1e-5, rtol=1e-5)
 
 
-@BODIES
 @pytest.mark.parametrize("train", [False, True])
-def test_the_future_changes_nothing(body, train):
-    cfg = config(body)
+def test_the_future_changes_nothing(train):
+    cfg = config("gated_scan")
     params, state = lively(cfg)
     x_BxTxD, gap_BxT = inputs()
     other_BxTxD, other_BxT = inputs(seed=6)
@@ -134,23 +131,6 @@ def test_audits_give_the_router_the_gradient_of_a_dense_computation():
     assert np.all(np.abs(np.mean(none_Tx3 - dense_Tx3, axis=0)) > 2 * error_3)
 
 
-def test_an_audit_adds_no_value():
-    params, state = lively(CONFIG)
-    x_BxTxD, gap_BxT = inputs()
-    all_audited = dataclasses.replace(CONFIG, routing=RoutingConfig(evaluation_audit_rate=1.0))
-    plain_BxTxD, plain = cram.apply(params, state, x_BxTxD, cfg=CONFIG, gap_BxT=gap_BxT)
-    audited_BxTxD, audited = cram.apply(params, state, x_BxTxD, cfg=all_audited, gap_BxT=gap_BxT, key=jax.random.key(0))
-    assert np.all(audited.routes.attended_BxT) and not np.all(plain.routes.attended_BxT)
-    np.testing.assert_array_equal(plain_BxTxD, audited_BxTxD)
-
-
-def test_every_token_attends_before_the_release():
-    params, state = lively(CONFIG)
-    x_BxTxD, _ = inputs()
-    _, aux = cram.apply(params, state._replace(released=jnp.array(False)), x_BxTxD, cfg=CONFIG)
-    assert np.all(aux.routes.attended_BxT) and np.all(aux.routes.choice_BxT == routing.EPISODIC)
-
-
 def test_what_left_the_buffer_is_forgotten():
     # Given everything kept and everything attending, an event can matter for M positions and no longer
     cfg = dataclasses.replace(CONFIG, episodic=dataclasses.replace(CONFIG.episodic, write_bias=50.0))
@@ -161,21 +141,6 @@ def test_what_left_the_buffer_is_forgotten():
     change_BxTxD = np.abs(run(x_BxTxD) - run(x_BxTxD.at[:, 10].add(1.0)))
     assert np.all(change_BxTxD[:, 10 : 10 + M].max(axis=-1) > 0)
     np.testing.assert_array_equal(change_BxTxD[:, 10 + M :], 0)
-
-
-@BODIES
-def test_packed_sequences_equal_separate_ones(body):
-    cfg = config(body, rotary=False)
-    params, state = lively(cfg)
-    x_BxTxD, gap_BxT = inputs()
-    cut = 23
-    segment_BxT = jnp.broadcast_to((jnp.arange(T) >= cut).astype(jnp.int32), (B, T))
-    run = jax.jit(lambda x, g, s: cram.apply(params, state, x, cfg=cfg, gap_BxT=g, segment_BxT=s)[0])
-    packed_BxTxD = run(x_BxTxD, gap_BxT, segment_BxT)
-    for part in (slice(0, cut), slice(cut, T)):
-        alone_BxTxD = run(x_BxTxD[:, part], gap_BxT[:, part], None)
-        # float32; shapes differ, so sums are ordered differently
-        np.testing.assert_allclose(packed_BxTxD[:, part], alone_BxTxD, atol=2e-5, rtol=1e-5)
 
 
 def test_transformations_keep_the_layer_what_it_is():
@@ -246,28 +211,10 @@ def test_the_write_gate_settles_where_it_keeps_what_is_read_more_than_it_costs(r
         )
         return objective.write_loss(sums, ObjectiveConfig(write_price=price))
 
-    # Then its gradient vanishes where exp(logit) is reads over price times the reads of an average event, whether that is
+    # Then its gradient vanishes where exp(logit) is reads over price times the reads of an average event, whether it is
     # above 1 (all are kept) or below (only audited ones are, a tenth of 20,000: a standard deviation of 2%), and
     # points there from either side
     settled = np.log(reads / (price * attending))
     slope = jax.grad(loss)
     assert abs(slope(settled)) < 0.06 * reads
     assert slope(settled - 0.3) < 0 < slope(settled + 0.3)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda x, g: (x[..., :-1], g), r"x_BxTxD must have shape \(batch, time, 8\)"),
-        (lambda x, g: (x[0], g), r"x_BxTxD must have shape \(batch, time, 8\)"),
-        (lambda x, g: (x, g[:, :-1]), r"gap_BxT has shape \(3, 39\), but x_BxTxD has batch and time \(3, 40\)"),
-        (lambda x, g: (x.astype(int), g), "x_BxTxD must be floating point, got int32; embed token ids first"),
-        (lambda x, g: (x, g.at[1, 7].set(jnp.nan)), "at least 0, got nan at sequence 1, position 7"),
-        (lambda x, g: (x, g.at[2, 3].set(-1.0)), r"at least 0, got -1.0 at sequence 2, position 3"),
-    ],
-)
-def test_wrong_input_is_named(change, message, unchecked):
-    params, state = lively(CONFIG)
-    x_BxTxD, gap_BxT = change(*inputs())
-    with pytest.raises((ValueError, TypeError), match=message):
-        cram.apply(params, state, x_BxTxD, cfg=CONFIG, gap_BxT=gap_BxT)

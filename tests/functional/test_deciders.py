@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cram_cases import CONFIG, B, T, inputs, lively, stream
+from cram_cases import CONFIG, INPUTS, B, T, inputs, lively, stream
 
 from cram_jax.functional import cram, routing, semantic
 from cram_jax.functional.routing import RoutingConfig
@@ -16,7 +16,7 @@ KEY = jax.random.key(4)
 
 
 def deciding(decide: str, **more):
-    return dataclasses.replace(CONFIG, routing=RoutingConfig(decide=decide, **more))
+    return dataclasses.replace(CONFIG, routing=RoutingConfig(**{"features": INPUTS, "decide": decide} | more))
 
 
 def routes(cfg, x_BxTxD=None, key=KEY, params=None):

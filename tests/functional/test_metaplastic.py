@@ -29,21 +29,21 @@ def tokens(T=T):
 @EACH
 def test_the_twin_is_the_same_function_with_a_gradient_to_leave_it(functions, cfg):
     # Given a trained stack, as far as its weights are off their initial values
-    stack = Stack(cfg, 2)
+    stack = Stack((cfg,), 2)
     params = jax.tree.map(
         lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), stack.init(jax.random.key(0))
     )
-    loss = lambda stack: lambda params: jnp.sum(jnp.sin(stack.apply(params, (), tokens())[0]))
+    loss = lambda stack: lambda params: jnp.sum(jnp.sin(stack.apply(params, stack.init_state(), tokens())[0]))
     # When it becomes metaplastic
-    twin_params, twin_cfg = make_metaplastic(params, cfg, rank=2)
-    twin = Stack(twin_cfg, 2)
+    twin_params, twin_cfg = make_metaplastic(params[0], cfg, rank=2)
+    twin_params, twin = (twin_params,), Stack((twin_cfg,), 2)
     # Then outputs are equal, but for float32's rounding (6e-8 a product) in another scan; the 1e-7 that is meant of the
     # functions themselves is shown in float64 below
-    run = lambda stack, params: jax.jit(lambda p: stack.apply(p, (), tokens())[0])(params)
+    run = lambda stack, params: jax.jit(lambda p: stack.apply(p, stack.init_state(), tokens())[0])(params)
     want, got = run(stack, params), run(twin, twin_params)
     assert np.linalg.norm(got - want) <= 2e-7 * np.linalg.norm(want)
     # And each head can gain importance, while what was there has the gradient it had
-    before, after = jax.jit(jax.grad(loss(stack)))(params), jax.jit(jax.grad(loss(twin)))(twin_params)
+    (before,), (after,) = jax.jit(jax.grad(loss(stack)))(params), jax.jit(jax.grad(loss(twin)))(twin_params)
     assert np.all(np.abs(after.importance.scale_H) > 1e-4)
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after._replace(importance=())), strict=True):
         assert np.linalg.norm(new - old) <= 1e-5 * np.linalg.norm(old)
@@ -51,13 +51,13 @@ def test_the_twin_is_the_same_function_with_a_gradient_to_leave_it(functions, cf
 
 @EACH
 def test_the_twin_is_exact_in_float64(functions, cfg, x64):
-    stack = Stack(cfg, 2)
+    stack = Stack((cfg,), 2)
     params = jax.tree.map(
         lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), stack.init(jax.random.key(0))
     )
-    twin = make_metaplastic(params, cfg)
-    run = lambda params, cfg: jax.jit(lambda p: Stack(cfg, 2).apply(p, (), tokens())[0])(params)
-    np.testing.assert_allclose(run(*twin), run(params, cfg), rtol=0, atol=1e-13)
+    twin = make_metaplastic(params[0], cfg)
+    run = lambda params, cfg: jax.jit(lambda p: Stack((cfg,), 2).apply((p,), ((),), tokens())[0])(params)
+    np.testing.assert_allclose(run(*twin), run(params[0], cfg), rtol=0, atol=1e-13)
 
 
 def test_what_is_metaplastic_is_not_converted_again():
@@ -86,28 +86,6 @@ def test_the_delta_rule_recalls_what_was_written_last(x64):
     np.testing.assert_allclose(state[0, 0], [[5, 0]], rtol=1e-15)
 
 
-@pytest.mark.parametrize(
-    ("functions", "cfg"),
-    [
-        *PLAIN,
-        *((functions, dataclasses.replace(cfg, rank=2)) for functions, cfg in PLAIN),
-        (palimpsa, dataclasses.replace(PLAIN[1][1], delta=True)),
-    ],
-    ids=["mamba2", "gated_linear", "metamamba2", "palimpsa", "gated_delta"],
-)
-def test_packed_segments_equal_separate_runs(functions, cfg, x64):
-    params = functions.init(jax.random.key(0), cfg)
-    x_BxTxD, pieces = tokens(), (slice(0, 2), slice(2, 3), slice(3, T))  # shorter than the convolution, too
-    segment_BxT = jnp.asarray(np.concatenate([np.full(s.stop - s.start, i) for i, s in enumerate(pieces)]))
-    run = jax.jit(
-        lambda x_BxTxD, segment_BxT: functions.apply(params, (), x_BxTxD, cfg=cfg, segment_BxT=segment_BxT)[0]
-    )
-    packed = run(x_BxTxD, jnp.broadcast_to(segment_BxT, (B, T)))
-    for piece in pieces:
-        alone = run(x_BxTxD[:, piece], None)
-        np.testing.assert_allclose(alone, packed[:, piece], rtol=0, atol=1e-12)
-
-
 def test_the_convolution_is_the_sum_over_its_window():
     x_BxTxX, weight_WxX = tokens(7), jax.random.normal(jax.random.key(2), (4, D))
     want = np.zeros((B, 7, D))
@@ -134,7 +112,7 @@ def test_products_in_bfloat16_leave_residual_decays_and_state_alone(functions, c
         (Mamba2Config, {"heads": 3, "groups": 2}, "groups must divide heads.*groups=2.*heads=3"),
         (Mamba2Config, {"rank": -1}, "rank must be at least 0, got -1"),
         (Mamba2Config, {"spread": "wide"}, "spread must be one of .*got 'wide'"),
-        (PalimpsaConfig, {"delta": True}, "give rank=0 with delta=True, got rank=8"),
+        (PalimpsaConfig, {"delta": True}, "delta=True needs rank=0, got rank=8"),
         (PalimpsaConfig, {"key_dim": 0}, "PalimpsaConfig.key_dim must be at least 1, got 0"),
         (PalimpsaConfig, {"F": -1}, "must be at least 0, got rank=8, F=-1"),
         (PalimpsaConfig, {"compute_dtype": "float16"}, "compute_dtype must be one of"),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cram_cases import CONFIG, inputs, lively
+from cram_cases import CONFIG, INPUTS, inputs, lively
 
 from cram_jax.functional import cram, objective, routing
 from cram_jax.functional.objective import MemorySums, ObjectiveConfig
@@ -110,7 +110,7 @@ def test_only_what_the_router_sends_teaches_the_write_gate():
     held = state._replace(released=jnp.array(False))
     assert taught(teaching(CONFIG, held, params))[0] == [False, False]
     # What audits read does not count, and audits are not counted among the routed
-    audited = dataclasses.replace(CONFIG, routing=RoutingConfig(audit_rate=1.0))
+    audited = dataclasses.replace(CONFIG, routing=RoutingConfig(features=INPUTS, audit_rate=1.0))
     away = params.router._replace(
         in_DxF=jnp.zeros_like(params.router.in_DxF),
         bias_F=jnp.ones_like(params.router.bias_F),
@@ -123,7 +123,7 @@ def test_only_what_the_router_sends_teaches_the_write_gate():
 
 def test_familiarity_learns_nothing_where_nothing_was_retrieved():
     # Given a layer that routes nothing to episodic memory and audits nothing
-    cfg = dataclasses.replace(CONFIG, routing=RoutingConfig(evaluation_audit_rate=0.0))
+    cfg = dataclasses.replace(CONFIG, routing=RoutingConfig(features=INPUTS, evaluation_audit_rate=0.0))
     params, state = lively(cfg)
     params = params._replace(router=params.router._replace(out_FxD=jnp.zeros_like(params.router.out_FxD)))
     x_BxTxD, gap_BxT = inputs()

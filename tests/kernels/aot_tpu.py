@@ -3,13 +3,13 @@
 For each chip and head dimension, each candidate is compiled and the instruction bundles counted of the step that does
 one tile of rows and one block of keys (its prologue and epilogue are in the count: an upper bound). Memory traffic and
 stalls are not in it, so it ranks tiles by work and is no time. `kernels/skip_attention/tpu.py` says how the tiles that
-are shipped follow. Writes experiments/results/kernels/tpu_tiles.json.
+are shipped follow. Writes runs/kernels_tpu_tiles.
 """
 
-import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -22,11 +22,11 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from cram_jax import kernels
-from cram_jax.analysis import summary
 from cram_jax.kernels.skip_attention import tpu
 from cram_jax.kernels.skip_attention.tpu import Tiles
 
-TARGET = Path(__file__).parents[2] / "experiments" / "results" / "kernels" / "tpu_tiles.json"
+ROOT = Path(__file__).parents[2]
+QUESTION = "Which tiles of the TPU kernel need the fewest instructions?"
 CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 CANDIDATES = [Tiles(128, 512), Tiles(256, 512), Tiles(256, 1024), Tiles(512, 512)]
 KERNELS = ("forward", "dq", "dkv")
@@ -58,6 +58,17 @@ def bundles(dump: Path) -> dict[str, int]:
     return found
 
 
+def write(chips: dict) -> None:
+    """The result below runs/."""
+    sys.path.append(str(ROOT / "experiments"))
+    from lib import gather, results
+
+    made = gather.made_here(["Counted by the TPU compiler without a TPU."])
+    made["versions"]["libtpu"] = version("libtpu")
+    result = gather.result("kernels_tpu_tiles", QUESTION, "make aot-tpu", made, data=chips)
+    results.write(ROOT / "runs" / "kernels_tpu_tiles", result)
+
+
 def main() -> None:
     dump, chips = Path(tempfile.mkdtemp()), {}
     os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true"
@@ -80,8 +91,7 @@ def main() -> None:
                 rows.append(row)
                 print(chip, K, row, flush=True)
             chips[f"{chip}, head dimension {K}"] = sorted(rows, key=lambda row: (row["rows"], row["keys"]))
-    out = {"result": chips, "libtpu": version("libtpu"), **summary.versions()}
-    TARGET.write_text(json.dumps(out, indent=1) + "\n")
+    write(chips)
     shutil.rmtree(dump)
 
 

@@ -4,7 +4,6 @@ The interpreter knows neither layouts nor registers; what compiles for sm_90, an
 `JAX_PLATFORMS=cuda python -m pytest tests/kernels/test_gpu.py` runs the kernels themselves.
 """
 
-import inspect
 from types import SimpleNamespace
 
 import jax
@@ -14,14 +13,14 @@ import numpy as np
 import pytest
 
 from cram_jax import kernels
-from cram_jax.kernels.skip_attention import BACKENDS, gpu, xla
+from cram_jax.kernels.backends import SKIP_ATTENTION
+from cram_jax.kernels.skip_attention import gpu, xla
 
 ON_GPU = jax.default_backend() == "gpu"
 BACKEND = "gpu" if ON_GPU else "gpu_interpret"
-INTERPRETER = "on_race" in inspect.signature(getattr(plgpu, "InterpretGPUParams", object)).parameters
 NONE = "jax 0.12 (Python 3.12) has the first interpreter that suffices"
-interpreted = pytest.mark.skipif(not INTERPRETER, reason=NONE)
-computed = pytest.mark.skipif(not (ON_GPU or INTERPRETER), reason=NONE)
+interpreted = pytest.mark.skipif(not gpu.can_interpret(), reason=NONE)
+computed = pytest.mark.skipif(not (ON_GPU or gpu.can_interpret()), reason=NONE)
 
 T = 200  # 4 blocks of keys; with two heads to a group, 7 tiles of rows: slots of the two-step pipeline are used again
 HALF = np.random.default_rng(0).random((1, T)) < 0.5
@@ -228,7 +227,7 @@ def test_missing_synchronisation_is_noticed(mutate, function, name, value):
     rows = do, jnp.zeros(do.shape[:3]), do
     mutate(name, value)
     extra = () if function == "forward" else rows
-    run = jax.jit(lambda *x: getattr(BACKENDS["gpu_interpret"], function)(*x[:3], plan, 0.1, *x[3:]))
+    run = jax.jit(lambda *x: getattr(SKIP_ATTENTION["gpu_interpret"], function)(*x[:3], plan, 0.1, *x[3:]))
     with pytest.raises(Exception, match="RACE DETECTED"):
         jax.block_until_ready(run(*compact, *extra))
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scan_cases import B, G, H, K, V, arguments, assert_close
+from scan_cases import B, G, H, K, V, arguments, assert_close, compiled
 
 from cram_jax.kernels import PalimpsaState, palimpsa_scan, shared_importance_scan, ssd_scan
 
@@ -48,8 +48,8 @@ class TestPalimpsa:
         given["beta_BxTxHxV"] = beta = given["beta_BxTxHxV"][..., :1].repeat(V, -1)
         segment_BxT = jnp.asarray(np.arange(12) // 5)[None].repeat(B, 0) if packed else None
         shared = {n: x for n, x in given.items() if n != "beta_BxTxHxV"} | {"beta_BxTxH": beta[..., 0]}
-        want = palimpsa_scan(**given, segment_BxT=segment_BxT)[0]
-        assert_close(shared_importance_scan(**shared, segment_BxT=segment_BxT), want, 1e-13)
+        want = compiled("palimpsa")(**given, segment_BxT=segment_BxT)[0]
+        assert_close(jax.jit(shared_importance_scan)(**shared, segment_BxT=segment_BxT), want, 1e-13)
 
     def test_a_shared_importance_adds_up_in_float32(self):
         # Given a memory of a thousand tokens: in bfloat16 a decay of 1 - 1e-3 would be none
@@ -58,7 +58,7 @@ class TestPalimpsa:
         given |= {"dt_BxTxH": jnp.full((B, 100, H), 1e-3, jnp.bfloat16), "rate_H": jnp.ones(H, jnp.bfloat16)}
         given["beta_BxTxHxV"] = beta = given["beta_BxTxHxV"][..., :1].repeat(V, -1)
         shared = {n: x for n, x in given.items() if n != "beta_BxTxHxV"} | {"beta_BxTxH": beta[..., 0]}
-        o, want = shared_importance_scan(**shared), palimpsa_scan(**given)[0]
+        o, want = jax.jit(shared_importance_scan)(**shared), compiled("palimpsa")(**given)[0]
         assert o.dtype == jnp.bfloat16
         assert np.linalg.norm((o - want).astype(jnp.float32)) <= 2**-7 * np.linalg.norm(want.astype(jnp.float32))
 
@@ -70,7 +70,8 @@ class TestPalimpsa:
             weight * palimpsa_scan(**given, beta_BxTxHxV=beta[..., None].repeat(V, -1))[0]
         )
         fast = lambda given, beta: jnp.sum(weight * shared_importance_scan(**given, beta_BxTxH=beta))
-        assert_close(jax.grad(fast, (0, 1))(given, beta), jax.grad(general, (0, 1))(given, beta), 1e-12)
+        got, want = (jax.jit(jax.grad(f, (0, 1)))(given, beta) for f in (fast, general))
+        assert_close(got, want, 1e-12)
 
     @pytest.mark.parametrize("decay", [1.0, 0.9])
     def test_without_importance_and_with_one_decay_it_is_linear_attention_or_retnet(self, given, decay):

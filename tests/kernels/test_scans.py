@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scan_cases import B, G, H, K, V, arguments, assert_close, scan
+from scan_cases import B, G, H, K, V, arguments, assert_close, compiled, scan
 
 from cram_jax import kernels
 from cram_jax.kernels import PalimpsaState
+from cram_jax.kernels.backends import FAMILIES
 
-BACKENDS = ("reference", "xla")
 SCANS = ("ssd", "palimpsa")
+EVERY = [(name, backend) for name in SCANS for backend in FAMILIES[name].everywhere()]
 EXAMPLES = hypothesis.settings(max_examples=12, deadline=None, derandomize=True)
 
 
@@ -39,8 +40,7 @@ def loop(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, state, segment_BxT=None, scale=None, *
 segments = st.none() | st.integers(1, 4).map(lambda n: np.cumsum(np.arange(B * 9).reshape(B, 9) % n == 0, axis=1))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", SCANS)
+@pytest.mark.parametrize(("name", "backend"), EVERY)
 @EXAMPLES
 @hypothesis.given(
     st.sampled_from((1, 2, 7, 9)), st.sampled_from((None, 1, 2, 4, 9, 12)), segments, st.sampled_from((None, 0.7))
@@ -51,7 +51,7 @@ def test_equals_the_loop_whatever_length_chunk_segments_and_scale(name, backend,
         segment_BxT = None if segment_BxT is None else segment_BxT[:, :T]
         want = loop(**given, segment_BxT=segment_BxT, scale=scale)
         packed = None if segment_BxT is None else jnp.asarray(segment_BxT)
-        got = scan(name)(**given, chunk=chunk, segment_BxT=packed, scale=scale, backend=backend)
+        got = compiled(name)(**given, chunk=chunk, segment_BxT=packed, scale=scale, backend=backend)
         assert_close(got, want, 1e-12)  # float64 rounds at 1e-16, and 9 tokens add up to some 30 products
 
 
@@ -119,8 +119,7 @@ def products(jaxpr):
                 yield from products(inner)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", SCANS)
+@pytest.mark.parametrize(("name", "backend"), EVERY)
 def test_products_are_float32_on_accelerators_too(name, backend):
     given = arguments(name, T=9, dtype=np.float32)
     program = jax.make_jaxpr(jax.grad(lambda given: loss(name, given, chunk=4, backend=backend)))(given)
@@ -130,27 +129,25 @@ def test_products_are_float32_on_accelerators_too(name, backend):
     assert all(equation.params["precision"] == (highest, highest) for equation in found)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", SCANS)
+@pytest.mark.parametrize(("name", "backend"), EVERY)
 def test_bfloat16_is_rounded_once_on_the_way_out(name, backend):
     given = arguments(name, T=20, dtype=jnp.bfloat16)
-    o, state = scan(name)(**given, backend=backend)
-    exact, _ = scan(name)(**jax.tree.map(lambda x: x.astype(jnp.float32), given), backend="reference")
+    o, state = compiled(name)(**given, backend=backend)
+    exact, _ = compiled(name)(**jax.tree.map(lambda x: x.astype(jnp.float32), given), backend="reference")
     assert o.dtype == jnp.bfloat16 and all(x.dtype == jnp.float32 for x in jax.tree.leaves(state))
     # Eight bits: an error of 2**-9 of each entry at most, evenly spread below that
     assert np.linalg.norm(o.astype(jnp.float32) - exact) <= 2**-9 * np.linalg.norm(exact)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", SCANS)
+@pytest.mark.parametrize(("name", "backend"), EVERY)
 class TestEveryScan:
     def test_pieces_with_a_carried_state_equal_the_whole(self, name, backend, x64):
         given = arguments(name, T=11)
-        whole, end = scan(name)(**given, chunk=4, backend=backend)
+        whole, end = compiled(name)(**given, chunk=4, backend=backend)
         pieces, state = [], given["state"]
         for piece in (slice(0, 3), slice(3, 4), slice(4, 11)):
             now = {n: x[:, piece] if "BxT" in n else x for n, x in given.items()} | {"state": state}
-            o, state = scan(name)(**now, chunk=4, backend=backend)
+            o, state = compiled(name)(**now, chunk=4, backend=backend)
             pieces.append(o)
         assert_close((jnp.concatenate(pieces, axis=1), state), (whole, end), 1e-13)
 
@@ -158,10 +155,10 @@ class TestEveryScan:
         given = arguments(name, T=10)
         empty = jax.tree.map(jnp.zeros_like, given["state"])
         segment_BxT = jnp.asarray(np.array([0] * 3 + [1] + [2] * 6))[None].repeat(B, 0)
-        packed, end = scan(name)(**given, chunk=4, segment_BxT=segment_BxT, backend=backend)
+        packed, end = compiled(name)(**given, chunk=4, segment_BxT=segment_BxT, backend=backend)
         for piece, state in ((slice(0, 3), given["state"]), (slice(3, 4), empty), (slice(4, 10), empty)):
             now = {n: x[:, piece] if "BxT" in n else x for n, x in given.items()} | {"state": state}
-            o, last = scan(name)(**now, chunk=4, backend=backend)
+            o, last = compiled(name)(**now, chunk=4, backend=backend)
             assert_close(o, packed[:, piece], 1e-13)
         assert_close(last, end, 1e-13)
 
@@ -179,14 +176,14 @@ class TestEveryScan:
             n: jnp.concatenate([x, jnp.zeros_like(x) if n in silent else x], axis=1) if "BxT" in n else x
             for n, x in given.items()
         }
-        o, end = scan(name)(**given, chunk=4, backend=backend)
-        o_longer, end_longer = scan(name)(**longer, chunk=4, backend=backend)
+        o, end = compiled(name)(**given, chunk=4, backend=backend)
+        o_longer, end_longer = compiled(name)(**longer, chunk=4, backend=backend)
         assert_close((o_longer[:, :6], end_longer), (o, end), 1e-14)
 
     def test_zero_keys_write_nothing_and_have_finite_gradients(self, name, backend, x64):
         given = arguments(name, T=6)
         given["k_BxTxGxK"] = jnp.zeros_like(given["k_BxTxGxK"])
-        _, end = scan(name)(**given, chunk=4, backend=backend)
+        _, end = compiled(name)(**given, chunk=4, backend=backend)
         dt_BxTxH = given["dt_BxTxH"] * given["rate_H"] if name == "palimpsa" else -given["log_decay_BxTxH"]
         kept = jnp.exp(-jnp.sum(dt_BxTxH, axis=1))[..., None, None]
         assert_close(end, jax.tree.map(lambda x: kept * x, given["state"]), 1e-14)

@@ -1,16 +1,13 @@
 """The TPU kernels of the scans without a TPU: right and free of races when interpreted, accepted by its compiler."""
 
-import functools
-import os
-
-# Before libtpu is loaded: ask no machine for its chips, and share the library with other processes.
-os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
+from scan_cases import softplus
+from tpu_cases import ALL, alone, device_of, norm
 
 from cram_jax.kernels import PalimpsaState, palimpsa_scan, ssd_scan
 
@@ -25,7 +22,7 @@ TOLERANCES = {
 }
 
 
-def shapes(name: str, dtype, B=B, T=T, K=K, V=V) -> dict:
+def shapes(name: str, dtype, B=B, T=T, H=H, G=G, K=K, V=V) -> dict:
     """Of a scan's arguments by name; gates and states are float32 always."""
     like = lambda *sizes, dtype="float32": jax.ShapeDtypeStruct(sizes, dtype)
     state = like(B, H, V, K)
@@ -40,7 +37,6 @@ def shapes(name: str, dtype, B=B, T=T, K=K, V=V) -> dict:
 def arguments(name: str, dtype, **sizes) -> dict:
     """Random, a carried state included."""
     random = np.random.default_rng(0)
-    softplus = lambda x: np.log1p(np.exp(x))
     out = jax.tree.map(lambda x: random.normal(size=x.shape), shapes(name, dtype, **sizes))
     if name == "ssd":
         out["log_decay_BxTxH"] = -softplus(out["log_decay_BxTxH"])
@@ -48,16 +44,6 @@ def arguments(name: str, dtype, **sizes) -> dict:
         out |= {gate: softplus(out[gate]) for gate in ("beta_BxTxHxV", "dt_BxTxH", "rate_H", "prior_H")}
         out["state"] = out["state"]._replace(importance_BxHxVxK=softplus(out["state"].importance_BxHxVxK))
     return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), out, shapes(name, dtype, **sizes))
-
-
-def alone(f):
-    """f with nothing else running: the interpreter computes with JAX itself, and waits for ever for a busy CPU."""
-
-    def call(*arguments):
-        jax.block_until_ready(arguments)
-        return jax.tree.map(np.asarray, jax.block_until_ready(f(*arguments)))
-
-    return call
 
 
 def outputs_and_gradients(name: str, given: dict, **options) -> dict:
@@ -71,10 +57,6 @@ def outputs_and_gradients(name: str, given: dict, **options) -> dict:
 
     gradients, (o, state) = jax.grad(loss, has_aux=True)(given)
     return {"o": o, "end": state} | {f"d {argument}": x for argument, x in gradients.items()}
-
-
-def norm(x) -> float:
-    return np.linalg.norm(np.asarray(x, np.float64))
 
 
 def assert_close(got: dict, want: dict, tolerance: float):
@@ -113,7 +95,7 @@ def test_they_are_right_under_vmap(name):
     both = {argument: x if axes[argument] == 0 else given[argument] for argument, x in both.items()}
 
     def layers(backend):
-        f = functools.partial(outputs_and_gradients, name, chunk=8, backend=backend)
+        f = partial(outputs_and_gradients, name, chunk=8, backend=backend)
         return alone(jax.jit(jax.vmap(f, (axes,))))(both)
 
     assert_close(layers("tpu_interpret"), layers("reference"), TOLERANCES["float32"])
@@ -122,7 +104,7 @@ def test_they_are_right_under_vmap(name):
 @pytest.mark.parametrize("name", SCANS)
 def test_chunks_as_they_are_shipped(name):
     # Given more tokens than a chunk holds, and heads of a size that is compiled below
-    given = arguments(name, "float32", B=1, T={"ssd": 130, "palimpsa": 70}[name], K=32, V=64)
+    given = arguments(name, "float32", B=1, T={"ssd": 130, "palimpsa": 70}[name], H=2, G=1, K=16, V=32)
     run = lambda backend: jax.jit(lambda given: outputs_and_gradients(name, given, backend=backend))
     # Sums over more tokens in float32 in another order: a few more roundings than over 21
     assert_close(alone(run("tpu_interpret"))(given), run("reference")(given), 5e-5)
@@ -148,18 +130,18 @@ def test_they_are_right_where_all_or_nothing_is_forgotten(name, exponent):
     assert_close({n: got[n] for n in got if n in gates}, {n: want[n] for n in want if n in gates}, 1e-3)
 
 
-# The second is what released Mamba-2 models have, the third is the paper's recall task.
+# The second is what released Mamba-2 models have, the fifth is the paper's recall task.
 CASES = [("ssd", 64, 64, "float32"), ("ssd", 128, 64, "bfloat16"), ("ssd", 16, 32, "float32")]
 CASES += [("palimpsa", 32, 64, "float32"), ("palimpsa", 16, 32, "float32")]
 CASES += [("palimpsa", 48, 48, "bfloat16"), ("palimpsa", 128, 128, "float32")]
+COMPILED = [("v5e", *case) for case in CASES] + [("v6e", *CASES[i]) for i in (1, 3, 6)]
+if ALL:
+    COMPILED = [(chip, *case) for chip in ("v5e", "v6e") for case in CASES]
 
 
-@pytest.mark.parametrize("chip", ["v5e", "v6e"])
-@pytest.mark.parametrize(("name", "K", "V", "dtype"), CASES)
+@pytest.mark.parametrize(("chip", "name", "K", "V", "dtype"), COMPILED)
 def test_the_compiler_of_the_chip_takes_it(chip, name, K, V, dtype):
-    pytest.importorskip("libtpu", reason="the TPU's compiler")
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:2x2")
-    device = jax.sharding.SingleDeviceSharding(topology.devices[0])
+    device = jax.sharding.SingleDeviceSharding(device_of(chip))
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
     given, segment_BxT = jax.tree.map(
         place, (shapes(name, dtype, T=300, K=K, V=V), jax.ShapeDtypeStruct((B, 300), "int32"))

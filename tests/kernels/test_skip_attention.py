@@ -5,12 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from plan_cases import B, Case, brute_force, cases
+from plan_cases import B, Case, brute_force, cases, masked_attention
 
 from cram_jax import kernels
+from cram_jax.kernels.backends import SKIP_ATTENTION
 from cram_jax.kernels.skip_attention import xla
 
-BACKENDS = ("reference", "xla")
+BACKENDS = SKIP_ATTENTION.everywhere()
 EXAMPLES = hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
 
 
@@ -113,16 +114,8 @@ def test_gradients_are_those_of_masked_attention(backend, x64):
     visible_BxTxT = jnp.asarray(brute_force(LIVELY).visible_BxTxT)
     target = jax.random.normal(jax.random.key(9), (B, 7, 4, 5))
 
-    def dense(q, k, v):
-        logits = jnp.einsum("bthk,bshk->bhts", q, jnp.repeat(k, 2, axis=2)) * 3**-0.5
-        weight = jnp.exp(logits) * visible_BxTxT[:, None]
-        total = weight.sum(-1, keepdims=True)
-        o = jnp.einsum("bhts,bshv->bthv", weight / jnp.where(total > 0, total, 1), jnp.repeat(v, 2, axis=2))
-        return jnp.sum(o * target)
-
-    def planned(q, k, v):
-        return jnp.sum(kernels.skip_attention(q, k, v, LIVELY.plan(), backend=backend) * target)
-
+    dense = lambda q, k, v: jnp.sum(masked_attention(q, k, v, visible_BxTxT) * target)
+    planned = lambda q, k, v: jnp.sum(kernels.skip_attention(q, k, v, LIVELY.plan(), backend=backend) * target)
     got, want = (jax.jit(jax.grad(f, argnums=(0, 1, 2)))(q, k, v) for f in (planned, dense))
     for name, g, w in zip("qkv", got, want, strict=True):
         np.testing.assert_allclose(g, w, atol=1e-13, rtol=0, err_msg=name)  # float64 on both sides

@@ -2,21 +2,18 @@
 exactly the pairs of tile and block that see each other."""
 
 import dataclasses
-import os
 from functools import partial
 from typing import NamedTuple
-
-# Before libtpu is loaded: ask no machine for its chips, and share the library with other processes.
-os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
+from tpu_cases import ALL, TOPOLOGIES, alone, device_of, norm
 
 from cram_jax import kernels
 from cram_jax.kernels.skip_attention import reference, tpu
+from cram_jax.kernels.tpu_common import STRICT
 
 B, T = 2, 100
 TILES = tpu.Tiles(rows=32, keys=32, part=16)  # not for the hardware, but many of them in few rows
@@ -84,16 +81,6 @@ def backend(interpret):
     return partial(tpu.forward, **f), partial(tpu.backward, **f)
 
 
-def alone(f):
-    """f with nothing else running: the interpreter computes with JAX itself, and waits for ever for a busy CPU."""
-
-    def call(*arguments):
-        jax.block_until_ready(arguments)
-        return jax.tree.map(np.asarray, jax.block_until_ready(f(*arguments)))
-
-    return call
-
-
 VISITED = []
 
 
@@ -103,13 +90,9 @@ def record(token, point, core):
 
 
 # One compilation for all plans, which also notes the points of the grids
-INTERPRET = dataclasses.replace(tpu.STRICT, grid_point_recorder=record)
+INTERPRET = dataclasses.replace(STRICT, grid_point_recorder=record)
 STEP = jax.jit(lambda plan, *heads: run(plan, *heads, *backend(INTERPRET)))
 strict = alone(STEP)
-
-
-def norm(x) -> float:
-    return np.linalg.norm(np.asarray(x, np.float64))
 
 
 def visible(plan) -> np.ndarray:
@@ -211,26 +194,21 @@ def test_a_plan_too_long_for_scalar_memory_is_named():
         jax.eval_shape(attend, like(B, T, 1, 64), like(B, T, 1, 64), like(B, T, 1, 64), plan)
 
 
-KNOWN = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
-CHIPS = dict(KNOWN)
-if os.environ.get("TEST_ALL_TPUS"):
-    CHIPS |= {"v4": "v4:2x2x1", "v7x": "tpu7x:2x2x1"}
+SIZES = [(64, 128, jnp.bfloat16), (128, 128, jnp.float32), (256, 256, jnp.float32)]
+COMPILED = [(chip, *size) for chip in ("v5e", "v6e") for size in SIZES] + [("v5p", *SIZES[1])]  # v5p has v5e's tiles
+if ALL:
+    COMPILED = [(chip, *size) for chip in TOPOLOGIES for size in SIZES]
 
 
-@pytest.mark.parametrize("chip", CHIPS)
-@pytest.mark.parametrize(
-    ("K", "V", "dtype"), [(64, 128, jnp.bfloat16), (128, 128, jnp.float32), (256, 256, jnp.float32)]
-)
+@pytest.mark.parametrize(("chip", "K", "V", "dtype"), COMPILED)
 def test_the_compiler_of_the_chip_takes_it(chip, K, V, dtype):
-    pytest.importorskip("libtpu", reason="the TPU's compiler")
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip])
-    device = jax.sharding.SingleDeviceSharding(topology.devices[0])
+    device = device_of(chip)
+    assert device.device_kind in tpu.TILES or chip in ("v4", "v7x")
+    place = jax.sharding.SingleDeviceSharding(device)
     B, T, H, G = 2, 2048, 4, 2
-    like = lambda *sizes, dtype=dtype: jax.ShapeDtypeStruct(sizes, dtype, sharding=device)
+    like = lambda *sizes, dtype=dtype: jax.ShapeDtypeStruct(sizes, dtype, sharding=place)
     plan = kernels.SkipPlan(*(like(*x, dtype=jnp.int32) for x in [(B, T)] * 4 + [(B,)] * 2))
-    kind = topology.devices[0].device_kind
-    assert kind in tpu.TILES or chip not in KNOWN
-    tiles = tpu.best_tiles(kind, V)
+    tiles = tpu.best_tiles(device.device_kind, V)
 
     def both(plan, q, k, v, do):
         o, lse = tpu.forward(q, k, v, plan, 1.0, tiles=tiles)

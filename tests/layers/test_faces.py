@@ -1,211 +1,214 @@
-"""The function, its NNX face and its Linen face are one layer: every family in FAMILIES passes the same battery."""
+"""The function, its NNX face and its Linen face are one layer: every face passes the same battery."""
 
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from face_cases import (
+    FACES,
     NOISE,
+    PRICE,
+    RATE,
     B,
-    Family,
-    assert_near,
-    initial_state,
+    Face,
+    Step,
+    batch,
+    function_step,
     linen_key,
     linen_variables,
-    loss_of,
-    nnx_layer,
-    nnx_values,
+    near,
+    nnx_module,
     parameters,
+    same,
+    state,
+    values,
 )
 from flax import nnx
 
-from cram_jax.functional import consolidation
+from cram_jax.layers import linen as linen_faces
 from cram_jax.layers import nnx as nnx_faces
 
-RATE = 0.1
+# What has to be compiled runs for every layer and for one mixer: how a face calls a mixer does not depend on the layer.
+COMPILED = ("CRAM", "CRAMMixer", "Attention", "Mamba2", "Palimpsa", "SeqBoat")
 
 
-class Step(NamedTuple):
-    """What one training step shows."""
-
-    y_BxTxD: Any
-    aux: Any
-    grads: Any
-    params: Any
-    state: Any
-
-
-def function_steps(family: Family, params, state, batch, keys) -> list[Step]:
-    x_BxTxD, gap_BxT, segment_BxT = batch
-
-    @jax.jit
-    def train(params, state, key):
-        def loss(params):
-            y_BxTxD, aux = family.functional.apply(
-                params, state, x_BxTxD, cfg=family.cfg, gap_BxT=gap_BxT, key=key, train=True, segment_BxT=segment_BxT
-            )
-            return loss_of(y_BxTxD, aux), (y_BxTxD, aux)
-
-        (_, (y_BxTxD, aux)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        params = jax.tree.map(lambda p, g: p - RATE * g, params, grads)
-        return Step(y_BxTxD, aux, grads, params, consolidation.update(state, aux.stats) if state else state)
-
-    steps = []
-    for key in keys:
-        steps.append(train(params, state, key))
-        params, state = steps[-1].params, steps[-1].state
-    return steps
-
-
-def nnx_steps(family: Family, params, state, batch, count: int) -> tuple[list[Step], list]:
-    x_BxTxD, gap_BxT, segment_BxT = batch
-    layer = nnx_layer(family, params, state)
-    optimizer = nnx.Optimizer(layer, optax.sgd(RATE), wrt=nnx.Param)
+def nnx_steps(face: Face, count: int) -> tuple[list[Step], list]:
+    """Training steps, and the key of each."""
+    x_BxTxD, gap_BxT, segment_BxT = batch()
+    module = nnx_module(face)
+    module.train()
+    optimizer = nnx.Optimizer(module, optax.sgd(RATE), wrt=nnx.Param)
 
     @nnx.jit
-    def train(layer, optimizer, rngs):
-        def loss(layer, rngs):
-            y_BxTxD, aux = layer(x_BxTxD, gap_BxT, train=True, segment_BxT=segment_BxT, rngs=rngs)
-            return loss_of(y_BxTxD, aux), (y_BxTxD, aux)
+    def train(module, optimizer):
+        def loss(module):
+            y_BxTxD = module(x_BxTxD, gap_BxT, segment_BxT=segment_BxT)
+            memory = nnx_faces.memory_loss(module, PRICE)[0] if face.cfg.consolidates else 0.0
+            return jnp.mean(y_BxTxD**2) + memory, y_BxTxD
 
-        (_, (y_BxTxD, aux)), grads = nnx.value_and_grad(loss, has_aux=True)(layer, rngs)
-        optimizer.update(layer, grads)
-        if layer.state:
-            layer.update(aux.stats)
-        return y_BxTxD, aux, grads
+        (total, y_BxTxD), gradient = nnx.value_and_grad(loss, has_aux=True)(module)
+        optimizer.update(module, gradient)
+        nnx_faces.update(module)
+        return total, y_BxTxD, gradient["weights"]
 
-    rngs, steps = nnx.Rngs(route=NOISE), []
+    steps = []
     for _ in range(count):
-        y_BxTxD, aux, grads = train(layer, optimizer, rngs)
-        grads = nnx_values(nnx.merge(nnx.graphdef(layer), grads, nnx.state(layer, nnx_faces.Consolidation)).params)
-        steps.append(Step(y_BxTxD, aux, grads, nnx_values(layer.params), nnx_values(layer.state)))
-    rngs = nnx.Rngs(route=NOISE)
-    return steps, [rngs.route() for _ in range(count)]
+        total, y_BxTxD, gradient = train(module, optimizer)
+        memory, weights, held = values((module.memory, module.weights, module.state))
+        gradient = linen_faces.unnamed(weights, nnx.to_pure_dict(gradient))
+        steps.append(Step(total, y_BxTxD, memory, gradient, weights, held))
+    twin = nnx_module(face)
+    return steps, [twin.noise() if face.cfg.draws else None for _ in range(count)]
 
 
-def linen_steps(family: Family, params, state, batch, count: int) -> tuple[list[Step], list]:
-    x_BxTxD, gap_BxT, segment_BxT = batch
-    layer = family.linen(family.cfg)
-    variables = linen_variables(params, state)
-    key = linen_key(layer, variables)
+def linen_steps(face: Face, count: int) -> tuple[list[Step], list]:
+    """Training steps, and the key of each."""
+    x_BxTxD, gap_BxT, segment_BxT = batch()
+    module, variables = face.linen(face.cfg, deterministic=False), linen_variables(face)
+    rngs = {"route": jax.random.key(NOISE)}
+    key = linen_key(module, variables) if face.cfg.draws else None
 
     @jax.jit
     def train(variables):
         def loss(params):
-            y_BxTxD, aux = layer.apply(
+            y_BxTxD, seen = module.apply(
                 {**variables, "params": params},
                 x_BxTxD,
                 gap_BxT,
-                train=True,
                 segment_BxT=segment_BxT,
-                rngs={"route": jax.random.key(NOISE)},
+                rngs=rngs,
+                mutable=["memory"],
             )
-            return loss_of(y_BxTxD, aux), (y_BxTxD, aux)
+            memory = linen_faces.memory_loss(seen["memory"], PRICE)[0] if face.cfg.consolidates else 0.0
+            return jnp.mean(y_BxTxD**2) + memory, (y_BxTxD, seen)
 
-        (_, (y_BxTxD, aux)), grads = jax.value_and_grad(loss, has_aux=True)(variables["params"])
-        changed = {"params": jax.tree.map(lambda p, g: p - RATE * g, variables["params"], grads)}
-        if "consolidation" in variables:
-            changed |= layer.apply(variables, aux.stats, method="update", mutable=["consolidation"])[1]
-        return y_BxTxD, aux, grads["layer"], changed
+        (total, (y_BxTxD, seen)), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        after = {"params": jax.tree.map(lambda p, g: p - RATE * g, variables["params"], gradient)}
+        if face.cfg.consolidates:
+            after["consolidation"] = linen_faces.update(variables["consolidation"], seen["memory"])
+        return total, y_BxTxD, seen, gradient, after
 
-    steps = []
+    steps, tree = [], partial(linen_faces.unnamed, parameters(face))
     for _ in range(count):
-        y_BxTxD, aux, grads, variables = train(variables)
-        state = variables["consolidation"]["state"] if "consolidation" in variables else ()
-        steps.append(Step(y_BxTxD, aux, grads, variables["params"]["layer"], state))
+        total, y_BxTxD, seen, gradient, variables = train(variables)
+        memory, held = ((), ()), ()
+        if face.cfg.consolidates:
+            found, like = seen["memory"], nnx_module(face)
+            memory = tuple(map(linen_faces.unnamed, like.memory, (found["stats"], found["sums"])))
+            held = linen_faces.unnamed(state(face), variables["consolidation"])
+        steps.append(Step(total, y_BxTxD, memory, tree(gradient), tree(variables["params"]), held))
     return steps, [key] * count
 
 
 @pytest.mark.parametrize("steps_of", [nnx_steps, linen_steps])
-def test_a_training_is_that_of_the_function(family, batch, steps_of):
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_training_is_that_of_the_function(name, steps_of):
     # Given the same parameters, state and noise
-    params, state = parameters(family), initial_state(family)
+    face = FACES[name]
 
     # When two steps are taken under jit: gradients of Eq 8, then the state's update
-    got, keys = steps_of(family, params, state, batch, 2)
-    want = function_steps(family, params, state, batch, keys)
+    got, keys = steps_of(face, 2)
 
-    # Then outputs, routes, sums, gradients, parameters and states agree at each
-    assert_near(got, want)
-    if state:
-        assert set(np.unique(want[0].aux.routes.choice_BxT)) == {0, 1, 2}, "the battery should see every route"
+    # Then loss, tokens, sums, gradients, parameters and states agree at each
+    params, held = parameters(face), state(face)
+    for step, key in zip(got, keys, strict=True):
+        want = function_step(face, params, held, key)
+        near(step, want)
+        params, held = step.params, step.state
 
 
-@pytest.mark.parametrize("key", [None, jax.random.key(NOISE)], ids=["plain", "audited"])
-def test_an_evaluation_is_the_function_bit_for_bit(family, batch, key):
-    params, state = parameters(family), initial_state(family)
-    x_BxTxD, gap_BxT, segment_BxT = batch
+def test_an_evaluation_is_the_function_bit_for_bit(face):
+    x_BxTxD, gap_BxT, segment_BxT = batch()
     apply = partial(
-        family.functional.apply, params, state, x_BxTxD, cfg=family.cfg, gap_BxT=gap_BxT, segment_BxT=segment_BxT
+        face.apply, parameters(face), state(face), x_BxTxD, cfg=face.cfg, gap_BxT=gap_BxT, segment_BxT=segment_BxT
     )
+    for key in [None, jax.random.key(NOISE)] if face.cfg.draws else [None]:  # a key switches audits on
+        # The same operations one by one, not compiled together: no reason for a bit to differ.
+        module, want = nnx_module(face), apply(key=key)
+        more = dict(segment_BxT=segment_BxT, rngs=key)
+        same(module.with_aux(x_BxTxD, gap_BxT, **more), want)
+        same(module(x_BxTxD, gap_BxT, **more), want[0])
+        same(values(module.memory), (want[1].stats, want[1].sums))
 
-    # The same operations one by one, not compiled together: no reason for a bit to differ.
-    layer = nnx_layer(family, params, state)
-    got = layer(x_BxTxD, gap_BxT, segment_BxT=segment_BxT, rngs=key)
-    jax.tree.map(np.testing.assert_array_equal, got, apply(key=key))
+        module, variables = face.linen(face.cfg), linen_variables(face)
+        more = dict(segment_BxT=segment_BxT, rngs={} if key is None else {"route": key})
+        want = apply(key=None if key is None else linen_key(module, variables))
+        same(module.apply(variables, x_BxTxD, gap_BxT, method="with_aux", **more), want)
+        same(module.apply(variables, x_BxTxD, gap_BxT, **more), want[0])
 
-    layer, variables = family.linen(family.cfg), linen_variables(params, state)
-    rngs = {} if key is None else {"route": key}
-    got = layer.apply(variables, x_BxTxD, gap_BxT, segment_BxT=segment_BxT, rngs=rngs)
-    jax.tree.map(np.testing.assert_array_equal, got, apply(key=None if key is None else linen_key(layer, variables)))
+        # And the battery sees every route, and audits
+        routes = want[1].routes
+        if face.cfg.consolidates:
+            assert set(np.unique(routes.choice_BxT)) == {0, 1, 2}
+            assert np.any(routes.attended_BxT & ~routes.chose_BxT) == (key is not None)
+        elif routes:
+            assert 0 < np.mean(routes.chose_BxT) < 1
 
 
-def stream_nnx(family: Family, params, state, x_BxTxD, gap_BxT):
-    layer, key = nnx_layer(family, params, state), jax.random.key(NOISE)
+def stream_nnx(face: Face, x_BxTxD, gap_BxT):
+    module, key = nnx_module(face), jax.random.key(NOISE)
 
     @nnx.jit
-    def whole(layer):
-        return layer(x_BxTxD, gap_BxT, rngs=key)
-
-    @nnx.jit
-    def streamed(layer):
+    def streamed(module):
         def one(cache, now):
-            y_BxD, cache, aux = layer.step(cache, *now, rngs=key)
+            y_BxD, cache, aux = module.step(cache, *now, rngs=key)
             return cache, (y_BxD, aux)
 
-        return jax.lax.scan(one, layer.init_cache(B), (x_BxTxD.swapaxes(0, 1), gap_BxT.T))[1]
+        return jax.lax.scan(one, module.init_cache(B), (x_BxTxD.swapaxes(0, 1), gap_BxT.T))[1]
 
-    return whole(layer), streamed(layer)
+    return streamed(module), key
 
 
-def stream_linen(family: Family, params, state, x_BxTxD, gap_BxT):
-    layer, variables, rngs = family.linen(family.cfg), linen_variables(params, state), {"route": jax.random.key(NOISE)}
-    empty = layer.init(jax.random.key(0), x_BxTxD[:, 0], method="step")["cache"]
+def stream_linen(face: Face, x_BxTxD, gap_BxT):
+    module, variables, rngs = face.linen(face.cfg), linen_variables(face), {"route": jax.random.key(NOISE)}
+    empty = jax.eval_shape(partial(module.init, method="step"), jax.random.key(0), x_BxTxD[:, 0])["cache"]
+    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), empty)
 
     @jax.jit
     def streamed(variables):
         def one(cache, now):
-            out, changed = layer.apply({**variables, "cache": cache}, *now, method="step", mutable=["cache"], rngs=rngs)
-            return changed["cache"], out
+            out, after = module.apply({**variables, "cache": cache}, *now, method="step", mutable=["cache"], rngs=rngs)
+            return after["cache"], out
 
         return jax.lax.scan(one, empty, (x_BxTxD.swapaxes(0, 1), gap_BxT.T))[1]
 
-    return jax.jit(partial(layer.apply, rngs=rngs))(variables, x_BxTxD, gap_BxT), streamed(variables)
+    return streamed(variables), linen_key(module, variables)
 
 
 @pytest.mark.parametrize("stream", [stream_nnx, stream_linen])
-def test_a_stream_equals_the_whole_sequence(family, batch, stream):
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_stream_equals_the_whole_sequence(name, stream):
     # Given a layer in evaluation, audits on, whose buffer (3) is shorter than the sequence (12)
-    x_BxTxD, gap_BxT, _ = batch
-    (y_BxTxD, aux), (y_TxBxD, routes) = stream(family, parameters(family), initial_state(family), x_BxTxD, gap_BxT)
+    face, (x_BxTxD, gap_BxT, _) = FACES[name], batch()
 
-    # Then token by token gives the same tokens and, where the layer routes, the same routes
-    assert_near(y_TxBxD.swapaxes(0, 1), y_BxTxD)
-    if aux:
-        assert_near(jax.tree.map(lambda a: a.swapaxes(0, 1), routes), aux.routes)
-        audited_BxT = aux.routes.attended_BxT & (aux.routes.choice_BxT != 1)
-        assert np.any(audited_BxT), "the battery should see an audit"
+    # When it reads token by token
+    (y_TxBxD, aux), key = stream(face, x_BxTxD, gap_BxT)
+
+    # Then tokens and, where the layer routes, routes are those of the whole sequence
+    more = dict(cfg=face.cfg, gap_BxT=gap_BxT, key=key if face.cfg.draws else None)
+    y_BxTxD, whole = face.apply(parameters(face), state(face), x_BxTxD, **more)
+    near(y_TxBxD.swapaxes(0, 1), y_BxTxD)
+    near(jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), aux.routes), whole.routes)
+    if face.cfg.consolidates:
+        assert np.any(whole.routes.attended_BxT & ~whole.routes.chose_BxT), "the battery should see an audit"
 
 
-def test_a_linen_stream_may_start_without_a_cache(family, batch):
-    x_BxTxD, _, _ = batch
-    layer, variables = family.linen(family.cfg), linen_variables(parameters(family), initial_state(family))
-    empty = layer.init(jax.random.key(0), x_BxTxD[:, 0], method="step")["cache"]
+@pytest.mark.parametrize("name", ["CRAM", "CRAMMixer", "AttentionMixer", "Mamba2", "PalimpsaMixer", "SeqBoat"])
+def test_bfloat16_tokens_stay_bfloat16(name):
+    # Given tokens in bfloat16, as between layers of a network that computes in it
+    face, x_BxTxD = FACES[name], batch()[0].astype(jnp.bfloat16)
+    module, rngs = nnx_module(face), {"route": jax.random.key(0)}
 
-    jax.tree.map(np.testing.assert_array_equal, empty["stream"], family.functional.init_cache(family.cfg, B))
-    step = partial(layer.apply, method="step", mutable=["cache"])
-    given, none = step({**variables, "cache": empty}, x_BxTxD[:, 0]), step(variables, x_BxTxD[:, 0])
-    jax.tree.map(np.testing.assert_array_equal, given, none)
+    # Then tokens stay so, whole or streamed, and what NNX remembers of them stays in float32
+    y_BxTxD = nnx.jit(lambda module: module(x_BxTxD, train=True))(module)
+    assert y_BxTxD.dtype == jnp.bfloat16 and bool(jnp.all(jnp.isfinite(y_BxTxD)))
+    assert not {leaf.dtype for leaf in jax.tree.leaves(values(module.memory))} - {jnp.dtype(jnp.float32)}
+    linen, variables = partial(face.linen(face.cfg, deterministic=False).apply, rngs=rngs), linen_variables(face)
+    assert jax.eval_shape(linen, variables, x_BxTxD).dtype == jnp.bfloat16
+    (y_BxD, _), _ = jax.eval_shape(partial(linen, method="step", mutable=["cache"]), variables, x_BxTxD[:, 0])
+    assert y_BxD.dtype == jnp.bfloat16
+    y_BxD, *_ = nnx.eval_shape(lambda module: module.step(module.init_cache(B), x_BxTxD[:, 0]), module)
+    assert y_BxD.dtype == jnp.bfloat16

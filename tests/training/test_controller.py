@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cram_jax.training import price
-from cram_jax.training.price import PriceConfig
+from cram_jax.training import controller
+from cram_jax.training.controller import PriceConfig
 
 CFG = PriceConfig(start=100, plateau=0.4, top=2.0, ramp=200, tolerance=0.1, smoothing=10.0)
 
@@ -14,11 +14,11 @@ def follow(losses, cfg=CFG):
     """The states after each loss, from step 0 on."""
 
     def one(state, item):
-        state = price.update(state, item[0], item[1], cfg)
+        state = controller.update(state, item[0], item[1], cfg)
         return state, state
 
     losses = jnp.asarray(losses, jnp.float32)
-    return jax.lax.scan(one, price.init_price(), (jnp.arange(len(losses)), losses))[1]
+    return jax.lax.scan(one, controller.init_price(), (jnp.arange(len(losses)), losses))[1]
 
 
 def test_a_flat_loss_is_released_at_the_start_and_priced_up_to_the_top():

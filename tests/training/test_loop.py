@@ -15,8 +15,8 @@ from cram_jax.models.stack import Stack
 from cram_jax.tasks.srcd import SRCDConfig
 from cram_jax.tasks.srcd_task import SRCDTask
 from cram_jax.training import loop
-from cram_jax.training.learner import Learner
 from cram_jax.training.loop import RunConfig
+from cram_jax.training.step import Learner
 
 RUN = RunConfig(steps=20, length=16, batch=2, log_every=20, checkpoint_every=20, held_out_tokens=32)
 
@@ -36,12 +36,15 @@ class Broken(SRCDTask):
 
 def train(bad: int, workdir):
     task = Broken(SRCDConfig(patterns=5, answers=4), bad=bad)
-    return loop.train(Learner(task=task, model=Stack(AttentionConfig(D=8, F=8), 1)), RUN, 0, workdir, 5)
+    return loop.train(Learner(task=task, model=Stack((AttentionConfig(D=8, F=8),))), RUN, 0, workdir, 5)
 
 
 def test_ten_bad_steps_in_a_row_end_a_run_though_good_ones_follow(tmp_path):
     state, lines = train(9, tmp_path / "nine")
     assert state.step == 20 and state.skipped == 0 and len(lines) == 2
+    # It says which parameters each group holds
+    (decayed,) = (tmp_path / "nine" / "parameters.txt").read_text().splitlines()
+    assert decayed.startswith("weight decay 0.7: ") and "model.0.qkv_Dx3xHxK" in decayed
     with pytest.raises(FloatingPointError, match="not finite for 10 steps up to step 20; lower"):
         train(10, tmp_path / "ten")
 
@@ -73,7 +76,7 @@ def heard():
 def test_a_signal_saves_after_the_step_under_way_and_the_rest_is_as_if_none_had_come(number, tmp_path, heard):
     def run(workdir, times):
         task = Signalled(SRCDConfig(patterns=5, answers=4), number=number, times=times)
-        return loop.train(Learner(task=task, model=Stack(AttentionConfig(D=8, F=8), 1)), RUN, 0, workdir, 5)
+        return loop.train(Learner(task=task, model=Stack((AttentionConfig(D=8, F=8),))), RUN, 0, workdir, 5)
 
     handler = signal.getsignal(number)
     with pytest.raises(loop.Interrupted, match=f"stopped by {signal.Signals(number).name} at step 8; the same"):
@@ -87,7 +90,7 @@ def test_a_signal_saves_after_the_step_under_way_and_the_rest_is_as_if_none_had_
 
 def test_a_second_signal_ends_at_once_and_one_that_was_ignored_is(tmp_path, heard):
     task = Signalled(SRCDConfig(patterns=5, answers=4), number=signal.SIGINT, times=2)
-    learner = Learner(task=task, model=Stack(AttentionConfig(D=8, F=8), 1))
+    learner = Learner(task=task, model=Stack((AttentionConfig(D=8, F=8),)))
     with pytest.raises(KeyboardInterrupt):
         loop.train(learner, RUN, 0, tmp_path / "heard", 5)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -8,11 +8,11 @@ from cram_jax.functional.cram import CRAMConfig
 from cram_jax.functional.episodic import EpisodicConfig
 from cram_jax.functional.routing import RoutingConfig
 from cram_jax.functional.semantic import SemanticConfig
-from cram_jax.functional.working_memory import WorkingConfig
+from cram_jax.functional.working import WorkingConfig
 from cram_jax.tasks.srcd import SRCDConfig
-from cram_jax.training.learner import OptimizerConfig
+from cram_jax.training.controller import PriceConfig
 from cram_jax.training.loop import RunConfig
-from cram_jax.training.price import PriceConfig
+from cram_jax.training.optimizer import OptimizerConfig
 from cram_jax.training.settings import claim_workdir, from_config, to_config
 
 

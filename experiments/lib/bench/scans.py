@@ -15,6 +15,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cram_jax import kernels
 from lib.bench.measure import megabytes, timed
@@ -23,7 +24,7 @@ B, T, H, K, V = 4, 2048, 8, 32, 64
 LENGTHS = (1024, 2048, 4096, 8192)
 CHUNKS = (32, 64, 128, 256)  # of mamba2-jax
 NAMES = ("q_BxTxGxK", "k_BxTxGxK", "v_BxTxHxV", "dt_BxTxH")  # what both scans take
-RATE_H, PRIOR_H = jnp.linspace(1, 16, H), jnp.ones(H)
+RATE_H, PRIOR_H = np.linspace(1, 16, H, dtype=np.float32), np.ones(H, np.float32)  # no device is taken on import
 
 
 def inputs(T: int) -> dict:
@@ -40,7 +41,7 @@ def inputs(T: int) -> dict:
 
 
 def palimpsa(backend: str, given: dict):
-    return kernels.palimpsa_scan(**given, rate_H=RATE_H, prior_H=PRIOR_H, backend=backend)[0]
+    return kernels.palimpsa_scan(**given, rate_H=jnp.asarray(RATE_H), prior_H=jnp.asarray(PRIOR_H), backend=backend)[0]
 
 
 def ssd(backend: str, given: dict):

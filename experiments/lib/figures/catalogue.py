@@ -33,7 +33,7 @@ FIGURES: dict[str, Drawer] = {
     "ablations": comparison.ablations,
     "static": comparison.by_condition,
     **dict.fromkeys(("tuning", "tuning_mamba2", "tuning_jamba"), comparison.by_model),
-    "mqar": recall.models,
+    **dict.fromkeys(("mqar", "mqar_paper"), recall.models),
     "conversion": recall.conversion,
     "language": text.models,
     "text": text.one,
@@ -72,6 +72,13 @@ def side_by_side() -> dict:
 def load() -> dict[str, dict]:
     """All that is drawn, by name: the committed results, and those on SRCD side by side."""
     return {name: results.load(name) for name in results.names()} | {"srcd": side_by_side()}
+
+
+def leave(result: dict, folder: Path) -> None:
+    """Writes a result into a folder, with its figures, and prints where they are."""
+    print(f"result: {results.write(folder, result)}")
+    for draw in drawers(result["name"], result):
+        print(f"figure: {draw(result, Path(folder))}")
 
 
 def draw(name: str, result: dict, folder: Path) -> list[Path]:

@@ -37,7 +37,7 @@ def draw(result: dict) -> Figure:
         title = f"{style.spelled(label)}: exponent {found['exponent']:.2f} ({low:.2f} to {high:.2f})"
         axis.set(xscale="log", xlabel="earlier queries of the pattern + 1", ylim=(-3, 105), title=title)
         axis.set_ylabel("queries that choose\nepisodic memory (%)")
-        style.below(axis, points=30)
+        style.below(axis)
     for axis in axes.flat[len(fits) :]:
         axis.remove()
     style.headline(figure, result)

@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from matplotlib.transforms import ScaledTranslation
 from PIL import Image
 
@@ -26,7 +27,7 @@ DPI = 200
 SHOWS = "of the result with digest"
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-YELLOW, BLUE, RED, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+BLUE, RED, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 GREY = "0.45"
 
 # Neighbours differ in lightness, too.
@@ -102,7 +103,7 @@ def drawer(name: str = "figure") -> Callable:
 
 
 def digest(result: dict) -> str:
-    """Of all that a figure can show of a result: it tells a figure of other numbers."""
+    """Of the question, the settings and the numbers of a result: it tells a figure of other ones."""
     shown = {part: result.get(part) for part in ("question", "config", "entries", "data")}
     return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -152,9 +153,9 @@ def headline(figure: Figure, result: dict, *more: str) -> None:
     figure.suptitle("\n".join(lines), x=0.01, ha="left")
 
 
-def below(axis, ncols: int = 1, points: float = 32, **how) -> None:
-    """A legend under a panel, below the label of its x axis, which takes about this many points."""
-    shifted = axis.transAxes + ScaledTranslation(-20 / 72, -points / 72, axis.figure.dpi_scale_trans)
+def below(axis, ncols: int = 1, **how) -> None:
+    """A legend under a panel, below the label of its x axis."""
+    shifted = axis.transAxes + ScaledTranslation(-20 / 72, -32 / 72, axis.figure.dpi_scale_trans)
     axis.legend(loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=shifted, ncols=ncols, **how)
 
 
@@ -172,12 +173,11 @@ def on_white(text, color: str = "0.2", **how):
     return text
 
 
-def level(axis, y: float, text: str, over: bool = True, side: str = "right", **line) -> None:
-    """A horizontal reference line, labelled at one end, over or under it."""
+def level(axis, y: float, text: str, over: bool = True, **line) -> None:
+    """A horizontal reference line, labelled at its right end, over or under it."""
     axis.axhline(y, **({"color": GREY, "ls": ":", "lw": 1.0, "zorder": 1} | line))
-    at = {"xy": (1 if side == "right" else 0, y), "xytext": (-2 if side == "right" else 3, 3 if over else -3)}
-    where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": side}
-    on_white(axis.annotate(text, **at, **where, va="bottom" if over else "top"))
+    where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
+    on_white(axis.annotate(text, (1, y), (-2, 3 if over else -3), va="bottom" if over else "top", **where))
 
 
 def moment(axis, x: float, text: str, ha: str = "center", **line) -> None:
@@ -194,7 +194,7 @@ def percent_ticks(axis, which: str = "y") -> None:
     ticks = [mark for mark in PERCENT if low <= mark <= high]
     ticks = ticks if len(ticks) <= 9 else [mark for mark in ticks if f"{mark:e}".startswith("1.0")]
     getattr(axis, f"set_{which}ticks")(ticks, [f"{tick:g}" for tick in ticks])
-    getattr(axis, f"{which}axis").set_minor_locator(matplotlib.ticker.NullLocator())
+    getattr(axis, f"{which}axis").set_minor_locator(NullLocator())
     getattr(axis, f"set_{which}lim")(low, high)
 
 
@@ -210,6 +210,6 @@ def percent(share: float) -> str:
     return "100%" if share == 1 else f"{value:.2f}%" if value < 10 or value > 99 else f"{value:.1f}%"
 
 
-def seeds(number: int, shown: str = "line: median; band: lowest to highest") -> str:
-    """How many there are, and how they are shown, for a title."""
-    return "1 seed" if number == 1 else f"{number} seeds ({shown})"
+def seeds(number: int) -> str:
+    """How many there are, and how a line and a band show them, for a title."""
+    return "1 seed" if number == 1 else f"{number} seeds (line: median; band: lowest to highest)"

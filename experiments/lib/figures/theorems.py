@@ -20,7 +20,7 @@ def draw(result: dict) -> Figure:
     """Theorem 1 in two panels, by what recurs; Theorem 2; Theorem 3.
 
     Args:
-      result: whose `data` has `theorem_1`, `theorem_2` and `theorem_3` as experiments/theorems.py makes them.
+      result: its `data` has `theorem_1`, `theorem_2` and `theorem_3`, as `derive.py --name=theorems` computes them.
     """
     figure, axes = style.panels(2, 2, 7.4)
     for axis, (condition, title) in zip(axes[0], CONDITIONS.items(), strict=True):

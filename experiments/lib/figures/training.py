@@ -107,10 +107,10 @@ def draw(result: dict) -> Figure:
     return figure
 
 
-def over_steps(axis, curves: list[dict], ticks: int = 6) -> None:
+def over_steps(axis, curves: list[dict]) -> None:
     """The x axis of a panel over training."""
     axis.set(xlabel="training step", xlim=(0, 1.01 * curves[0]["step"][-1]))
-    axis.xaxis.set_major_locator(MaxNLocator(ticks))
+    axis.xaxis.set_major_locator(MaxNLocator(6))
 
 
 def _headline(mean: dict, tokens: int) -> str:

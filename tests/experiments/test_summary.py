@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-
-from cram_jax.analysis import summary
+from lib import summary
 
 
 def line(step, released, tokens, layers):
@@ -60,3 +59,20 @@ def test_calibration_error_is_the_distance_of_means_in_bins(said, found, error):
 
 def test_versions_name_hardware_software_and_code():
     assert {"device", "cpu", "python", "jax", "flax", "optax", "commit"} <= summary.versions().keys()
+
+
+def test_a_comparison_shows_means_with_their_spread_under_headings():
+    columns = (summary.Column("right", "accuracy"), summary.Column("bytes", "size", ",.0f"))
+    found = {"mean": {"accuracy": 0.5, "size": 2000.0}, "sd": {"accuracy": 0.01}, "runs": [{}, {}], "settings": {}}
+    alone = {
+        "mean": {"accuracy": 1.0},
+        "sd": {},
+        "runs": [{}],
+        "settings": {"optimizer.learning_rate": 2e-3},
+        "diverged": 1,
+    }
+    assert summary.compared(columns, {"a": found | {"chosen": {"learning_rate": 0.1}}, "b": alone}) == [
+        ("", "right", "bytes", "learning rate", "seeds"),
+        ("a", "50.00% +- 1.00%", "2,000", "0.1", "2"),
+        ("b", "100.00%", "-", "0.002", "1, 1 diverged"),
+    ]  # fmt: skip

@@ -1,0 +1,34 @@
+"""What tests of the TPU kernels share: the interpreter and the chips' compiler, on a machine without a TPU."""
+
+import os
+
+# Before libtpu is loaded: ask no machine for its chips, and share the library with other processes.
+os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental import topologies
+
+TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "v4": "v4:2x2x1", "v7x": "tpu7x:2x2x1"}
+ALL = bool(os.environ.get("TEST_ALL_TPUS"))  # also chips and sizes that add nothing new
+
+
+def device_of(chip: str):
+    """A device of a chip that is not here; programs compile for it. Skips the test where there is no compiler."""
+    pytest.importorskip("libtpu", reason="the TPU's compiler")
+    return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices[0]
+
+
+def alone(f):
+    """f with nothing else running. The interpreter computes with JAX itself, and waits for ever for a busy CPU."""
+
+    def call(*arguments):
+        jax.block_until_ready(arguments)
+        return jax.tree.map(np.asarray, jax.block_until_ready(f(*arguments)))
+
+    return call
+
+
+def norm(x) -> float:
+    return np.linalg.norm(np.asarray(x, np.float64))
