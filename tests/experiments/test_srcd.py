@@ -25,7 +25,7 @@ CLOCKS = {*CLOCK, "step_ms_start", "step_ms_end", "train_seconds", "peak_memory_
 
 
 def command(workdir) -> list[str]:
-    flags = [TINY, f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in SMALLEST.items())]
+    flags = [TINY, f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in SETTINGS.items())]
     return [sys.executable, "experiments/srcd.py", *flags]
 
 

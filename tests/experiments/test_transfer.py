@@ -77,7 +77,8 @@ def test_a_transferred_router_decides_from_the_first_step_and_the_price_starts_a
     assert first("from_scratch")["held_out/attention_tokens"] == 1
     assert first("frozen")["held_out/attention_tokens"] == first("head_alone")["held_out/attention_tokens"] < 1
     last = read(at / "records" / "cram_frozen_seed_0" / "metrics.jsonl")[-1]
-    assert last["step"] == 20 and 0 <= last["train/price"] <= 4 < source["train/price"]
+    assert last["step"] == 20 and source["train/price"] > 0
+    assert 0 <= last["train/price"] <= 4  # the target's own, from 0 on
     settings = json.loads((at / "records" / "cram_frozen_seed_0" / "config.json").read_text())
     assert settings["optimizer"]["frozen"] == list(transfer.SELECTION["cram"])
     assert settings["price"]["tolerance"] == 0.05
@@ -87,7 +88,7 @@ def test_a_transferred_router_decides_from_the_first_step_and_the_price_starts_a
 def test_the_result_names_generated_files_and_compares_with_training_from_scratch(finished):
     at, result, said = finished
     assert result["data"]["targets"] == {CALLED: "records"}
-    assert f"{CALLED}: cram," in said and str(at) not in results.text(result)
+    assert "generated files of" in said and str(at) not in results.text(result)
     assert "Generated files" in result["made_by"]["notes"][0]
     labels = {way: f"{CALLED}: cram, {way}" for way in ("from scratch", "frozen", "head alone")}
     entries, reduction = result["entries"], result["data"]["reduction"]
