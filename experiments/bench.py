@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import srcd
-from lib import gather, launch, results, trained
+from lib import gather, launch, trained
 from lib.bench import attention, scans, stream, training_step
 from lib.figures import catalogue
 
@@ -80,12 +80,9 @@ def main(args) -> None:
         found = part.measure(args)
         before = "make demo && " if part.measure is step_of_run else ""
         command = f"{before}python experiments/bench.py --part={name}"
+        print(f"{name}:\n{json.dumps(found, indent=1)}")
         result = gather.result(part.result, part.question, command, gather.made_here(), data=found)
-        target = Path(args.results) / part.result
-        results.write(target, result)
-        print(f"{target}:\n{json.dumps(found, indent=1)}")
-        for draw in catalogue.drawers(part.result, result):
-            print(f"figure: {draw(result, target)}")
+        catalogue.leave(result, Path(args.results) / part.result)
 
 
 if __name__ == "__main__":
@@ -95,5 +92,5 @@ if __name__ == "__main__":
         part=launch.Flag("all", "What to measure.", ("all", *PARTS)),
         run=launch.Flag("runs/demo", "Finished run of experiments/srcd.py, for the part training_step."),
         rounds=launch.Flag(9, "How often each time is measured; the median counts."),
-        results=launch.Flag("runs", "Folder for the folders of the results."),
+        results="runs",
     )

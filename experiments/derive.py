@@ -14,7 +14,7 @@ Result and figure are left in a folder of that name below --results.
 from pathlib import Path
 
 import mqar
-from lib import exposure, gather, launch, plasticity, results, summary, theorems, trained
+from lib import exposure, gather, launch, plasticity, summary, theorems, trained
 from lib.figures import catalogue
 
 NOTE = "Computed from runs of several commits, which the results it comes from name."
@@ -41,12 +41,9 @@ def from_run(workdir: Path) -> dict:
 
 def main(args) -> None:
     result = from_results(args.name) if args.name in FROM_RESULTS else from_run(Path(args.run))
-    target = Path(args.results) / args.name
-    results.write(target, result)
     if args.name in FROM_RESULTS:
         summary.show(result["question"], FROM_RESULTS[args.name].table(result["data"]))
-    for draw in catalogue.drawers(args.name, result):
-        print(f"figure: {draw(result, target)}")
+    catalogue.leave(result, Path(args.results) / args.name)
 
 
 if __name__ == "__main__":
@@ -55,5 +52,5 @@ if __name__ == "__main__":
         takes="10 seconds",
         name=launch.Flag("exposure", "The result to compute.", (*FROM_RESULTS, "plasticity")),
         run=launch.Flag("runs/palimpsa", "Finished run of experiments/mqar.py, for plasticity."),
-        results=launch.Flag("runs", "Folder for the folders of the results."),
+        results="runs",
     )

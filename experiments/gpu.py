@@ -153,5 +153,5 @@ if __name__ == "__main__":
         main,
         takes="3 minutes, an NVIDIA GPU",
         rounds=launch.Flag(7, "How often each time is measured; the median counts."),
-        results=launch.Flag("runs", "Folder for the folder of the result."),
+        results="runs",
     )

@@ -48,6 +48,7 @@ SHARED = {
     "workdir": "Directory of the run. The same command on a directory with a run goes on from its last checkpoint.",
     "runs": "Directory of all runs, one directory each, and of the result. The same command goes on where it was: "
     "finished runs are not trained again.",
+    "results": "Folder in which the result gets a folder of its name.",
     "seeds": "Number of seeds.",
     "part": "i/n: train only the i-th of n parts, and write no result. Start 0/2 and 1/2 at once to use two cores, and "
     "then the command without --part, which gathers.",

@@ -77,19 +77,14 @@ def _jupyter() -> Iterator[dict[str, str]]:
             yield {"JAX_PLATFORMS": "cpu", **os.environ}
 
 
-def execute(name: str, *, rerun: bool = True) -> None:
-    """Runs a notebook, and writes it with its outputs.
-
-    Args:
-      rerun: whether cells that train or measure are run, too. Without, they keep no outputs.
+def execute(name: str) -> None:
+    """Runs a whole notebook, and writes it with its outputs.
 
     Raises:
       ValueError: for a cell that writes to stderr, since warnings name paths of this machine.
     """
     notebook = read(name)
-    for cell in code(notebook):
-        cell.outputs = []
-    cells = code(notebook, rerun=rerun)
+    cells = code(notebook)
     run(cells)
     for cell in cells:
         cell.metadata.pop("execution", None)
