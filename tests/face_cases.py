@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from cram_cases import INPUTS
 from flax import linen as nn
 from flax import nnx
 from flax.traverse_util import flatten_dict
@@ -30,7 +31,7 @@ LAYERS = {
         episodic=cram.EpisodicConfig(heads=2, head_dim=4, memory=3, width=4),
         semantic=cram.SemanticConfig(rank=8),
         # So many audits that 24 tokens show some.
-        routing=cram.RoutingConfig(width=8, audit_rate=0.3, evaluation_audit_rate=0.3),
+        routing=cram.RoutingConfig(features=INPUTS, width=8, audit_rate=0.3, evaluation_audit_rate=0.3),
     ),
     "Attention": ATTENTION,
     "Mamba2": mamba2.Mamba2Config(D=D, heads=2, head_dim=4, state=3, rank=2),

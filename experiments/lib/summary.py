@@ -108,7 +108,7 @@ def attention_rows(out: dict, token: str = "token") -> list[tuple[str, str]]:
         (f"{token}s that attend in some layer", curve("attention_tokens")),
         (f"  share of all ({token}, layer) pairs that attend", curve("attention_utilisation")),
         (f"  {token}s that attend in training, with random audits", shares(out, end="attention_tokens_training_end")),
-        (f"first step at which the router decides", step("router_released_step")),
+        ("first step at which the router decides", step("router_released_step")),
         ("step at which attention fell", step("transition_step")),
         (f"{token}s kept in the buffer", shares(out, busiest_layer="kept_share_busiest", mean_of_layers="kept_share")),
     ]
