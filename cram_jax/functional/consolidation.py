@@ -1,5 +1,6 @@
 """How well a layer's semantic memory replaces its retrievals: running statistics, quality (Eq 6), familiarity.
 
+What teaches the semantic memory (Eq 5) is `semantic.distillation`.
 Eq 6 compares a recall with the retrieval that it is to save, so quality is known only where a token did retrieve. The
 familiarity head estimates it from the token alone. It learns from tokens that retrieved, and is used for all.
 """
@@ -80,8 +81,8 @@ def variance(state: ConsolidationState) -> Float[Array, "*layers"]:
     """sigma^2 of Eq 6: the mean squared distance of retrievals from their mean; 1 before any was seen.
 
     It is centred: with an uncentred variance, retrievals with a large constant part would all look familiar. It is at
-    least LEAST_VARIANCE: in a layer that stopped attending retrievals shrink, and divided by their own variance they
-    would give the largest gradient of all.
+    least LEAST_VARIANCE: where a layer has stopped attending, retrievals become tiny. Divided by their tiny variance,
+    its loss of Eq 5 would dominate the gradient of all layers.
     """
     seen = state.weight > 0
     weight = jnp.where(seen, state.weight, 1)
@@ -124,8 +125,8 @@ def quality(
 ) -> Float[Array, "*shape"]:
     """exp(-|recall - retrieval|^2 / sigma^2) where a token retrieved, 0 elsewhere (Eq 6). No gradient."""
     r_BxTxD = jnp.where(retrieved_BxT[..., None], retrieved_BxTxD, 0)
-    error_BxT = jnp.sum((recalled_BxTxD - r_BxTxD) ** 2, axis=-1)
-    return jax.lax.stop_gradient(jnp.where(retrieved_BxT, jnp.exp(-error_BxT / sigma2), 0))
+    squared_error_BxT = jnp.sum((recalled_BxTxD - r_BxTxD) ** 2, axis=-1)
+    return jax.lax.stop_gradient(jnp.where(retrieved_BxT, jnp.exp(-squared_error_BxT / sigma2), 0))
 
 
 def init_familiarity(key: Key, D: int, cfg: ConsolidationConfig) -> FeedForward:

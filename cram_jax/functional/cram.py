@@ -170,7 +170,7 @@ class CRAMConfig(Layer):
         found = retrieve(gates.routed_BxT | gates.audited_BxT)
         mixed_BxTxD = routing.mix(gates, worked_BxTxD, found.r, recalled_BxTxD, cfg=self.routing)
         distillation, stats = kernels.in_buckets(
-            _distill, found.plan, computed.semantic, c_BxTxD, found.r, sizes=episodic.BUCKET_SIZES
+            _distill, found.plan, computed.semantic, c_BxTxD, found.r, sigma2, sizes=episodic.BUCKET_SIZES
         )
         prediction, predicted = uncertainty.loss(params.uncertainty_DxU, z_BxTxD, segment_BxT)
         sums = MemorySums(
@@ -182,7 +182,7 @@ class CRAMConfig(Layer):
             write=jnp.sum(jnp.exp(writes.logit_BxT), where=state.released),
             reads=jnp.sum(found.reads, where=gates.routed_BxT & state.released),
             routed=jnp.sum(gates.routed_BxT, dtype=stats.count.dtype),
-            distillation=distillation / sigma2,
+            distillation=distillation,
             familiarity=consolidation.familiarity_loss(logit_BxT, found.quality, found.found),
             prediction=prediction,
             predicted=predicted,
@@ -294,13 +294,13 @@ def _in_compute_dtype(params: CRAMParams, cfg: CRAMConfig) -> CRAMParams:
     )
 
 
-def _distill(plan: kernels.SkipPlan, params: semantic.SemanticParams, z_BxTxD, retrieved_BxTxD):
-    """(Eq 5's sum, statistics) from the rows that retrieved.
+def _distill(plan: kernels.SkipPlan, params: semantic.SemanticParams, z_BxTxD, retrieved_BxTxD, sigma2):
+    """(sum of Eq 5, statistics) from the rows that retrieved.
 
     Distillation teaches the semantic memory, not the features it reads.
     """
     z_BxCxD = jax.lax.stop_gradient(plan.gather_queries(z_BxTxD))
     recalled_BxCxD = semantic.recall(params, z_BxCxD).astype(retrieved_BxTxD.dtype)
     r_BxCxD, found_BxC = plan.gather_queries(retrieved_BxTxD), plan.end_BxC > plan.start_BxC
-    distilled = semantic.distillation(recalled_BxCxD, r_BxCxD, found_BxC)
+    distilled = semantic.distillation(recalled_BxCxD, r_BxCxD, found_BxC, sigma2)
     return distilled, consolidation.statistics(r_BxCxD, found_BxC)

@@ -1,7 +1,8 @@
 """The total loss (CRAM, Eq 8): the task, the price of attention, the reward of familiar recall, and consolidation.
 
-L = L_task + lambda_E mean pi^(2) - lambda_S mean pi^(3) q-hat + gamma L_cons + L_write + the losses of the
-familiarity head and of the uncertainty read-out.
+L = L_task + lambda_E mean pi^E - lambda_S mean pi^S q-hat + gamma L_cons + L_write + the losses of the familiarity
+head and of the uncertainty read-out. pi^E and pi^S are the probabilities of episodic and semantic memory, pi^(2) and
+pi^(3) in the paper.
 
 Means are over (token, layer) pairs; those of L_cons and of familiarity are over the pairs that retrieved. Eq 8 has q_t
 in the place of q-hat, but a token that did not retrieve has no q_t.
@@ -22,8 +23,8 @@ class MemorySums(NamedTuple):
     Attributes:
       tokens: number of tokens.
       retrieved: tokens that retrieved something, audits included.
-      episodic: sum of pi^(2), the router's probability of episodic memory, which is priced.
-      semantic: sum of pi^(3) q-hat: use of semantic memory where it is good.
+      episodic: sum of pi^E, the router's probability of episodic memory, which is priced.
+      semantic: sum of pi^S q-hat: use of semantic memory where it is good.
       write: sum of exp(logit) of the write gate.
       reads: 0, with the gradient of the attention that kept events received from routed queries (`episodic.py`).
       routed: tokens that chose episodic memory.

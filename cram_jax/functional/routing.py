@@ -20,12 +20,12 @@ DECIDES = ("learned", "random", "positions")
 class RoutingConfig:
     """features: the router's inputs. The paper's list has no content, so it cannot tell a query from another event.
     width: hidden units of the router.
-    working_always: working memory serves every token, so the first choice is working memory *only*, and a query still
-        follows the dynamics. False is the paper's sum of three gated paths, taken literally.
+    working_always: True: working memory is added for every token, and choosing WORKING means that nothing else is.
+        False: it is added only where WORKING is chosen, the paper's sum of three gated paths taken literally.
     temperature: of the Gumbel-softmax; lower is closer to hard decisions, with a noisier gradient.
     audit_rate: in training, share of tokens that retrieve although routed elsewhere, so that the router and the
         familiarity head keep learning what retrieval would give. They count as attention.
-    audit_gain: this times pi^(2) is added to the rate: tokens of which the router is unsure are audited more often,
+    audit_gain: this times pi^E is added to the rate: tokens of which the router is unsure are audited more often,
         because the gradient of their gate is large. The weight 1 / rate keeps the expected gradient unchanged.
     evaluation_audit_rate: the rate outside training, if a key is given.
     decide: what decides on attention. "learned": the router. To compare with: "random": chance, for a share `budget` of
@@ -62,7 +62,8 @@ class RoutingConfig:
 class Gates(NamedTuple):
     """Attributes:
     soft_BxTx3: Gumbel-softmax probabilities (softmax without noise), through which the gradient goes.
-    mean_BxTx3: the same without noise; these are priced. At temperature 1 they are a token's chances in training.
+    mean_BxTx3: the same without noise; these are priced. They are a token's chances in training at temperature 1 only;
+        at the default of 2 they are flatter.
     choice_BxT: the memory that each token takes.
     routed_BxT: chose episodic memory.
     audited_BxT: chose another, and retrieves all the same.
@@ -136,8 +137,8 @@ def route(
     Raises:
       ValueError: for random routes without random numbers.
     """
-    z_BxTxZ = jnp.concatenate([features[n] if n == "content" else features[n][..., None] for n in cfg.features], -1)
-    logits_BxTx3 = feed_forward(params, z_BxTxZ)
+    seen_BxTxX = jnp.concatenate([features[n] if n == "content" else features[n][..., None] for n in cfg.features], -1)
+    logits_BxTx3 = feed_forward(params, seen_BxTxX)
     noisy_BxTx3 = logits_BxTx3
     if train and uniform_BxTx4 is not None:
         noisy_BxTx3 = logits_BxTx3 - jnp.log(-jnp.log(uniform_BxTx4[..., :3]))
@@ -169,7 +170,7 @@ def _fixed(uniform_BxTx4, position, cfg: RoutingConfig) -> Bool[Array, "..."]:
 
 
 def mix(
-    routes: Gates,
+    gates: Gates,
     working_BxTxD: Array,
     retrieved_BxTxD: Array,
     recalled_BxTxD: Array,
@@ -182,11 +183,11 @@ def mix(
     holds. An audited token adds the value 0. The gradient of its gate is weighted by 1 / (chance of an audit), so that
     the router's expected gradient is that of a dense computation.
     """
-    hard_BxTx3 = jax.nn.one_hot(routes.choice_BxT, 3, dtype=routes.soft_BxTx3.dtype)
-    through_BxTx3 = routes.soft_BxTx3 - jax.lax.stop_gradient(routes.soft_BxTx3)  # 0, with soft's gradient
+    hard_BxTx3 = jax.nn.one_hot(gates.choice_BxT, 3, dtype=gates.soft_BxTx3.dtype)
+    through_BxTx3 = gates.soft_BxTx3 - jax.lax.stop_gradient(gates.soft_BxTx3)  # 0, with soft's gradient
     gate_BxTx3 = hard_BxTx3 + through_BxTx3
-    attended_BxT = routes.routed_BxT | routes.audited_BxT
-    weight_BxT = jnp.where(routes.audited_BxT, routes.audit_weight_BxT, 1)
+    attended_BxT = gates.routed_BxT | gates.audited_BxT
+    weight_BxT = jnp.where(gates.audited_BxT, gates.audit_weight_BxT, 1)
     episodic_BxT = hard_BxTx3[..., EPISODIC] + weight_BxT * through_BxTx3[..., EPISODIC]
     episodic_BxTxD = jnp.where(attended_BxT[..., None], retrieved_BxTxD, 0) * episodic_BxT[..., None]
     working_BxTx1 = jnp.ones_like(gate_BxTx3[..., :1]) if cfg.working_always else gate_BxTx3[..., WORKING, None]

@@ -46,12 +46,14 @@ def recall(params: SemanticParams, x: Float[Array, "... D"]) -> Float[Array, "..
     return jax.nn.relu(x @ params.down_DxR + params.bias_R) @ params.up_RxD + params.mean_D
 
 
-def distillation(recalled_BxTxD: Tokens, retrieved_BxTxD: Tokens, retrieved_BxT: Marks) -> Scalar:
-    """Summed squared distance of recall from retrieval, gradient into the memory only (Eq 5).
+def distillation(recalled_BxTxD: Tokens, retrieved_BxTxD: Tokens, retrieved_BxT: Marks, sigma2: Scalar) -> Scalar:
+    """Sum of |recall - retrieval|^2 / sigma^2 over tokens that retrieved, gradient into the memory only (Eq 5).
+
+    The division is ours: it makes the weight gamma of this loss mean the same in every layer and at every time.
 
     Tokens that did not retrieve carry no information; whatever stands in their row of `retrieved_BxTxD`, NaN
     included, is not looked at.
     """
     target_BxTxD = jax.lax.stop_gradient(jnp.where(retrieved_BxT[..., None], retrieved_BxTxD, 0))
-    error_BxT = jnp.sum((recalled_BxTxD - target_BxTxD) ** 2, axis=-1)
-    return jnp.sum(error_BxT, where=retrieved_BxT)
+    squared_error_BxT = jnp.sum((recalled_BxTxD - target_BxTxD) ** 2, axis=-1)
+    return jnp.sum(squared_error_BxT, where=retrieved_BxT) / sigma2

@@ -58,10 +58,15 @@ def test_quality_is_one_for_a_perfect_recall_and_known_only_where_retrieved():
     poisoned_BxTxD = jnp.where(marks_BxT[..., None], r_BxTxD, jnp.nan)
     quality_BxT = consolidation.quality(r_BxTxD, poisoned_BxTxD, marks_BxT, jnp.asarray(2.0))
     np.testing.assert_array_equal(quality_BxT, marks_BxT.astype(float))
-    # an error of sigma^2 = 2 in all is e^-1
-    off_BxTxD = r_BxTxD.at[..., 0].add(jnp.sqrt(2.0))
-    quality_BxT = consolidation.quality(off_BxTxD, poisoned_BxTxD, marks_BxT, jnp.asarray(2.0))
-    np.testing.assert_allclose(quality_BxT[marks_BxT], np.exp(-1), rtol=1e-4)
+
+
+def test_equation_6_by_hand():
+    # Errors whose squares are not sigma^2, where other powers of the error would give the same
+    retrieved_BxTxD, sigma2 = jnp.zeros((1, 4, D)), 2.0
+    squared_error_T = np.array([0.0, 0.5, 2.0, 6.0])
+    recalled_BxTxD = retrieved_BxTxD.at[0, :, 0].set(np.sqrt(squared_error_T))
+    q_BxT = consolidation.quality(recalled_BxTxD, retrieved_BxTxD, jnp.ones((1, 4), bool), jnp.asarray(sigma2))
+    np.testing.assert_allclose(q_BxT[0], np.exp(-squared_error_T / sigma2), rtol=1e-5)
 
 
 def test_familiarity_is_least_wrong_when_it_equals_quality():
@@ -84,11 +89,11 @@ def test_only_retrievals_teach_the_semantic_memory(poison):
     target_BxTxD = jnp.where(marks_BxT[..., None], r_BxTxD, poison)
 
     def lesson(params, target_BxTxD):
-        return semantic.distillation(semantic.recall(params, x_BxTxD), target_BxTxD, marks_BxT)
+        return semantic.distillation(semantic.recall(params, x_BxTxD), target_BxTxD, marks_BxT, jnp.asarray(3.0))
 
-    # by hand, in numpy, over the four tokens that retrieved
+    # Eq 5 by hand, in numpy, over the four tokens that retrieved
     recalled = np.asarray(semantic.recall(params, x_BxTxD))[np.asarray(marks_BxT)]
-    by_hand = np.sum((recalled - np.asarray(r_BxTxD)[np.asarray(marks_BxT)]) ** 2)
+    by_hand = np.sum((recalled - np.asarray(r_BxTxD)[np.asarray(marks_BxT)]) ** 2) / 3
     np.testing.assert_allclose(lesson(params, target_BxTxD), by_hand, rtol=1e-5)
     lessons, teacher = jax.grad(lesson, argnums=(0, 1))(params, target_BxTxD)
     np.testing.assert_array_equal(teacher, 0)  # the teacher gets no gradient

@@ -98,6 +98,9 @@ def test_a_skipped_retrieval_is_not_looked_at(monkeypatch):
     key = jax.random.key(3)
     _, aux = jax.jit(lambda *arrays: loss(*arrays, CONFIG, key))(params, state, x_BxTxD, gap_BxT)[1]
     assert 0.2 < np.mean(~aux.routes.attended_BxT) < 0.9
+    # Eq 5 and Eq 6 are of the same errors: the loss is the sum of -log q over what retrieved
+    q = np.asarray(aux.routes.quality_BxT, np.float64)[np.asarray(aux.routes.retrieved_BxT)]
+    np.testing.assert_allclose(aux.sums.distillation, -np.log(q).sum(), rtol=1e-3)
     # Outputs, sums, statistics and gradients of training
     run = lambda *arrays: jax.value_and_grad(loss, argnums=(0, 2), has_aux=True)(*arrays, CONFIG, key)
     check_skipped_retrievals_are_not_looked_at(monkeypatch, run, params, state, x_BxTxD, gap_BxT)

@@ -135,31 +135,6 @@ def test_familiarity_learns_nothing_where_nothing_was_retrieved():
     assert value == 0 and not any(np.any(g != 0) for g in jax.tree.leaves(gradient))
 
 
-def test_audits_are_as_frequent_as_their_weights_say():
-    # Given tokens that lean to episodic memory to different degrees, and do not choose it
-    cfg, shape = RoutingConfig(features=("gap",), audit_rate=0.05, audit_gain=2.0), (1, 60_000)
-    lean_BxT = jnp.where(jnp.arange(shape[1]) % 2, -6.0, -9.0)[None]
-    params = routing.init(jax.random.key(0), 4, cfg)
-    params = params._replace(
-        in_DxF=jnp.zeros_like(params.in_DxF).at[0, 0].set(-1.0),
-        out_FxD=jnp.zeros_like(params.out_FxD).at[0, routing.EPISODIC].set(-1.0),
-    )
-    uniform_BxTx4 = jax.random.uniform(jax.random.key(1), (*shape, 4), minval=1e-6, maxval=1 - 1e-6)
-    place_T = jnp.arange(shape[1])
-    routes = routing.route(params, {"gap": lean_BxT}, uniform_BxTx4, jnp.array(True), place_T, cfg=cfg, train=True)
-    other_BxT = ~routes.routed_BxT
-    for kind in (0, 1):
-        among_BxT = other_BxT & (jnp.arange(shape[1]) % 2 == kind)
-        lean = routes.mean_BxTx3[0, kind, routing.EPISODIC]
-        rate = np.mean(routes.audited_BxT[among_BxT])
-        # Then the chance is what is documented, the weight is one over it, and the noise of the route has no part
-        np.testing.assert_allclose(rate, 0.05 + 2 * lean, rtol=0.05)  # 30,000 draws: a standard deviation of 2%
-        np.testing.assert_allclose(routes.audit_weight_BxT[among_BxT] * rate, 1, rtol=0.05)
-        chosen = routes.audited_BxT[among_BxT]
-        gumbel = uniform_BxTx4[..., routing.EPISODIC][among_BxT]
-        assert abs(np.mean(gumbel[chosen]) - np.mean(gumbel[~chosen])) < 0.03
-
-
 def test_writes_cannot_be_free():
     with pytest.raises(ValueError, match="write_price must be above 0, got 0.0; 0.01 keeps almost all events"):
         ObjectiveConfig(write_price=0.0)

@@ -1,4 +1,4 @@
-"""Routers to compare the learned one with: chance and places."""
+"""The router (Eq 7): what it samples, audits, and routers to compare it with."""
 
 import dataclasses
 
@@ -63,6 +63,50 @@ def test_a_semantic_memory_of_rank_0_knows_nothing_of_the_token():
     params = semantic.init(KEY, 8, SemanticConfig(rank=0))
     recalled = semantic.recall(params._replace(mean_D=jnp.arange(8.0)), jax.random.normal(KEY, (5, 8)))
     np.testing.assert_array_equal(recalled, np.broadcast_to(np.arange(8.0), (5, 8)))
+
+
+def test_in_training_each_memory_is_drawn_with_its_probability():
+    # Eq 7: the largest of logits plus Gumbel noise is drawn with the probabilities of the softmax
+    cfg, count = RoutingConfig(features=("gap",), temperature=1.0), 60_000
+    logits = np.array([1.0, 0.3, -0.2])
+    params = routing.init(jax.random.key(0), 4, cfg)
+    params = params._replace(
+        in_DxF=jnp.zeros_like(params.in_DxF).at[0, 0].set(1.0),
+        out_FxD=jnp.zeros_like(params.out_FxD).at[0].set(logits / jax.nn.gelu(1.0)),
+    )
+    uniform_BxTx4 = jax.random.uniform(jax.random.key(1), (1, count, 4), minval=1e-6, maxval=1 - 1e-6)
+    gates = routing.route(
+        params, {"gap": jnp.ones((1, count))}, uniform_BxTx4, jnp.array(True), jnp.arange(count), cfg=cfg, train=True
+    )
+    drawn = np.bincount(np.asarray(gates.choice_BxT[0]), minlength=3) / count
+    # Standard deviations are at most 0.002
+    np.testing.assert_allclose(drawn, np.exp(logits) / np.exp(logits).sum(), atol=0.01)
+    np.testing.assert_allclose(drawn, gates.mean_BxTx3[0, 0], atol=0.01)
+
+
+def test_audits_are_as_frequent_as_their_weights_say():
+    # Given tokens that lean to episodic memory to different degrees, and do not choose it
+    cfg, shape = RoutingConfig(features=("gap",), audit_rate=0.05, audit_gain=2.0), (1, 60_000)
+    lean_BxT = jnp.where(jnp.arange(shape[1]) % 2, -6.0, -9.0)[None]
+    params = routing.init(jax.random.key(0), 4, cfg)
+    params = params._replace(
+        in_DxF=jnp.zeros_like(params.in_DxF).at[0, 0].set(-1.0),
+        out_FxD=jnp.zeros_like(params.out_FxD).at[0, routing.EPISODIC].set(-1.0),
+    )
+    uniform_BxTx4 = jax.random.uniform(jax.random.key(1), (*shape, 4), minval=1e-6, maxval=1 - 1e-6)
+    place_T = jnp.arange(shape[1])
+    routes = routing.route(params, {"gap": lean_BxT}, uniform_BxTx4, jnp.array(True), place_T, cfg=cfg, train=True)
+    other_BxT = ~routes.routed_BxT
+    for kind in (0, 1):
+        among_BxT = other_BxT & (jnp.arange(shape[1]) % 2 == kind)
+        lean = routes.mean_BxTx3[0, kind, routing.EPISODIC]
+        rate = np.mean(routes.audited_BxT[among_BxT])
+        # Then the chance is what is documented, the weight is one over it, and the noise of the route has no part
+        np.testing.assert_allclose(rate, 0.05 + 2 * lean, rtol=0.05)  # 30,000 draws: a standard deviation of 2%
+        np.testing.assert_allclose(routes.audit_weight_BxT[among_BxT] * rate, 1, rtol=0.05)
+        chosen = routes.audited_BxT[among_BxT]
+        gumbel = uniform_BxTx4[..., routing.EPISODIC][among_BxT]
+        assert abs(np.mean(gumbel[chosen]) - np.mean(gumbel[~chosen])) < 0.03
 
 
 @pytest.mark.parametrize(
