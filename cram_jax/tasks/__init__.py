@@ -1,1 +1,1 @@
-"""Data: pure samplers and readers, each a function of (seed, step)."""
+"""Tasks: where batches come from, and how a model's outputs are scored. A batch is a pure function of its index."""

@@ -1,20 +1,22 @@
-"""Selective copying as a pure function of a key: symbols scattered among blanks, then questions for them in order.
+"""Selective copying, sampled as a pure function of a key: symbols among blanks, then a question for each, in order.
 
-A sequence is a few rounds of it, one after the other; in each, `phrase` symbols and as many questions:
+A sequence is several rounds, one after the other. Each round has `phrase` symbols and as many questions:
 
     symbol    .  c  .  .  a  f  .  b  .  .  .  .
     number    .  0  .  .  1  2  .  3  0  1  2  3
     previous  .  .  .  .  .  .  .  .  .  c  a  f
     answer    .  .  .  .  .  .  .  .  c  a  f  b
 
-What recurs: most rounds (`recurring_share`) hold one of a fixed set of phrases, in which every symbol has one place. A
-question shows the answer to the one before it, so within a recurring phrase the next symbol follows from that alone,
-without looking back: this can be consolidated. What is new in each round: which phrase it is, so its first symbol has
-to be looked up, and in all other rounds every symbol, drawn by chance from ids of their own. Those two kinds of
-questions only a look at the round's own symbols can answer; their share of all events is the least attention there is.
+Most rounds (`recurring_share`) hold a recurring phrase, one of a fixed set. Each of its symbols occurs in one phrase
+only. A question shows the answer to the question before it. So within a recurring phrase the next symbol follows from
+that answer alone, and a model can learn it by heart.
 
-Numbers go on over the sequence and are part of the events: to count is not what is asked of a model, only to find the
-event of a number. Our form of the task; the paper (CRAM, section 7) names a synthetic copy task and does not define it.
+All other rounds hold new symbols, drawn at random from ids of their own. Two kinds of questions can be answered only by
+attention to the round's symbols: the first question of every round, and all questions about new symbols. Their share of
+all events is the floor of attention.
+
+The numbers run on through the sequence and are part of the events. So a model need not count: it has to find the event
+with the same number. The paper (CRAM, section 7) names a synthetic copy task and does not define it; this form is ours.
 """
 
 import dataclasses
@@ -31,13 +33,14 @@ from cram_jax.functional.common import check_at_least_one
 @dataclasses.dataclass(frozen=True)
 class CopyConfig:
     """
-    length: T, events in a sequence; a multiple of `rounds`. batch: sequences.
-    rounds: of symbols and questions, so that questions come soon after what they ask for.
-    phrase: symbols in a round, and questions; the other events of a round are blanks among the symbols.
-    phrases: recurring ones, the same in every sequence drawn with one table_seed.
-    recurring_share: of rounds that hold one of them.
-    new_symbols: ids for the other rounds' symbols.
-    table_seed: what the recurring phrases are.
+    length: T, events in a sequence; a multiple of `rounds`.
+    batch: sequences in a batch.
+    rounds: rounds in a sequence. With more rounds, questions come sooner after the symbols they ask for.
+    phrase: symbols in a round; as many questions follow. The other events of a round are blanks among the symbols.
+    phrases: number of recurring phrases. They are the same in all sequences with one table_seed.
+    recurring_share: share of the rounds that hold a recurring phrase.
+    new_symbols: number of ids for the symbols of the other rounds.
+    table_seed: decides the recurring phrases.
     """
 
     length: int = 64
@@ -61,24 +64,24 @@ class CopyConfig:
 
     @property
     def known_symbols(self) -> int:
-        """Ids of the recurring phrases' symbols; those of new ones come after them."""
+        """Number of symbol ids in recurring phrases. The ids of new symbols follow them."""
         return self.phrases * self.phrase
 
     @property
     def symbols(self) -> int:
-        """How many different symbols there are."""
+        """Number of different symbols."""
         return self.known_symbols + self.new_symbols
 
 
 class CopyBatch(NamedTuple):
-    """A batch. The model may look at the first three; the others are answers, or for counting only.
+    """A batch. The model sees the first three fields; the others are answers, or for metrics only.
 
     Attributes:
       symbol_BxT: the symbol an event shows; -1 for blanks and questions.
-      number_BxT: of the symbol shown or asked for, counted over the sequence from 0; -1 for blanks.
-      previous_BxT: at a question, the answer to the one before it in its round; -1 elsewhere.
-      answer_BxT: what a question must answer; -1 elsewhere.
-      is_new_BxT: a question that nothing but the round's symbols can answer.
+      number_BxT: number of the symbol shown or asked for, counted from 0 through the sequence; -1 for blanks.
+      previous_BxT: at a question, the answer to the question before it in its round; -1 elsewhere.
+      answer_BxT: right answer of a question; -1 elsewhere.
+      is_new_BxT: whether this is a question that can be answered only from the round's symbols.
     """
 
     symbol_BxT: Int[Array, "B T"]
@@ -89,13 +92,13 @@ class CopyBatch(NamedTuple):
 
 
 def phrase_table(cfg: CopyConfig) -> Int[Array, "P X"]:
-    """The recurring phrases, X symbols each; every symbol is in one of them, once."""
+    """Returns the P recurring phrases of X symbols each. Each known symbol occurs once, in one phrase."""
     order = jax.random.permutation(jax.random.key(cfg.table_seed), cfg.known_symbols)
     return order.reshape(cfg.phrases, cfg.phrase)
 
 
 def _round(key: Key, first: Int[Array, ""], cfg: CopyConfig) -> CopyBatch:
-    """One round, whose numbers begin with `first`; without batch and sequence."""
+    """One round, whose numbers begin with `first`. Its arrays have the axis of events only."""
     recurs, pick, fresh, scatter = jax.random.split(key, 4)
     X, asking = cfg.phrase, cfg.length // cfg.rounds - cfg.phrase
     recurring = jax.random.bernoulli(recurs, cfg.recurring_share)
@@ -122,5 +125,5 @@ def _sequence(key: Key, cfg: CopyConfig) -> CopyBatch:
 
 
 def sample(key: Key, cfg: CopyConfig) -> CopyBatch:
-    """A batch of sequences, a pure function of the key. jit with `cfg` static."""
+    """Samples a batch of sequences, as a pure function of the key. jit with `cfg` static."""
     return jax.vmap(lambda k: _sequence(k, cfg))(jax.random.split(key, cfg.batch))

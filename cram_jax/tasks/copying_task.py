@@ -1,4 +1,4 @@
-"""Selective copying as a task: embeds events, reads symbols out of a network, and scores them where they are asked."""
+"""Selective copying as a task: embeds events, reads symbols out of a network, and scores them at the questions."""
 
 import dataclasses
 from typing import ClassVar, NamedTuple
@@ -16,8 +16,14 @@ _sample = jax.jit(copying.sample, static_argnums=1)
 
 
 class CopyParams(NamedTuple):
-    """Attributes: embeddings of an event's kind (blank, symbol, question) and of the symbol it shows, the last norm,
-    and the read-out. Numbers and the answers before have fixed codes."""
+    """Parameters of embedding and read-out. Numbers and previous answers have fixed codes, see `CopyTask.codes`.
+
+    Attributes:
+      kind_3xD: embedding of an event's kind: blank, symbol or question.
+      symbol_AxD: embedding of the symbol that an event shows.
+      norm_D: scale of the last norm.
+      answer_DxA: read-out.
+    """
 
     kind_3xD: Float[Array, "3 D"]
     symbol_AxD: Float[Array, "A D"]
@@ -28,17 +34,17 @@ class CopyParams(NamedTuple):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class CopyTask:
-    """data: what is sampled."""
+    """data: settings of the sampler."""
 
     data: CopyConfig = CopyConfig()
     headline: ClassVar[str] = "accuracy"
 
     def batch(self, split: str, seed: int, index: int, length: int, size: int) -> CopyBatch:
-        """Batch `index` of "train" or "held_out": `size` sequences of `length` events."""
+        """Returns batch `index` of "train" or "held_out": `size` sequences of `length` events."""
         return _sample(batch_key(split, seed, index), dataclasses.replace(self.data, length=length, batch=size))
 
     def init(self, key: Key, D: int) -> CopyParams:
-        """Embeddings of unit variance; a read-out that starts small."""
+        """Draws parameters: embeddings of unit variance, and a read-out whose first logits are about 1."""
         kind, symbol, answer = jax.random.split(key, 3)
         A = self.data.symbols
         return CopyParams(
@@ -49,14 +55,17 @@ class CopyTask:
         )
 
     def codes(self, D: int) -> tuple[Float[Array, "X D"], Float[Array, "A D"]]:
-        """Numbers and previous answers as random vectors that nobody learns, as SRCD's keys: an embedding of the
-        previous answer would be a memory of what follows it, outside the layers."""
+        """Returns fixed random vectors for numbers and for previous answers: (X D) and (A D).
+
+        They are not learned, as SRCD's keys are not. A learned embedding of the previous answer could memorise which
+        symbol follows it, and the layers would have nothing to learn.
+        """
         number, previous = jax.random.split(jax.random.fold_in(jax.random.key(self.data.table_seed), 1))
         shown = self.data.rounds * self.data.phrase
         return jax.random.normal(number, (shown, D)), jax.random.normal(previous, (self.data.symbols, D))
 
     def embed(self, params: CopyParams, batch: CopyBatch) -> tuple[Tokens, None]:
-        """(events as vectors, no time gaps)."""
+        """Returns the events as vectors, and None because this task has no time gaps."""
         number_XxD, previous_AxD = self.codes(params.norm_D.size)
         kind_BxT = jnp.where(batch.answer_BxT >= 0, 2, jnp.where(batch.symbol_BxT >= 0, 1, 0))
         x_BxTxD = (
@@ -70,7 +79,7 @@ class CopyTask:
     def score(
         self, params: CopyParams, y_BxTxD: Tokens, batch: CopyBatch
     ) -> tuple[Scalar, dict[str, tuple[Scalar, Scalar]]]:
-        """(cross-entropy of answers in nats; metrics as (sum, count), of all questions, and of recurring and new)."""
+        """Returns the mean cross-entropy of answers in nats, and metrics as (sum, count)."""
         logits_BxTxA = rms_norm(params.norm_D, y_BxTxD) @ params.answer_DxA
         nats_BxT, right_BxT, asked_BxT = answered(logits_BxTxA, batch.answer_BxT)
         every_BxT = jnp.ones_like(asked_BxT)
@@ -85,7 +94,7 @@ class CopyTask:
         return mean(metrics["answer_nats"]), metrics
 
     def groups(self, batch: CopyBatch) -> dict[str, Bool[Array, "B T"]]:
-        """Questions (all, recurring, new), symbols shown, and blanks."""
+        """Returns marks of the questions (all, recurring, new), the symbols shown and the blanks."""
         query_BxT, symbol_BxT = batch.answer_BxT >= 0, batch.symbol_BxT >= 0
         return {
             "query": query_BxT,
@@ -96,5 +105,5 @@ class CopyTask:
         }
 
     def asked(self, batch: CopyBatch) -> Int[Array, "B T"]:
-        """At a question of a recurring phrase's later symbols, the symbol before; -1 elsewhere."""
+        """Returns the previous symbol, which names the pattern, at questions that are not new; -1 elsewhere."""
         return jnp.where((batch.answer_BxT >= 0) & ~batch.is_new_BxT, batch.previous_BxT, -1)

@@ -1,12 +1,12 @@
-"""Irregular time series in files: readers of two public formats, and writers of generated files of the same formats.
+"""Irregular time series: readers of two public file formats.
 
-- `physionet_2012`, the PhysioNet/CinC Challenge 2012: a series is the record of a stay in intensive care; a channel is
-  a parameter, with one value; times are in hours; the label, death in hospital, stands at the last event.
-- `person_activity`, the UCI 'Localization Data for Person Activity': a series is a recording of a person who wears four
-  tags; a channel is a tag, its values x, y and z; times are in seconds; the label, an activity, stands at each event.
+- `physionet_2012`, the PhysioNet/CinC Challenge 2012. A series is the record of a stay in intensive care. A channel is
+  a parameter, with one value. Times are in hours. The label, death in hospital, is at the last event.
+- `person_activity`, the UCI 'Localization Data for Person Activity'. A series is a recording of a person who wears four
+  tags. A channel is a tag, with values x, y and z. Times are in seconds. The label, an activity, is at each event.
 
-Nothing here downloads anything. `irregular_generated.py` makes files of both formats with structure to learn;
-they are no substitute for the data whose format they have, and are to be called generated wherever they are used.
+Nothing here downloads files. `irregular_generated.py` writes made-up files of both formats. They do not replace the
+published data: call them "generated" wherever they are used.
 """
 
 import csv
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-DESCRIPTORS = ("Age", "Gender", "Height", "ICUType", "Weight")  # at 00:00; -1 where unknown
+DESCRIPTORS = ("Age", "Gender", "Height", "ICUType", "Weight")  # given at 00:00; -1 means unknown
 PARAMETERS = (
     *DESCRIPTORS, "Albumin", "ALP", "ALT", "AST", "Bilirubin", "BUN", "Cholesterol", "Creatinine", "DiasABP", "FiO2",
     "GCS", "Glucose", "HCO3", "HCT", "HR", "K", "Lactate", "Mg", "MAP", "MechVent", "Na", "NIDiasABP", "NIMAP",
@@ -35,23 +35,23 @@ ACTIVITIES = (
     "sitting on the ground", "standing up from sitting", "standing up from sitting on the ground",
 )  # fmt: skip
 SPELLINGS = {"standing up from sit on grnd": "standing up from sitting on the ground"}
-TICKS = 10_000_000  # of a time stamp, to a second
+TICKS = 10_000_000  # units of a time stamp in a second
 
 FORMATS = ("physionet_2012", "person_activity")
 SPLITS = ("train", "validation", "held_out")
-FARTHEST = 5.0  # standard deviations; beyond it is a slip of the pen as often as not
+FARTHEST = 5.0  # standard deviations at which values are clipped; values beyond are often typing errors
 
 
 class Series(NamedTuple):
-    """One record or recording, in order of time.
+    """One record or recording, in order of time: N events with X values each.
 
     Attributes:
-      name: as the files have it.
-      time_N: hours or seconds since its first event.
-      channel_N: which parameter or tag an event is of.
-      value_NxX: what was measured.
-      label_N: what is to be said at an event; -1 for nothing.
-      described: how many of the first events describe the person and are never cut off.
+      name: name in the files.
+      time_N: time since the first event, in hours or seconds.
+      channel_N: parameter or tag that was measured.
+      value_NxX: measured values.
+      label_N: class to predict at an event; -1 for none.
+      described: number of events at the start that describe the person. Windows always include them.
     """
 
     name: str
@@ -63,10 +63,10 @@ class Series(NamedTuple):
 
 
 def _lines(path: Path):
-    """(number, fields) of a file's lines that are not empty.
+    """Yields (line number, fields) of each line that is not empty.
 
     Raises:
-      ValueError: where it cannot be read as text.
+      ValueError: if the file cannot be read as text.
     """
     try:
         with open(path, newline="") as file:
@@ -76,9 +76,7 @@ def _lines(path: Path):
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); give a folder that holds it") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(
-            f"{path} is not a text of fields with commas between them ({error}); unpack it first"
-        ) from error
+        raise ValueError(f"{path} is not a file of comma-separated text ({error}); unpack it first") from error
 
 
 def _wrong(path: Path, number: int, found: str, fix: str) -> ValueError:
@@ -91,21 +89,22 @@ def _number(text: str, path: Path, number: int, what: str) -> float:
     except ValueError:
         value = np.nan
     if not np.isfinite(value):
-        raise _wrong(path, number, f"{what} is {text!r}", "give a finite number, or take the line out")
+        raise _wrong(path, number, f"{what} is {text!r}", "give a finite number, or remove the line")
     return value
 
 
 def read_physionet_2012(records: Path, outcomes: Path) -> list[Series]:
-    """All records of a folder, in order of their names, with what the outcomes say of them.
+    """Reads all records of a folder, with their labels, in order of their names.
 
-    General descriptors come first, those that are known, as events at hour 0; ICUType's four kinds as a number. Of a
-    line without a parameter's name there is nothing to know, and it is passed over.
+    The known general descriptors come first, as events at hour 0. ICUType is a number from 1 to 4. Lines without a
+    parameter's name are skipped.
 
     Args:
-      records: the folder of one text file a record (`set-a`). outcomes: `Outcomes-a.txt`.
+      records: folder with one text file for each record (`set-a`).
+      outcomes: file with the labels (`Outcomes-a.txt`).
 
     Raises:
-      ValueError: naming file, line and fix.
+      ValueError: if a file is wrong. The message names the file, the line and the fix.
     """
     paths = sorted(Path(records).glob("*.txt"))
     if not paths:
@@ -129,7 +128,7 @@ def _outcomes(path: Path) -> dict[str, int]:
 
 def _record(path: Path, died: dict[str, int], outcomes: Path) -> Series:
     if path.stem not in died:
-        raise ValueError(f"{outcomes} says nothing of {path}; give the outcomes of these records, or take the file out")
+        raise ValueError(f"{outcomes} has no line for {path}; give the outcomes of these records, or remove it")
     events = []
     for number, fields in _lines(path):
         if number == 1:
@@ -142,7 +141,7 @@ def _record(path: Path, died: dict[str, int], outcomes: Path) -> Series:
         if name in ("", "RecordID"):
             continue
         if name not in PARAMETERS:
-            raise _wrong(path, number, f"unknown parameter {name!r}", f"there are {', '.join(PARAMETERS)}")
+            raise _wrong(path, number, f"unknown parameter {name!r}", f"known are {', '.join(PARAMETERS)}")
         value = _number(text, path, number, name)
         hours = _hours(time, path, number)
         describes = hours == 0 and name in DESCRIPTORS
@@ -150,7 +149,7 @@ def _record(path: Path, died: dict[str, int], outcomes: Path) -> Series:
             continue
         events.append((not describes, hours, PARAMETERS.index(name), value))
     if not events:
-        raise ValueError(f"{path} holds no measurement; take the file out")
+        raise ValueError(f"{path} holds no measurement; remove the file")
     events.sort(key=lambda event: event[:2])  # stable
     later, time_N, channel_N, value_N = map(np.array, zip(*events, strict=True))
     label_N = np.full(len(events), -1)
@@ -166,10 +165,10 @@ def _hours(text: str, path: Path, number: int) -> float:
 
 
 def read_person_activity(path: Path) -> list[Series]:
-    """All recordings of the file, in order of their names (A01 to E05 in the published one).
+    """Reads all recordings of a file, in order of their names (A01 to E05 in the published file).
 
     Raises:
-      ValueError: naming file, line and fix.
+      ValueError: if the file is wrong. The message names the file, the line and the fix.
     """
     path, events = Path(path), {}
     form = "give sequence,tag,time stamp,date,x,y,z,activity"
@@ -179,9 +178,9 @@ def read_person_activity(path: Path) -> list[Series]:
         name, tag, stamp, _, *xyz, said = fields
         said = SPELLINGS.get(said, said)
         if tag not in TAGS:
-            raise _wrong(path, number, f"unknown tag {tag!r}", f"there are {', '.join(TAGS)}")
+            raise _wrong(path, number, f"unknown tag {tag!r}", f"known are {', '.join(TAGS)}")
         if said not in ACTIVITIES:
-            raise _wrong(path, number, f"unknown activity {said!r}", f"there are {', '.join(ACTIVITIES)}")
+            raise _wrong(path, number, f"unknown activity {said!r}", f"known are {', '.join(ACTIVITIES)}")
         if not stamp.isdigit():
             raise _wrong(path, number, f"the time stamp is {stamp!r}", "give a whole number of 100 nanoseconds")
         place = [_number(text, path, number, axis) for axis, text in zip("xyz", xyz, strict=True)]
@@ -194,17 +193,17 @@ def read_person_activity(path: Path) -> list[Series]:
 def _recording(name: str, events: list[tuple]) -> Series:
     events.sort(key=lambda event: event[0])  # stable
     stamp_N, channel_N, value_NxX, label_N = zip(*events, strict=True)
-    time_N = (np.array(stamp_N) - stamp_N[0]) / TICKS  # subtracted in whole numbers: stamps have 18 digits
+    time_N = (np.array(stamp_N) - stamp_N[0]) / TICKS  # subtracted as integers: a stamp has 18 digits
     return Series(name, time_N, np.array(channel_N), np.array(value_NxX), np.array(label_N))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Collection:
-    """All series of some files, split in three; values standardised.
+    """All series of some files, in three splits, with standardised values.
 
     Attributes:
-      train, validation, held_out: series; none is in two of them.
-      mean_AxX, deviation_AxX: of each channel in `train`, which all values are standardised with.
+      train, validation, held_out: the series of each split.
+      mean_AxX, deviation_AxX: statistics of each channel in `train`. All three splits are standardised with them.
     """
 
     train: tuple[Series, ...]
@@ -215,7 +214,7 @@ class Collection:
 
     @property
     def fingerprint(self) -> str:
-        """Counts, and a digest of all names, times, values and labels: the same data is a run that can go on."""
+        """Counts, and a digest of all names, times, values and labels. A run is only resumed on the same data."""
         sha = hashlib.sha256()
         for split in SPLITS:
             for series in getattr(self, split):
@@ -231,22 +230,26 @@ class Collection:
 def open_collection(
     format: str, paths: tuple[str, ...], validation_share: float = 0.1, held_out_share: float = 0.2
 ) -> Collection:
-    """Reads and splits files of one of FORMATS.
+    """Reads files of one of FORMATS and splits their series into training, validation and held-out data.
 
-    Whole series are split, by a hash of their names, so that no part of one is in two splits. (Recordings of one
-    person can be: the published file has five of each of five.) Values are standardised for each channel with
-    statistics of the training part alone, and cut off at FARTHEST standard deviations.
+    A hash of its name puts each series into one split. Different recordings of one person may be in different splits:
+    the published file has five recordings of each of five people. The values of each channel are standardised with
+    statistics of the training split alone, then clipped at FARTHEST standard deviations.
 
     Args:
-      paths: what the format's reader takes.
+      paths: arguments of the format's reader.
+      validation_share, held_out_share: shares of the series.
 
     Raises:
-      ValueError: for files that cannot serve, or too few series for three splits.
+      ValueError: if a file is wrong, or there are too few series for three splits.
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {FORMATS}, got {format!r}")
     if not (validation_share > 0 and held_out_share > 0 and validation_share + held_out_share < 1):
-        raise ValueError(f"splits need shares above 0 that leave some, got {validation_share} and {held_out_share}")
+        raise ValueError(
+            "validation_share and held_out_share must be above 0 and add up to less than 1, got "
+            f"{validation_share} and {held_out_share}"
+        )
     read, channels = {
         "physionet_2012": (read_physionet_2012, len(PARAMETERS)),
         "person_activity": (read_person_activity, len(TAGS)),
@@ -271,7 +274,7 @@ def _statistics(train: list[Series], channels: int):
     channel_N = np.concatenate([series.channel_N for series in train])
     value_NxX = np.concatenate([series.value_NxX for series in train])
     mean_AxX, deviation_AxX = np.zeros((channels, value_NxX.shape[1])), np.ones((channels, value_NxX.shape[1]))
-    for channel in np.unique(channel_N):  # one never seen in training stays as it is
+    for channel in np.unique(channel_N):  # a channel that never occurs in training is not changed
         among = value_NxX[channel_N == channel]
         deviation = among.std(axis=0)
         mean_AxX[channel], deviation_AxX[channel] = among.mean(axis=0), np.where(deviation > 1e-9, deviation, 1)

@@ -1,7 +1,7 @@
-"""Generated files of the formats that `irregular.py` reads: made up, with structure to learn, the same for one seed.
+"""Writes made-up files in the formats that `irregular.py` reads. They have structure to learn; the seed decides them.
 
-They stand in where the published files are not at hand, and show that everything runs. What a model reaches on them
-says nothing about the published data, whose names therefore stand for the format only.
+Use them to check that everything runs without the published files. A model's score on them says nothing about the
+published data. Here the data's name means its file format only.
 """
 
 from pathlib import Path
@@ -10,15 +10,15 @@ import numpy as np
 
 from cram_jax.tasks.irregular import ACTIVITIES, FORMATS, HEADER, TAGS, TICKS
 
-# What is written into a folder, as the formats' readers take it
+# Files written for each format: the arguments of its reader
 PATHS = {"physionet_2012": ("records", "outcomes.txt"), "person_activity": ("recordings.txt",)}
-# Parameter: (usual value, deviation, what a unit of severity adds, in deviations, readings a day)
+# Parameter: (mean, standard deviation, shift by one unit of severity in standard deviations, readings a day)
 USUAL = {
     "HR": (85, 15, 0.6, 24), "GCS": (12, 3, -0.9, 6), "SysABP": (120, 20, -0.5, 24), "Temp": (37, 0.7, 0.0, 12),
     "Urine": (110, 60, -0.6, 12), "Lactate": (2, 1, 0.9, 2), "BUN": (25, 12, 0.7, 2), "HCT": (31, 5, 0.0, 3),
     "Glucose": (140, 40, 0.2, 4), "pH": (7.37, 0.06, -0.4, 3), "Na": (139, 4, 0.0, 2), "RespRate": (19, 5, 0.4, 12),
 }  # fmt: skip
-# Activity: (height of the four tags in metres, usual seconds it lasts, what may follow)
+# Activity: (heights of the four tags in metres, mean duration in seconds, activities that may follow)
 POSTURES = {
     "walking": ((0.1, 0.1, 1.3, 1.0), 12, ("sitting down", "falling", "lying down", "on all fours")),
     "falling": ((0.2, 0.2, 0.6, 0.5), 2, ("lying",)),
@@ -36,14 +36,15 @@ assert set(POSTURES) == set(ACTIVITIES)
 
 
 def write_generated(format: str, folder: Path, series: int, events: int, seed: int = 0) -> tuple[str, ...]:
-    """Writes generated files of one of FORMATS and returns their paths, as its reader takes them.
+    """Writes generated files of one of FORMATS, and returns their paths, which are the arguments of its reader.
 
     Args:
-      folder: made where it is missing.
-      series: records or recordings. events: of each; in a record about as many, descriptors apart.
+      folder: where to write; created if missing.
+      series: number of records or recordings.
+      events: events of each series. A record has its descriptors in addition.
 
     Raises:
-      ValueError: for an unknown format, or nothing to write.
+      ValueError: if the format is unknown, or series or events is below 1.
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {FORMATS}, got {format!r}")
@@ -58,7 +59,7 @@ def write_generated(format: str, folder: Path, series: int, events: int, seed: i
 
 
 def _records(records: Path, outcomes: Path, series: int, events: int, random) -> None:
-    """Each person has a severity, which shifts some parameters and decides, with the age, who dies: three in ten."""
+    """Writes records. A person's severity shifts some parameters; severity and age decide who dies (about 30%)."""
     records.mkdir(exist_ok=True)
     said = [HEADER]
     for number in range(100_000, 100_000 + series):
@@ -79,7 +80,7 @@ def _records(records: Path, outcomes: Path, series: int, events: int, random) ->
 
 
 def _recordings(path: Path, series: int, events: int, random) -> None:
-    """A person goes from activity to activity; tags report in turn by chance, their heights those of the activity."""
+    """Writes recordings. A person goes from activity to activity. Each reading is of a random tag."""
     lines = []
     for index in range(series):
         name, ticks = f"{'ABCDE'[index % 5]}{index // 5 + 1:02d}", 633790226051280329 + index * 3600 * TICKS

@@ -1,8 +1,8 @@
-"""Irregular time series as a task: each measurement is an event with its time gap; labels are read where they stand.
+"""Irregular time series as a task: each measurement is an event with a time gap, and some events have a label.
 
-There is no padding: a sequence is a window of exactly `length` events of one series, so nothing has to be hidden from
-attention, counts or scores. Of a record, whose label stands at its end, it is the events that describe the person and
-the last ones; of a recording, any stretch. What is shorter is left out, and `Windows` says how many that were.
+A sequence is a window of exactly `length` events of one series, so there is no padding and no mask. A record has its
+label at the end: its window is the events that describe the person, then the last events. The window of a recording is
+any stretch of it. Shorter series are left out; `Windows.left_out` counts them.
 """
 
 import dataclasses
@@ -20,13 +20,19 @@ from cram_jax.tasks import irregular
 from cram_jax.tasks.answers import answered, mean, over
 from cram_jax.tasks.irregular import ACTIVITIES, OUTCOMES, PARAMETERS, TAGS, Collection, Series
 
-BINS, EDGE = 400, 10.0  # of the logit of the second class, for the area under the curve: steps of 0.05 in +-10
+# Histogram of the second class's logit, for the area under the ROC curve: 400 bins of width 0.05 from -10 to 10
+BINS, EDGE = 400, 10.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """channels, values, classes: how many there are. gap: the least time between two events, in hours or seconds: the
-    files' resolution. at_end: whether the one label of a series stands at its last event."""
+    """Sizes of a file format.
+
+    Attributes:
+      channels, values, classes: number of channels, of values in a measurement, and of labels.
+      gap: smallest time gap, in hours or seconds: the resolution of the files.
+      at_end: True if a series has one label, at its last event. False if each event has a label.
+    """
 
     channels: int
     values: int
@@ -43,10 +49,10 @@ FORMATS = {
 
 class IrregularBatch(NamedTuple):
     """Attributes:
-    channel_BxT: which parameter or tag an event is of.
-    value_BxTxX: what was measured, standardised.
-    gap_BxT: time since the event before in its sequence, in hours or seconds; at the first, the least there is.
-    label_BxT: the class asked for at an event; -1 where nothing is asked. The model sees only that something is.
+    channel_BxT: parameter or tag that was measured.
+    value_BxTxX: measured values, standardised.
+    gap_BxT: time since the previous event of the sequence, in hours or seconds; at the first event, the smallest gap.
+    label_BxT: class to predict at an event; -1 for none. The model sees only whether there is one.
     """
 
     channel_BxT: Int[Array, "B T"]
@@ -56,8 +62,14 @@ class IrregularBatch(NamedTuple):
 
 
 class IrregularParams(NamedTuple):
-    """Attributes: embeddings of channels, of a unit of each of their values, of the log of the gap, and of being asked;
-    the last norm; the read-out."""
+    """Attributes:
+    channel_AxD: embedding of a channel.
+    value_AxXxD: what one unit of a value adds, by channel.
+    gap_D: what one unit of log(1 + gap) adds.
+    asked_D: what is added to an event that asks for a label.
+    norm_D: scale of the last norm.
+    label_DxA, bias_A: read-out.
+    """
 
     channel_AxD: Float[Array, "A D"]
     value_AxXxD: Float[Array, "A X D"]
@@ -69,12 +81,15 @@ class IrregularParams(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """Where sequences of one length are in a split.
+    """The windows of one length in a split.
 
     Attributes:
-      series_N, start_N: of windows that do not overlap, in a fixed order that mixes series: to evaluate on.
-      usable_N: series that are long enough, by number. left_out: how many are not.
-      ends_N: of those, how many windows they and all before them have, overlapping ones too: to draw from in training.
+      series_N, start_N: series and first event of each window to evaluate on. These windows do not overlap. Their
+        order is fixed and mixes the series.
+      usable_N: indices of the series that are long enough.
+      ends_N: for each usable series, the number of windows in it and in those before it, overlapping ones included.
+        Training draws from these windows.
+      left_out: number of series that are too short.
     """
 
     series_N: NumpyInt[np.ndarray, "N"]
@@ -92,7 +107,7 @@ def _windows(collection: Collection, split: str, length: int, at_end: bool) -> W
         longest = max(len(one.time_N) for one in series)
         raise ValueError(
             f"no series of the {split} split has {length} events, the longest has {longest}: give longer series, or a "
-            "shorter run.length"
+            "smaller run.length"
         )
     starts = lambda i: [0] if at_end else range(0, len(series[i].time_N) - length + 1, length)
     places = np.array([(i, start) for i in usable_N for start in starts(i)])
@@ -104,7 +119,10 @@ def _windows(collection: Collection, split: str, length: int, at_end: bool) -> W
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class IrregularTask:
-    """format: one of irregular.FORMATS. paths: what its reader takes. The shares: see irregular.open_collection."""
+    """format: one of irregular.FORMATS.
+    paths: arguments of its reader.
+    validation_share, held_out_share: shares of the series, see irregular.open_collection.
+    """
 
     format: str
     paths: tuple[str, ...]
@@ -117,32 +135,32 @@ class IrregularTask:
 
     @property
     def headline(self) -> str:
-        """Deaths are few, so there the cross-entropy says more than the share of right answers."""
+        """Name of the main metric. Deaths are rare, so for them cross-entropy says more than accuracy."""
         return "label_nats" if self.about.at_end else "accuracy"
 
     @property
     def about(self) -> Format:
-        """Sizes of the format."""
+        """The sizes of the format."""
         return FORMATS[self.format]
 
     @property
     def collection(self) -> Collection:
-        """The series; read once a process."""
+        """The series of the files. A process reads them once."""
         return irregular.open_collection(self.format, self.paths, self.validation_share, self.held_out_share)
 
     def windows(self, split: str, length: int) -> Windows:
-        """Where sequences of that length are.
+        """Returns the windows of that length in a split.
 
         Raises:
-          ValueError: where no series of the split is long enough.
+          ValueError: if no series of the split is long enough.
         """
         return _windows(self.collection, split, length, self.about.at_end)
 
     def batch(self, split: str, seed: int, index: int, length: int, size: int) -> IrregularBatch:
-        """Batch `index` of "train", "validation" or "held_out": `size` sequences of `length` events of one series each.
+        """Returns batch `index` of "train", "validation" or "held_out": `size` windows of `length` events.
 
-        Training draws from all windows, which overlap in a recording, each alike; the other two go through windows that
-        do not overlap in a fixed order, over and over, whatever the seed.
+        Training batches are drawn uniformly from all windows; those of a recording overlap. The other splits run
+        through their windows without overlap, in a fixed order, again and again. The seed does not matter for them.
         """
         windows, series = self.windows(split, length), getattr(self.collection, split)
         if split == "train":
@@ -158,7 +176,7 @@ class IrregularTask:
         return IrregularBatch(*(jnp.asarray(np.stack(leaf)) for leaf in zip(*cut, strict=True)))
 
     def _cut(self, series: Series, start: int, length: int) -> IrregularBatch:
-        """One sequence, without the batch axis."""
+        """One window, without the axis of the batch."""
         if self.about.at_end:
             described = min(series.described, length - 1)
             event_T = np.r_[:described, len(series.time_N) - length + described : len(series.time_N)]
@@ -174,7 +192,7 @@ class IrregularTask:
         )
 
     def init(self, key: Key, D: int) -> IrregularParams:
-        """Embeddings whose sum has about the variance of three; a read-out that starts small."""
+        """Draws parameters. Embedded events have a variance of about 3; the first logits are small."""
         channel, value, gap, asked, label = jax.random.split(key, 5)
         A, X, classes = self.about.channels, self.about.values, self.about.classes
         return IrregularParams(
@@ -188,7 +206,7 @@ class IrregularTask:
         )
 
     def embed(self, params: IrregularParams, batch: IrregularBatch) -> tuple[Tokens, Gaps]:
-        """(events as vectors, time gaps). That a label is asked for shows, as a query of SRCD does; which does not."""
+        """Returns the events as vectors, and the time gaps. A vector shows whether there is a label, not which."""
         x_BxTxD = (
             params.channel_AxD[batch.channel_BxT]
             + jnp.einsum("btx,btxd->btd", batch.value_BxTxX, params.value_AxXxD[batch.channel_BxT])
@@ -200,10 +218,10 @@ class IrregularTask:
     def score(
         self, params: IrregularParams, y_BxTxD: Tokens, batch: IrregularBatch
     ) -> tuple[Scalar, dict[str, tuple[Array, Scalar]]]:
-        """(cross-entropy of labels in nats; metrics as (sum, count) where labels are asked).
+        """Returns the mean cross-entropy of labels in nats, and metrics as (sum, count) over the labels.
 
-        Of two classes also `negative_bins` and `positive_bins`: how many of each class have a logit in each bin, which
-        add over batches; `area_under_curve` makes a score of their sums.
+        With two classes the metrics include `negative_bins` and `positive_bins`: histograms of the logit for each
+        class. They can be added over batches; `area_under_curve` takes the sums.
         """
         logits_BxTxA = rms_norm(params.norm_D, y_BxTxD) @ params.label_DxA + params.bias_A
         nats_BxT, right_BxT, asked_BxT = answered(logits_BxTxA, batch.label_BxT)
@@ -217,17 +235,20 @@ class IrregularTask:
         return mean(metrics["label_nats"]), metrics
 
     def groups(self, batch: IrregularBatch) -> dict[str, Bool[Array, "B T"]]:
-        """Events at which a label is asked for, and the others."""
+        """Returns marks of the events that ask for a label, and of the others."""
         return {"asked": batch.label_BxT >= 0, "other": batch.label_BxT < 0}
 
     def asked(self, batch: IrregularBatch) -> Int[Array, "B T"]:
-        """Measurements have no list of recurring patterns."""
+        """Returns -1 everywhere: this task has no recurring patterns."""
         return jnp.full(batch.label_BxT.shape, -1)
 
 
 def area_under_curve(negative_bins, positive_bins) -> float:
-    """The chance that a positive has a higher logit than a negative, from counts in bins of the logit; a tie, which two
-    in one bin are, counts half. NaN without both classes."""
+    """Returns the area under the ROC curve: the probability that a random positive has a higher logit than a negative.
+
+    It is computed from histograms of the logit. A pair in one bin is a tie and counts one half. The result is NaN if a
+    class has no examples.
+    """
     negative, positive = np.asarray(negative_bins, np.float64), np.asarray(positive_bins, np.float64)
     below = np.cumsum(negative) - negative / 2
     pairs = negative.sum() * positive.sum()

@@ -1,11 +1,11 @@
 """MQAR, multi-query associative recall (Zoology, Arora et al. 2023, arXiv 2312.04927), as a pure function of a key.
 
-A sequence first lists pairs, each a key and its value; afterwards every key is asked for once, among fillers:
+A sequence begins with pairs of a key and its value. Then each key appears once more, among fillers, as a query:
 
     token    2  8  4  7  0  0  4  0  0  0  2  0
     target   -  -  -  -  -  -  7  -  -  -  8  -
 
-The target stands where the key is asked for: the model reads the key and must say its value there. P are the pairs.
+At a query the model reads the key and must predict its value, the target. P is the number of pairs.
 """
 
 import dataclasses
@@ -25,13 +25,14 @@ FILLER = 0
 @dataclasses.dataclass(frozen=True)
 class MQARConfig:
     """
-    vocabulary: token ids. 0 is the filler, those below half are keys, the others values.
-    length: T, tokens in a sequence; at least two for each pair and two for each query.
-    pairs: keys bound, and asked for, in a sequence. At length = 4 * pairs every place for a query is taken, and the
-        gaps decide only which key is asked for where.
-    batch: sequences.
-    power: the exponent a of the gaps: the i-th place for a query is drawn in proportion to a i^(a-1), i = 1, 2, ...
-        At 1 all are alike; the smaller, the nearer to the pairs, the more so for the first pair, which draws first.
+    vocabulary: number of token ids. 0 is the filler, the other ids of the lower half are keys, the upper half values.
+    length: T, tokens in a sequence; even, and at least 4 * pairs.
+    pairs: P, pairs in a sequence, and queries. At length = 4 * pairs every place for a query is used, so `power` only
+        decides which key stands where.
+    batch: sequences in a batch.
+    power: exponent a of the gap distribution. Place i = 1, 2, ... for a query is drawn with weight a i^(a-1). At 1 all
+        places are equally likely. A smaller a puts queries nearer to the pairs, most of all that of the first pair,
+        which draws first.
     """
 
     vocabulary: int = 8192
@@ -49,7 +50,7 @@ class MQARConfig:
             )
         if self.vocabulary % 2 or self.vocabulary < 2 * (self.pairs + 1):
             raise ValueError(
-                "vocabulary must be even and have a key of its own for each pair in its lower half beside the filler, "
+                "vocabulary must be even, and its lower half must hold the filler and a key for each pair, "
                 f"got vocabulary={self.vocabulary} and pairs={self.pairs}: give at least {2 * (self.pairs + 1)}"
             )
         if not 0 < self.power < math.inf:
@@ -60,8 +61,8 @@ class MQARBatch(NamedTuple):
     """A batch of sequences.
 
     Attributes:
-      token_BxT: what the model reads.
-      target_BxT: the value of the key that is asked for; -1 where nothing is asked.
+      token_BxT: input tokens.
+      target_BxT: value of the key at a query; -1 elsewhere.
     """
 
     token_BxT: Int[Array, "B T"]
@@ -69,12 +70,12 @@ class MQARBatch(NamedTuple):
 
 
 def _draw(key: Key, log_weight_N: Float[Array, "N"], count: int) -> Int[Array, "P"]:
-    """Indices drawn one after the other without replacement, in that order: Gumbel top-k (Kool et al. 2019)."""
+    """Draws indices without replacement, in the order drawn: Gumbel top-k (Kool et al. 2019)."""
     return jax.lax.top_k(log_weight_N + jax.random.gumbel(key, log_weight_N.shape), count)[1]
 
 
 def sequence(key: Key, cfg: MQARConfig) -> MQARBatch:
-    """One sequence, without the batch axis; it does not depend on `cfg.batch`."""
+    """Samples one sequence, without the axis of the batch. It does not depend on `cfg.batch`."""
     keys, values, gaps = jax.random.split(key, 3)
     T, P, half = cfg.length, cfg.pairs, cfg.vocabulary // 2
     key_P = 1 + _draw(keys, jnp.zeros(half - 1), P)
@@ -90,5 +91,5 @@ def sequence(key: Key, cfg: MQARConfig) -> MQARBatch:
 
 
 def sample(key: Key, cfg: MQARConfig) -> MQARBatch:
-    """A batch of sequences, a pure function of the key. jit with `cfg` static."""
+    """Samples a batch of sequences, as a pure function of the key. jit with `cfg` static."""
     return jax.vmap(lambda k: sequence(k, cfg))(jax.random.split(key, cfg.batch))

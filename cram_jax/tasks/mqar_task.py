@@ -1,4 +1,4 @@
-"""MQAR as a task: embeds tokens, reads values out with the same embedding, and scores them where they are asked for."""
+"""MQAR as a task: embeds tokens, reads values out with the same embedding, and scores them at the queries."""
 
 import dataclasses
 from functools import partial
@@ -14,19 +14,19 @@ from cram_jax.tasks import mqar
 from cram_jax.tasks.answers import mean, over
 from cram_jax.tasks.mqar import MQARBatch, MQARConfig
 
-DATA = 0  # folded into a run's key before the split: a run takes 2 and 3 for itself (training/step.py)
+DATA = 0  # folded into a run's key, before the number of the split; 2 and 3 are taken (training/step.py)
 SPLITS = {"train": 0, "held_out": 1, "validation": 2}
 _sample = jax.jit(mqar.sample, static_argnums=1)
 
 
 @partial(jax.jit, static_argnums=2)
 def _examples(key: Key, example_B: Int[Array, "B"], cfg: MQARConfig) -> MQARBatch:
-    """Sequences of a fixed set, by number."""
+    """Sequences of the fixed training set, by their numbers."""
     return jax.vmap(lambda i: mqar.sequence(jax.random.fold_in(key, i), cfg))(example_B)
 
 
 class MQARParams(NamedTuple):
-    """Attributes: the tokens' embedding, which is the read-out too, and the last norm."""
+    """Attributes: token_AxD, embedding of the tokens and also the read-out; norm_D, scale of the last norm."""
 
     token_AxD: Float[Array, "A D"]
     norm_D: Float[Array, "D"]
@@ -35,9 +35,9 @@ class MQARParams(NamedTuple):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class MQARTask:
-    """data: what is sampled.
-    examples: sequences in the training set, each seen once an epoch (the Palimpsa recipe: 100,000); 0: every training
-        batch is fresh. Held-out and validation batches always are.
+    """data: settings of the sampler.
+    examples: size of the training set, in sequences; each is seen once an epoch (the Palimpsa recipe: 100,000). At 0
+        every training batch is new. Held-out and validation batches are always new.
     """
 
     data: MQARConfig = MQARConfig()
@@ -49,11 +49,11 @@ class MQARTask:
             raise ValueError(f"examples must be at least 0 (0: fresh sequences in every batch), got {self.examples}")
 
     def batch(self, split: str, seed: int, index: int, length: int, size: int) -> MQARBatch:
-        """Batch `index` of "train", "held_out" (to report on) or "validation" (to choose settings on).
+        """Returns batch `index` of "train", "held_out" (for reporting) or "validation" (for choosing settings).
 
         Returns:
-          `size` sequences of `length` tokens. With a fixed set, the training batches are consecutive stretches of all
-          epochs one after the other, so one may end an epoch and begin the next.
+          `size` sequences of `length` tokens. With a fixed training set, a batch may hold the end of one epoch and the
+          beginning of the next.
         """
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), DATA), SPLITS[split])
         data = dataclasses.replace(self.data, length=length, batch=size)
@@ -62,7 +62,7 @@ class MQARTask:
         return _sample(jax.random.fold_in(key, index), data)
 
     def _visited(self, seed: int, first: int, size: int) -> Int[np.ndarray, "B"]:
-        """Numbers of the examples at places first, first + 1, ... of a walk that orders every epoch anew."""
+        """Numbers of the next `size` training examples from place `first` on. Each epoch has its own random order."""
         epoch_B, place_B = np.divmod(first + np.arange(size), self.examples)
         example_B = np.empty(size, np.int32)
         for epoch in np.unique(epoch_B):
@@ -72,18 +72,18 @@ class MQARTask:
         return example_B
 
     def init(self, key: Key, D: int) -> MQARParams:
-        """An embedding of standard deviation D^-1/2 (the Palimpsa recipe), so that first logits have unit variance."""
+        """Draws an embedding of standard deviation D^-1/2 (the Palimpsa recipe). First logits have unit variance."""
         return MQARParams(normal(key, (self.data.vocabulary, D), D), jnp.ones(D))
 
     def embed(self, params: MQARParams, batch: MQARBatch) -> tuple[Tokens, None]:
-        """(tokens as vectors, no time gaps)."""
+        """Returns the tokens as vectors, and None because this task has no time gaps."""
         return params.token_AxD[batch.token_BxT], None
 
     def score(
         self, params: MQARParams, y_BxTxD: Tokens, batch: MQARBatch
     ) -> tuple[Scalar, dict[str, tuple[Scalar, Scalar]]]:
-        """(cross-entropy of the values asked for, in nats; accuracy and the same nats at queries as (sum, count))."""
-        # A sequence asks at a quarter of its places at most: only as many rows meet the whole vocabulary.
+        """Returns the mean cross-entropy at queries in nats, and metrics as (sum, count)."""
+        # At most a quarter of the tokens are queries, so only that many rows are multiplied with the whole vocabulary.
         C = y_BxTxD.shape[1] // 4
         place_BxC = jnp.argsort(batch.target_BxT < 0, axis=1)[:, :C]
         target_BxC = jnp.take_along_axis(batch.target_BxT, place_BxC, axis=1)
@@ -98,7 +98,7 @@ class MQARTask:
         return mean(metrics["answer_nats"]), metrics
 
     def groups(self, batch: MQARBatch) -> dict[str, Bool[Array, "B T"]]:
-        """Queries, keys and values of pairs, and fillers. Every token is of one kind."""
+        """Returns marks of the queries, the keys and values of pairs, and the fillers. Each token is of one kind."""
         query_BxT, token_BxT = batch.target_BxT >= 0, batch.token_BxT
         filler_BxT, value_BxT = token_BxT == mqar.FILLER, token_BxT >= self.data.vocabulary // 2
         return {
@@ -109,5 +109,5 @@ class MQARTask:
         }
 
     def asked(self, batch: MQARBatch) -> Int[Array, "B T"]:
-        """No pair recurs: each sequence binds its keys anew."""
+        """Returns -1 everywhere: no pair recurs, because each sequence draws its own."""
         return jnp.full(batch.token_BxT.shape, -1)

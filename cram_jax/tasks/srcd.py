@@ -1,10 +1,10 @@
 """SRCD, sparse retrieval in continuous dynamics: the paper's task (CRAM, section 6) as a pure function of a key.
 
-A sequence is a stream of T events. Every event carries the time gap to the one before and the previous value of a
-noisy linear process, whose new value is to be predicted. Some events also bind a key to an answer; some ask for the
-answer of a key bound earlier in the same sequence. Most bindings recur in every sequence, the rest are new in each.
+A sequence is a stream of T events. Each event has the time gap since the event before, and the previous value of a
+noisy linear process; the model predicts the new value. Some events also bind a key to an answer. Others ask for the
+answer of a key that was bound earlier in the sequence. Most bindings recur in all sequences; the others are new.
 
-The paper gives the process, the gaps, the shares and the number of patterns; fields marked (ours) it leaves open.
+The paper gives the process, the gaps, the shares and the number of patterns. It leaves open what is marked (ours).
 """
 
 import dataclasses
@@ -23,23 +23,25 @@ OBSERVATION, BINDING, QUERY = 0, 1, 2
 @dataclasses.dataclass(frozen=True)
 class SRCDConfig:
     """
-    length: T, events in a sequence (the paper: 2048). batch: sequences.
-    query_share: events that ask (the paper: 5%).
-    binding_share: events that bind (ours): three for each query, so that the history holds more than is asked.
-    new_share: bindings that are new in each sequence (the paper: 30%).
-    patterns: recurring bindings (the paper: 100). They are the same in every sequence drawn with one table_seed.
-    answers: values a key can be bound to (ours): guessing is right once in 64.
-    new_keys: "disjoint": new bindings use ids of their own, so a key's name tells that it is new; "shared": they
-        rebind ids of the patterns, another subset in each sequence, so that only the context tells (ours).
-    new_key_ids: ids for disjoint new keys (ours): more than a sequence of 2048 needs (92 +- 9).
-    decay: 0.95 (the paper). drive: beta (ours): the gap's share of a step is 5 times the noise.
-    frequency: omega (ours), in radians per unit of time: at 2 the drive has a mean of 0.1 only, so that the process
-        stays around 0 (mean 1.4, deviation 1.0), and half of all gaps lie in the first half wave.
-    noise: standard deviation of the process (ours): its square is the least mean squared error there is.
+    length: T, events in a sequence (the paper: 2048).
+    batch: sequences in a batch.
+    query_share: share of events that are queries (the paper: 5%).
+    binding_share: share of events that are bindings (ours): three for each query, so most are never asked for.
+    new_share: share of bindings that are new (the paper: 30%).
+    patterns: number of recurring bindings (the paper: 100). All sequences with one table_seed have the same.
+    answers: number of possible answers (ours). A guess is right once in 64.
+    new_keys: keys of new bindings (ours). "disjoint": ids of their own, so the key itself shows that it is new.
+        "shared": ids of patterns, another subset in each sequence, so only the context shows it.
+    new_key_ids: number of ids for disjoint new keys (ours): more than a sequence of 2048 needs (92 +- 9).
+    decay: factor on the previous value of the process in a step (the paper: 0.95).
+    drive: beta, amplitude of the gap's effect on a step (ours): 5 times the noise.
+    frequency: omega, in radians per unit of time (ours). At 2 the drive has a mean of only 0.1, so the process stays
+        around 0 (mean 1.4, deviation 1.0), and half of all gaps lie in the first half wave.
+    noise: standard deviation of the random part of a step (ours). Its square is the least possible mean squared error.
     gap_tail: Pareto index of the gaps, which are at least 1 (the paper: 1.5).
-    table_seed: which answers the recurring patterns have (ours).
-    changed: how many of the patterns, the first ones, have another answer than table_seed gave them: the same world
-        after something in it changed (ours).
+    table_seed: decides the answers of the recurring patterns (ours).
+    changed: number of patterns with another answer than table_seed gives (ours): the first ones. With it, a trained
+        model meets a world that has changed.
     """
 
     length: int = 256
@@ -87,23 +89,23 @@ class SRCDConfig:
 
     @property
     def key_ids(self) -> int:
-        """How many different keys there are."""
+        """Number of different keys."""
         return self.patterns + (self.new_key_ids if self.new_keys == "disjoint" else 0)
 
 
 class SRCDBatch(NamedTuple):
-    """A batch. The model may look at the first five; the others are answers, or for counting only.
+    """A batch. The model sees the first five fields; the others are answers, or for metrics only.
 
     Attributes:
       kind_BxT: OBSERVATION, BINDING or QUERY.
       key_BxT: the key bound or asked for; -1 for an observation.
-      value_BxT: the answer a binding gives to its key; -1 elsewhere.
-      previous_BxT: the process's value at the previous event (0 before the first).
+      value_BxT: the answer that a binding gives its key; -1 elsewhere.
+      previous_BxT: value of the process at the previous event (0 before the first).
       gap_BxT: time since the previous event, at least 1.
-      answer_BxT: what a query must answer; -1 elsewhere.
-      target_BxT: the process's value at this event, to be predicted.
-      is_new_BxT: a query of a binding that is new in its sequence.
-      pattern_BxT: the recurring pattern a query or binding is about; -1 for none.
+      answer_BxT: right answer of a query; -1 elsewhere.
+      target_BxT: value of the process at this event, to be predicted.
+      is_new_BxT: whether this is a query of a new binding.
+      pattern_BxT: the recurring pattern of a query or binding; -1 for none.
     """
 
     kind_BxT: Int[Array, "B T"]
@@ -139,7 +141,7 @@ def _bindings(key: Key, cfg: SRCDConfig, binding_T):
     new_T = jax.random.bernoulli(renew, cfg.new_share, (T,)) & binding_T
     rank_T = jnp.cumsum(new_T) - 1
     if cfg.patterns:
-        new_T = new_T & (rank_T < cfg.new_key_ids)  # out of fresh ids: a recurring one
+        new_T = new_T & (rank_T < cfg.new_key_ids)  # no fresh id is left: take a recurring one
     fresh_key_T = P + jax.random.permutation(order, cfg.new_key_ids)[rank_T % cfg.new_key_ids]
     fresh_value_T = jax.random.randint(answer, (cfg.new_key_ids,), 0, cfg.answers)[fresh_key_T - P]
     recurring_T = table_P[pattern_T] if P else fresh_value_T
@@ -147,7 +149,7 @@ def _bindings(key: Key, cfg: SRCDConfig, binding_T):
 
 
 def _process(key: Key, cfg: SRCDConfig):
-    """(gap, value before, value) of the continuous process at every event."""
+    """(gap, value before, value after) of the continuous process at each event."""
     gaps, noise = jax.random.split(key)
     gap_T = jax.random.pareto(gaps, cfg.gap_tail, (cfg.length,))
     kick_T = cfg.drive * jnp.sin(cfg.frequency * gap_T) + cfg.noise * jax.random.normal(noise, (cfg.length,))

@@ -1,4 +1,4 @@
-"""SRCD as a task: embeds events, reads answers and the process's value out of a network, and scores both."""
+"""SRCD as a task: embeds events, reads answers and values of the process out of a network, and scores both."""
 
 import dataclasses
 from typing import ClassVar, NamedTuple
@@ -16,7 +16,16 @@ _sample = jax.jit(srcd.sample, static_argnums=1)
 
 
 class SRCDParams(NamedTuple):
-    """Attributes: embeddings of an event's parts (keys have fixed codes), the last norm, and the two read-outs."""
+    """Parameters of embedding and read-out. Keys have fixed codes, see `SRCDTask.key_codes`.
+
+    Attributes:
+      kind_3xD: embedding of an event's kind.
+      value_AxD: embedding of the answer that a binding gives.
+      number_2xD: embedding of the previous value and of log(1 + gap).
+      norm_D: scale of the last norm.
+      answer_DxA: read-out of answers.
+      dynamics_D, dynamics_bias: read-out of the process's change.
+    """
 
     kind_3xD: Float[Array, "3 D"]
     value_AxD: Float[Array, "A D"]
@@ -30,18 +39,20 @@ class SRCDParams(NamedTuple):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class SRCDTask:
-    """data: what is sampled. dynamics_weight: of the squared error beside the cross-entropy of answers."""
+    """data: settings of the sampler.
+    dynamics_weight: weight of the squared error of the process's value. The cross-entropy of answers has weight 1.
+    """
 
     data: SRCDConfig = SRCDConfig()
     dynamics_weight: float = 1.0
     headline: ClassVar[str] = "retrieval_accuracy"
 
     def batch(self, split: str, seed: int, index: int, length: int, size: int) -> SRCDBatch:
-        """Batch `index` of "train" or "held_out": `size` sequences of `length` events."""
+        """Returns batch `index` of "train" or "held_out": `size` sequences of `length` events."""
         return _sample(batch_key(split, seed, index), dataclasses.replace(self.data, length=length, batch=size))
 
     def init(self, key: Key, D: int) -> SRCDParams:
-        """Embeddings whose sum has about unit variance; read-outs that start small."""
+        """Draws embeddings of about unit variance, and read-outs whose first outputs are about 1."""
         kind, value, number, answer, dynamics = jax.random.split(key, 5)
         return SRCDParams(
             jax.random.normal(kind, (3, D)),
@@ -54,14 +65,14 @@ class SRCDTask:
         )
 
     def key_codes(self, D: int) -> Float[Array, "K D"]:
-        """Keys as random vectors that nobody learns: an embedding would be a memory of its own, outside the layers.
+        """Returns fixed random vectors for the keys. A learned embedding could memorise answers outside the layers.
 
-        What is left of one is the read-out, a linear map of codes to answers; `experiments/lesion.py` measures it.
+        The read-out can still map codes to answers linearly; `experiments/lib/lesion.py` measures how much it does.
         """
         return jax.random.normal(jax.random.key(self.data.table_seed), (self.data.key_ids, D))
 
     def embed(self, params: SRCDParams, batch: SRCDBatch) -> tuple[Tokens, Gaps]:
-        """(events as vectors, time gaps). An event without a key or value adds nothing for it."""
+        """Returns the events as vectors, and the time gaps. A missing key or value adds 0."""
         numbers_BxTx2 = jnp.stack([batch.previous_BxT, jnp.log1p(batch.gap_BxT)], axis=-1)
         x_BxTxD = (
             params.kind_3xD[batch.kind_BxT]
@@ -74,7 +85,7 @@ class SRCDTask:
     def read(
         self, params: SRCDParams, y_BxTxD: Tokens, batch: SRCDBatch
     ) -> tuple[Float[Array, "B T A"], Float[Array, "B T"]]:
-        """(logits of the answer, predicted value of the process, as a change of the previous one)."""
+        """Returns the logits of the answers, and the predicted values of the process: previous value plus change."""
         y_BxTxD = rms_norm(params.norm_D, y_BxTxD)
         change_BxT = y_BxTxD @ params.dynamics_D + params.dynamics_bias
         return y_BxTxD @ params.answer_DxA, batch.previous_BxT + change_BxT
@@ -82,7 +93,7 @@ class SRCDTask:
     def score(
         self, params: SRCDParams, y_BxTxD: Tokens, batch: SRCDBatch
     ) -> tuple[Scalar, dict[str, tuple[Scalar, Scalar]]]:
-        """(loss, metrics as (sum, count)): retrieval of all, recurring and new bindings, and squared errors."""
+        """Returns the loss, and metrics as (sum, count): accuracies by kind of query, and squared errors."""
         logits_BxTxA, value_BxT = self.read(params, y_BxTxD, batch)
         nats_BxT, right_BxT, asked_BxT = answered(logits_BxTxA, batch.answer_BxT)
         every_BxT = jnp.ones_like(asked_BxT)
@@ -101,8 +112,10 @@ class SRCDTask:
         return mean(metrics["answer_nats"]) + self.dynamics_weight * mean(metrics["dynamics_mse"]), metrics
 
     def groups(self, batch: SRCDBatch) -> dict[str, Bool[Array, "B T"]]:
-        """Queries (all, of recurring and of new bindings), bindings (recurring, new), mere observations; where patterns
-        changed, queries of those."""
+        """Returns marks of the queries (all, recurring, new), the bindings (recurring, new) and the observations.
+
+        If patterns changed, `query_changed` marks their queries.
+        """
         query_BxT, binding_BxT = batch.kind_BxT == srcd.QUERY, batch.kind_BxT == srcd.BINDING
         changed = {"query_changed": self._about_changed(batch)} if self.data.changed else {}
         return {
@@ -119,5 +132,5 @@ class SRCDTask:
         return (asked_BxT >= 0) & (asked_BxT < self.data.changed)
 
     def asked(self, batch: SRCDBatch) -> Int[Array, "B T"]:
-        """The recurring pattern a query is about; -1 for other events."""
+        """Returns the recurring pattern that a query is about; -1 for all other events."""
         return jnp.where(batch.answer_BxT >= 0, batch.pattern_BxT, -1)

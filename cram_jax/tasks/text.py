@@ -1,4 +1,4 @@
-"""Real files as a corpus of bytes: memory-mapped, split by file, and sampled as a pure function of (seed, index)."""
+"""A corpus of bytes from real files: memory-mapped, split by file, sampled as a pure function of (seed, index)."""
 
 import dataclasses
 import functools
@@ -13,15 +13,16 @@ import numpy as np
 from jaxtyping import UInt8
 
 SPLITS = {"train": 0, "held_out": 1}
-LEFT_OUT = {"__pycache__", "site-packages"}  # folders below a pattern's own root that are not looked into
+LEFT_OUT = {"__pycache__", "site-packages"}  # folders that are skipped below a pattern's root
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Files:
-    """The files of one split, in an order that only their names decide, so that any stretch of it is a fair sample.
+    """The files of one split, in a random order that depends on their names only. So any stretch is a fair sample.
 
     Attributes:
-      paths, sizes: of each file, sizes in bytes.
+      paths: path of each file.
+      sizes: size of each file, in bytes.
     """
 
     paths: tuple[str, ...]
@@ -29,20 +30,20 @@ class Files:
 
     @property
     def bytes(self) -> int:
-        """Of all files together."""
+        """Number of bytes of all files."""
         return sum(self.sizes)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-    """Attributes: the files to train on, and those that are only ever evaluated on."""
+    """Attributes: train, files for training; held_out, files for evaluation only."""
 
     train: Files
     held_out: Files
 
     @property
     def fingerprint(self) -> str:
-        """Counts, bytes and a digest of all paths and sizes: the same text is a run that can go on."""
+        """Counts, bytes, and a digest of all paths and sizes. A run can be resumed only on the same files."""
         sha = hashlib.sha256()
         for files in (self.train, self.held_out):
             sha.update(repr((files.paths, files.sizes)).encode())
@@ -50,24 +51,24 @@ class Corpus:
 
     @property
     def bytes(self) -> int:
-        """Of both splits together."""
+        """Number of bytes of both splits."""
         return self.train.bytes + self.held_out.bytes
 
     def contents(self, split: str) -> Iterator[UInt8[np.ndarray, "N"]]:
-        """The files of a split, one mapped at a time: more would run out of file descriptors."""
+        """Yields the bytes of each file of a split. One file is mapped at a time, to spare file descriptors."""
         for path in getattr(self, split).paths:
             yield _map(path)
 
     def windows(self, split: str, seed: int, index: int, length: int, size: int) -> UInt8[np.ndarray, "B T"]:
-        """`size` windows of length + 1 bytes, a pure function of the arguments and the files.
+        """Returns `size` random windows of length + 1 bytes: a pure function of the arguments and the files.
 
-        Every window of the split is equally likely: a file is drawn with the number of windows in it.
+        All windows of the split are equally likely.
 
         Args:
-          split: "train" or "held_out"; either has random numbers of its own.
+          split: "train" or "held_out". They use different random numbers.
 
         Raises:
-          ValueError: where no file of the split is long enough, or one has changed since the corpus was opened.
+          ValueError: if no file of the split is long enough, or a file has changed since the corpus was opened.
         """
         files = getattr(self, split)
         ends = np.cumsum(np.maximum(np.array(files.sizes) - length, 0))
@@ -75,7 +76,7 @@ class Corpus:
             longest = int(np.argmax(files.sizes))
             raise ValueError(
                 f"no file of the {split} split holds a window of {length} + 1 bytes; the longest, "
-                f"{files.paths[longest]}, has {files.sizes[longest]}: give longer files, or a shorter run.length"
+                f"{files.paths[longest]}, has {files.sizes[longest]}: give longer files, or a smaller run.length"
             )
         random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, SPLITS[split], index])))
         window_BxT = np.empty((size, length + 1), np.uint8)
@@ -85,7 +86,7 @@ class Corpus:
             if len(data_N) != files.sizes[file]:
                 raise ValueError(
                     f"{files.paths[file]} has {len(data_N)} bytes and had {files.sizes[file]} when the run began; "
-                    "train on files that nobody writes to"
+                    "train on files that do not change"
                 )
             stop = files.sizes[file] - int(ends[file] - place) + 1
             window_BxT[row] = data_N[stop - length - 1 : stop]
@@ -101,20 +102,20 @@ def _map(path: str) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def open_corpus(patterns: tuple[str, ...], held_out_share: float = 0.1) -> Corpus:
-    """The files that the patterns name, split in two. Nothing of them is read into memory.
+    """Finds the files that the patterns match, and splits them in two. It does not read them into memory.
 
     Args:
-      patterns: files, folders (all files below) and globs (`**` for any depth). As in a shell, names that begin
-        with a dot are not matched; nor is what lies in a folder of LEFT_OUT below the pattern's root.
-      held_out_share: of the files. Those with the smallest hash of their name, relative to the pattern's root, are
-        held out: neither the order of patterns nor the place of the folder matters.
+      patterns: files, folders (all files below them) and globs (`**` for any depth). As in a shell, names that begin
+        with a dot do not match. Folders in LEFT_OUT below a pattern's root are skipped.
+      held_out_share: share of the files to hold out: those with the smallest hash of their name. The name is relative
+        to the pattern's root, so the order of patterns and the place of the folder do not matter.
 
     Raises:
-      ValueError: where a pattern matches nothing, a file cannot be read, all are empty, or a split gets none.
+      ValueError: if a pattern matches nothing, a file cannot be read, all files are empty, or a split would be empty.
     """
     if not 0 < held_out_share < 1:
         raise ValueError(f"held_out_share must lie between 0 and 1, got {held_out_share}")
-    names = {}  # by real path, so that a file matched twice counts once
+    names = {}  # by real path, so a file that two patterns match counts once
     for pattern in patterns:
         for path, name in _matches(pattern):
             names.setdefault(os.path.realpath(path), (name, path))
@@ -122,7 +123,7 @@ def open_corpus(patterns: tuple[str, ...], held_out_share: float = 0.1) -> Corpu
     sized = [(path, _size(path)) for _, path in sorted(found)]
     full = [(path, size) for path, size in sized if size]
     if not full:
-        raise ValueError(f"all {len(sized)} files of {_list(patterns)} are empty; name files with text in them")
+        raise ValueError(f"all {len(sized)} files of {_list(patterns)} are empty; give files with text")
     if len(full) < 2:
         raise ValueError(
             f"{full[0][0]} is the only file with text in {_list(patterns)}, so one split would be empty; "
@@ -134,15 +135,18 @@ def open_corpus(patterns: tuple[str, ...], held_out_share: float = 0.1) -> Corpu
 
 
 def python_sources(at_least: int = 20_000_000) -> tuple[str, ...]:
-    """Patterns of real text that is where Python is: the standard library, and, where a distribution leaves
-    its tests out and it has fewer bytes than `at_least`, the installed packages."""
+    """Returns patterns of Python source files: text that exists on every machine.
+
+    It is the standard library. If that has fewer bytes than `at_least`, because a distribution leaves its tests out,
+    the installed packages are added.
+    """
     stdlib, packages = (os.path.join(sysconfig.get_paths()[name], "**", "*.py") for name in ("stdlib", "purelib"))
     size = sum(os.path.getsize(path) for path, _ in _matches(stdlib))
     return (stdlib,) if size >= at_least else (stdlib, packages)
 
 
 def _matches(pattern: str) -> list[tuple[str, str]]:
-    """(path, path relative to the pattern's root) of every file that a pattern names."""
+    """(path, path relative to the pattern's root) of each file that a pattern matches."""
     path = os.path.expanduser(pattern)
     if os.path.isdir(path):
         root, rest = path, os.path.join("**", "*")
@@ -161,17 +165,17 @@ def _matches(pattern: str) -> list[tuple[str, str]]:
             os.listdir(path)
         except OSError as error:
             raise ValueError(_unreadable(path, error)) from error
-        raise ValueError(f"the folder {pattern} holds no files (hidden ones do not count); name one that does")
+        raise ValueError(f"the folder {pattern} holds no files (hidden ones do not count); give a folder with files")
     if not found:
-        raise ValueError(f"no file matches {pattern}; check the path, and quote globs so that the shell leaves them be")
+        raise ValueError(f"no file matches {pattern}; check the path, and quote globs to keep them from the shell")
     return found
 
 
 def _size(path: str) -> int:
     try:
         about = os.stat(path)
-        if not stat.S_ISREG(about.st_mode):  # to open a pipe would wait for ever
-            raise ValueError(f"{path} is not a regular file; leave it out by naming the others")
+        if not stat.S_ISREG(about.st_mode):  # opening a pipe would block
+            raise ValueError(f"{path} is not a regular file; give patterns that do not match it")
         with open(path, "rb"):
             return about.st_size
     except OSError as error:
@@ -179,7 +183,7 @@ def _size(path: str) -> int:
 
 
 def _unreadable(path: str, error: OSError) -> str:
-    return f"{path} cannot be read ({error.strerror}); make it readable, or leave it out by naming the others"
+    return f"{path} cannot be read ({error.strerror}); make it readable, or give patterns that do not match it"
 
 
 def _list(patterns: tuple[str, ...]) -> str:

@@ -77,7 +77,7 @@ def test_a_recording_is_read_in_order_of_time(tmp_path):
     ("old", "new", "said"),
     [
         ("00:07,HR,73", "00:07,HR", r"132539.txt, line 9: 2 fields; give Time,Parameter,Value"),
-        ("00:07,HR,73", "00:07,Pulse,73", r"line 9: unknown parameter 'Pulse'; there are Age,"),
+        ("00:07,HR,73", "00:07,Pulse,73", r"line 9: unknown parameter 'Pulse'; known are Age,"),
         ("00:07,HR,73", "00:07,HR,high", r"line 9: HR is 'high'; give a finite number"),
         ("00:07,HR,73", "00:07,HR,nan", r"line 9: HR is 'nan'"),
         ("00:07,HR,73", "7 min,HR,73", r"line 9: the time is '7 min'; give hours and minutes since admission as HH:MM"),
@@ -99,7 +99,7 @@ def test_a_wrong_line_of_a_record_is_named(tmp_path, old, new, said):
             OUTCOMES.replace("132539,6,1,5,-1,0", "132539,6,1,5,-1"),
             r"line 2: '132539,6,1,5,-1' does not end in a death",
         ),
-        (OUTCOMES.replace("132539", "1"), r"says nothing of .*132539.txt; give the outcomes of these records"),
+        (OUTCOMES.replace("132539", "1"), r"has no line for .*132539.txt; give the outcomes of these records"),
     ],
 )
 def test_wrong_outcomes_are_named(tmp_path, outcomes, said):
@@ -118,7 +118,7 @@ def test_missing_files_are_named(tmp_path):
     ("old", "new", "said"),
     [
         (",falling", "", r"ConfLongDemo_JSI.txt, line 4: 7 fields; give sequence,tag,time stamp,date,x,y,z,activity"),
-        ("falling", "flying", r"line 4: unknown activity 'flying'; there are walking, falling"),
+        ("falling", "flying", r"line 4: unknown activity 'flying'; known are walking, falling"),
         ("020-000-032-221", "020", r"line 4: unknown tag '020'"),
         ("633790226052091205", "6.3e17", r"line 4: the time stamp is '6.3e17'; give a whole number of 100 nanoseconds"),
         ("4.359101", "inf", r"line 4: x is 'inf'"),
