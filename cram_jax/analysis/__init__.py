@@ -1,1 +1,1 @@
-"""Measuring what a trained network did: counting, curves, figures."""
+"""Measurements on trained networks, and baselines: counts, fits and detectors."""

@@ -1,4 +1,4 @@
-"""What metaplasticity does over a sequence: how sure a head's synapses are, how fast they learn, how long they last."""
+"""Importance, learning rate and memory window of a metaplastic layer, token by token over one sequence."""
 
 from typing import NamedTuple
 
@@ -12,12 +12,12 @@ QUANTILES = (0.1, 0.5, 0.9)
 
 
 class Plasticity(NamedTuple):
-    """Of one sequence, token by token and head by head.
+    """Statistics of a head's synapses (the numbers of its state) after each token of one sequence.
 
     Attributes:
-      importance_TxHx3: tenth, half and nine tenths of the synapses have at most this L = J + prior.
-      learning_rate_TxHx3: likewise of 1 / L: how much of an error a synapse takes up.
-      window_TxH: 1 / (1 - a), tokens a memory lasts where nothing is held to be important.
+      importance_TxHx3: the quantiles QUANTILES of the importance L = J + prior over a head's synapses.
+      learning_rate_TxHx3: the same quantiles of the learning rate 1 / L: the share of an error that a synapse learns.
+      window_TxH: memory window 1 / (1 - a) in tokens, where a is the decay at a token. Important synapses last longer.
     """
 
     importance_TxHx3: Float[Array, "T H 3"]
@@ -26,7 +26,13 @@ class Plasticity(NamedTuple):
 
 
 def plasticity(writes: Writes, rate_H: Float[Array, "H"], prior_H: Float[Array, "H"]) -> Plasticity:
-    """From what a layer writes (`palimpsa.writes`) for the first sequence of a batch."""
+    """Returns the statistics for the first sequence of a batch.
+
+    Args:
+      writes: what the layer writes (`palimpsa.writes`).
+      rate_H: decay rate of each head; a = exp(-dt * rate).
+      prior_H: importance of a synapse before any write.
+    """
     k_TxHxK, beta_TxHxV, dt_TxH = writes.k_BxTxHxK[0], writes.beta_BxTxHxV[0], writes.dt_BxTxH[0]
     decay_TxH = jnp.exp(-dt_TxH * rate_H)
     quantiles = jnp.array(QUANTILES)

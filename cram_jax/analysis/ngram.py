@@ -1,9 +1,9 @@
-"""Byte n-gram models, n = 1 to 3: what a sequence model of the same text must beat.
+"""Byte n-gram models for n = 1 to 3, a simple baseline for sequence models of the same text.
 
 p_n(b | context) = (count(context b) + w_n d(context) p_{n-1}(b | shorter context)) / (count(context) + w_n d(context))
 
-with d the number of different bytes seen after the context: Witten-Bell smoothing (1991) where w_n = 1. Here each w_n
-is chosen on the last part of the training text, left out of the counts while it is chosen. p_0 is 1/256.
+Here d is the number of different bytes seen after the context, and p_0 is 1/256. At w_n = 1 this is Witten-Bell
+smoothing (1991). Each w_n is chosen on the last part of the training text, which is not counted until then.
 """
 
 from collections.abc import Iterable
@@ -14,14 +14,15 @@ from jaxtyping import Integer, UInt8
 
 ORDERS = (1, 2, 3)
 WEIGHTS = 2.0 ** np.arange(-6, 7)
-CHUNK = 1 << 22  # bytes counted at once; counting trigrams takes 128 MB beside them
-TUNING = 1 << 21  # bytes to choose weights on, at most
+CHUNK = 1 << 22  # bytes counted at once; counting trigrams takes 128 MB more
+TUNING = 1 << 21  # largest number of bytes to choose weights on
 
 
 class NGrams(NamedTuple):
     """Attributes:
-    counts: of each n-gram, by order; an n-gram's index is its bytes read as a number to base 256.
-    totals, kinds: of each context, how often it was seen and how many different bytes came after it.
+    counts: for each order, the count of each n-gram. An n-gram's index is its bytes read as a number in base 256.
+    totals: for each order, the count of each context.
+    kinds: for each order, the number d of different bytes after each context.
     weights: w_1, w_2, w_3.
     """
 
@@ -32,15 +33,15 @@ class NGrams(NamedTuple):
 
 
 def fit(contents: Iterable[UInt8[np.ndarray, "_"]], size: int, tuning_share: float = 0.05) -> NGrams:
-    """Counts of all n-grams within the texts, with weights that suit the last of them.
+    """Fits n-gram models to texts: counts the n-grams within each text, and chooses the smoothing weights.
 
     Args:
-      contents: the texts, read once and one at a time; in an order that makes the last ones a fair sample.
+      contents: the texts. Each is read once. Choose an order in which the last ones are a fair sample.
       size: bytes of all texts together.
-      tuning_share: of the bytes, the last ones, to choose weights on; 2 MB at most.
+      tuning_share: share of the bytes, at the end, that weights are chosen on; at most 2 MB.
 
     Raises:
-      ValueError: where the texts are too short to hold anything back.
+      ValueError: if the texts are too short.
     """
     tuning = min(round(tuning_share * size), TUNING)
     if tuning < max(ORDERS):
@@ -51,7 +52,7 @@ def fit(contents: Iterable[UInt8[np.ndarray, "_"]], size: int, tuning_share: flo
         left = size - tuning
         for text in contents:
             yield text[:left]
-            late.append(np.array(text[left:]))  # of a text that is cut, two trigrams are lost
+            late.append(np.array(text[left:]))  # two trigrams are lost where a text is cut
             left = max(0, left - len(text))
 
     counts = tuple(np.zeros(256**n, np.uint32) for n in ORDERS)
@@ -62,9 +63,9 @@ def fit(contents: Iterable[UInt8[np.ndarray, "_"]], size: int, tuning_share: flo
 
 
 def bits_per_byte(model: NGrams, windows: Iterable[UInt8[np.ndarray, "B T"]]) -> dict[int, float]:
-    """Mean of -log2 p_n over all bytes but the first of each window, by order.
+    """Returns the mean of -log2 p_n for each order n, over all bytes but the first of each window.
 
-    That is what a network scores which reads window[:, :-1] and predicts window[:, 1:]; no model sees more context.
+    It compares with a network that reads window[:, :-1] and predicts window[:, 1:]: no model sees more context.
     """
     bits, count = np.zeros(len(ORDERS)), 0
     for window_BxT in windows:
@@ -74,7 +75,7 @@ def bits_per_byte(model: NGrams, windows: Iterable[UInt8[np.ndarray, "B T"]]) ->
 
 
 def _codes(data: np.ndarray, n: int) -> np.ndarray:
-    """The n-grams along the last axis, as numbers; one fewer for each byte of context."""
+    """Numbers of the n-grams along the last axis, which becomes shorter by n - 1."""
     places = max(data.shape[-1] - n + 1, 0)
     code = np.zeros((*data.shape[:-1], places), np.uint32)
     for place in range(n):
@@ -83,7 +84,7 @@ def _codes(data: np.ndarray, n: int) -> np.ndarray:
 
 
 def _count(texts: Iterable[np.ndarray], counts: tuple[np.ndarray, ...]) -> None:
-    """Adds the n-grams of each text to `counts`, in place; none reaches from one text into another."""
+    """Adds the n-grams of each text to `counts`, in place. No n-gram spans two texts."""
     waiting, bytes_waiting = [[] for _ in ORDERS], 0
 
     def add():
@@ -110,7 +111,7 @@ def _model(counts: tuple[np.ndarray, ...], weights: tuple[float, ...]) -> NGrams
 
 
 def _mixed(model: NGrams, n: int, weight: float, code: np.ndarray, shorter: np.ndarray) -> np.ndarray:
-    """p_n of each n-gram's last byte, given p_{n-1} of it."""
+    """Returns p_n of each n-gram's last byte, from its p_{n-1}."""
     context = code >> 8
     total, spread = model.totals[n - 1][context], weight * model.kinds[n - 1][context]
     seen = total > 0
@@ -118,7 +119,7 @@ def _mixed(model: NGrams, n: int, weight: float, code: np.ndarray, shorter: np.n
 
 
 def _probabilities(model: NGrams, data_BxT: np.ndarray) -> list[np.ndarray]:
-    """p_n of each byte, by order; near the start of a row, of the longest context there is."""
+    """Returns p_n of each byte, for each order. Near the start of a row the context is as long as it can be."""
     p_BxT, out = np.full(data_BxT.shape, 1 / 256), []
     for n in ORDERS:
         late = _mixed(model, n, model.weights[n - 1], _codes(data_BxT, n), p_BxT[:, n - 1 :])
@@ -128,11 +129,11 @@ def _probabilities(model: NGrams, data_BxT: np.ndarray) -> list[np.ndarray]:
 
 
 def _tune(model: NGrams, data_BxT: np.ndarray) -> tuple[float, ...]:
-    """For each order, from the shortest, the weight of WEIGHTS under which the data is likeliest."""
+    """Chooses for each order, shortest first, the weight in WEIGHTS that gives the data the highest likelihood."""
     weights, shorter = [], np.full(data_BxT.shape, 1 / 256)
     for n in ORDERS:
         code = _codes(data_BxT, n)
-        shorter = shorter[:, shorter.shape[1] - code.shape[1] :]  # of the bytes with a full context
+        shorter = shorter[:, shorter.shape[1] - code.shape[1] :]  # only the bytes with a full context
         mixed = [_mixed(model, n, weight, code, shorter) for weight in WEIGHTS]
         best = int(np.argmax([np.log(p).sum() for p in mixed]))
         weights.append(float(WEIGHTS[best]))

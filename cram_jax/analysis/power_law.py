@@ -1,7 +1,8 @@
-"""How the chance to attend falls with exposure (CRAM, Eq 14): a power law beside what else could be.
+"""Fits of the probability P(k) that a query attends after k exposures of its pattern (CRAM, Eq 14).
 
-P(k) = a (k + 1)^-gamma is the paper's. Beside it an exponential a exp(-k / tau), and a logistic curve in log k, which
-is a transition at one number of exposures with a width of its own. Each has two parameters.
+The paper's curve is a power law, P(k) = a (k + 1)^-gamma. Two alternatives are fitted beside it: an exponential,
+a exp(-k / tau), and a logistic curve in log(k + 1), which is a transition of any width at some exposure. Each curve has
+two parameters.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 CURVES = {
-    # Parameters are free numbers; positive quantities are exponentials of them.
+    # The parameters may be any real numbers; positive quantities are their exponentials.
     "power_law": lambda k, p: np.exp(p[0]) * (k + 1) ** -p[1],
     "exponential": lambda k, p: np.exp(p[0] - k * np.exp(-p[1])),
     "logistic": lambda k, p: 1 / (1 + np.exp(np.clip(np.exp(p[0]) * (np.log(k + 1) - p[1]), -50, 50))),
@@ -19,10 +20,12 @@ CURVES = {
 
 @dataclasses.dataclass(frozen=True)
 class PowerLawFit:
-    """exponent: gamma. interval: its 95% confidence interval (low, high), from the curvature at the minimum. scale: a.
-    goodness: share of the weighted variance of P explained, 1 at best; below 0 it is worse than a constant.
+    """exponent: gamma.
+    interval: its 95% confidence interval (low, high), from the curvature at the minimum.
+    scale: a.
+    goodness: share of P's weighted variance that the power law explains. 1 is best; below 0 is worse than a constant.
     alternatives: goodness of the other curves, by name.
-    parameters: of all curves by name, in CURVES' own coordinates, to draw them.
+    parameters: parameters of all curves by name, as CURVES takes them.
     """
 
     exponent: float
@@ -34,16 +37,17 @@ class PowerLawFit:
 
 
 def curve(name: str, exposures_K, parameters) -> np.ndarray:
-    """P at these numbers of exposures."""
+    """Returns P at these exposures, for the curve of that name."""
     return CURVES[name](np.asarray(exposures_K, float), np.asarray(parameters, float))
 
 
 def fit(exposures_K, probability_K, count_K=None) -> PowerLawFit:
-    """Fits the curves to P(k) by weighted least squares in P itself, where zeros are data like any other.
+    """Fits all curves to P(k) by weighted least squares. It fits P, not log P, so points with P = 0 count like others.
 
     Args:
-      exposures_K: k, at least 0. probability_K: the share of queries, at that many exposures, that attended.
-      count_K: how many queries each share is of; its weight. All alike by default.
+      exposures_K: k, at least 0.
+      probability_K: share of the queries after k exposures that attended.
+      count_K: number of those queries, the weight of a point; equal by default.
 
     Raises:
       ValueError: for fewer than 4 points, or numbers out of range.
@@ -52,7 +56,7 @@ def fit(exposures_K, probability_K, count_K=None) -> PowerLawFit:
     weight = np.ones_like(k) if count_K is None else np.asarray(count_K, float)
     if not k.shape == p.shape == weight.shape or k.ndim != 1:
         raise ValueError(
-            f"exposures, probabilities and counts must be as many, got {k.shape}, {p.shape}, {weight.shape}"
+            f"exposures, probabilities and counts must have one length, got {k.shape}, {p.shape}, {weight.shape}"
         )
     if len(k) < 4:
         raise ValueError(f"a fit of two parameters needs at least 4 points, got {len(k)}")
@@ -79,7 +83,7 @@ def fit(exposures_K, probability_K, count_K=None) -> PowerLawFit:
 
 
 def _starts(k) -> dict[str, list]:
-    """Where each search begins: several places, since the sums of squares have more than one valley."""
+    """Starting points of each curve's fit. There are several, because the sum of squares has local minima."""
     middles = np.quantile(np.log(k + 1), [0.1, 0.3, 0.5, 0.7, 0.9])
     return {
         "power_law": [(0.0, 0.3), (0.0, 1.0)],

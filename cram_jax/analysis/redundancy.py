@@ -1,20 +1,24 @@
-"""How much of what attention gives could be had without it: a linear probe of the state that enters it (CRAM, Eq 1)."""
+"""Redundancy of attention (CRAM, Eq 1): how well a linear probe of attention's input predicts its output."""
 
 import dataclasses
 
 import numpy as np
 
-SHARES = (0.5, 0.8)  # between which the paper counts
+SHARES = (0.5, 0.8)  # values of R at which the paper divides tokens into three classes
 
 
 @dataclasses.dataclass(frozen=True)
 class RedundancyReport:
-    """Over held-out tokens, of R = 1 - |a - a_hat| / |a|: one minus a relative error, at most 1, and below 0 where the
-    probe is worse than saying 0.
+    """Statistics over held-out tokens of R = 1 - |a - a_hat| / |a|, which is 1 minus the relative error of the probe.
 
-    mean: of R. median: of R. above: share of tokens with R > 0.8. between: with 0.5 <= R <= 0.8. below: with R < 0.5.
-    explained: share of a's variance the probe explains (R squared): another statistic, for comparison.
-    tokens: held-out ones with |a| > 0, over which all this is. left_out: those with |a| = 0.
+    a is attention's output and a_hat the probe's prediction. R is at most 1, and below 0 if predicting 0 were better.
+
+    Attributes:
+      mean, median: mean and median of R.
+      above, between, below: shares of tokens with R > 0.8, with 0.5 <= R <= 0.8 and with R < 0.5.
+      explained: share of a's variance that the probe explains (R squared), another statistic for comparison.
+      tokens: number of held-out tokens with |a| > 0, which all statistics but `explained` are over.
+      left_out: number of held-out tokens with |a| = 0.
     """
 
     mean: float
@@ -28,17 +32,18 @@ class RedundancyReport:
 
 
 def score(hidden_NxD, attention_output_NxE, *, train_fraction: float = 0.5, ridge: float = 1e-3) -> RedundancyReport:
-    """Eq 1 on held-out tokens, with an affine probe fitted by ridge regression to the others.
+    """Returns Eq 1 on held-out tokens. The probe is affine, and fitted by ridge regression to the other tokens.
 
     Args:
-      hidden_NxD: the state that enters attention. attention_output_NxE: what attention gives for the same tokens.
-      train_fraction: the first tokens, to which the probe is fitted; the score is of the rest. Tokens of one sequence
-        are alike, so give whole sequences one after the other.
-      ridge: of the mean squared error, relative to the mean variance of a coordinate of the state.
+      hidden_NxD: input of attention.
+      attention_output_NxE: output of attention for the same tokens.
+      train_fraction: share of the tokens, from the start, that the probe is fitted to. The others are held out. Tokens
+        of one sequence are similar, so give whole sequences one after the other.
+      ridge: ridge penalty, relative to the mean variance of the input's coordinates.
 
     Raises:
-      ValueError: for arrays that are not of the same tokens or not finite, numbers out of range, or fewer tokens to fit
-        than the probe has inputs.
+      ValueError: if the arrays differ in length or are not finite, a number is out of range, or the probe has too few
+        tokens to fit.
     """
     hidden_NxD, wanted_NxE = np.asarray(hidden_NxD, np.float64), np.asarray(attention_output_NxE, np.float64)
     if hidden_NxD.ndim != 2 or wanted_NxE.ndim != 2 or len(hidden_NxD) != len(wanted_NxE):
@@ -66,7 +71,7 @@ def score(hidden_NxD, attention_output_NxE, *, train_fraction: float = 0.5, ridg
     norm_N = np.linalg.norm(a_held_NxE, axis=1)
     some_N = norm_N > 0
     if not some_N.any():
-        raise ValueError("attention_output is 0 for every held-out token, where Eq 1 says nothing")
+        raise ValueError("attention_output is 0 for every held-out token, where Eq 1 is not defined")
     r_N = 1 - np.linalg.norm(error_NxE[some_N], axis=1) / norm_N[some_N]
     spread = np.sum((a_held_NxE - a_held_NxE.mean(axis=0)) ** 2)
     low, high = SHARES

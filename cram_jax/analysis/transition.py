@@ -1,23 +1,24 @@
-"""When attention stopped being needed: a detector with one rule."""
+"""Detects when attention falls during training."""
 
 import numpy as np
 
 
 def smooth(values, width: int = 5) -> np.ndarray:
-    """Centred running median, shorter at the ends: single outliers do not move it."""
+    """Returns the centred running median, which ignores single outliers. The window is shorter at both ends."""
     values = np.asarray(values, float)
     half = width // 2
     return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
 
 
 def transition_step(steps, attention) -> int | None:
-    """First step from which smoothed attention stays below the geometric mean of its peak and its end.
+    """Returns the first step from which smoothed attention stays below the geometric mean of its peak and its end.
 
     Args:
-      steps, attention: a run's logged steps, and the share of tokens that attended at each.
+      steps: logged steps of a run.
+      attention: share of tokens that attended at each of these steps.
 
     Returns:
-      The step, or None where attention never fell to half of its peak.
+      The step, or None if attention does not end at or below half of its peak.
     """
     curve = np.maximum(smooth(attention), 1e-6)
     peak, end = curve.max(), curve[-1]
@@ -28,15 +29,22 @@ def transition_step(steps, attention) -> int | None:
 
 
 def rise_at_end(attention, share: float = 0.2) -> float:
-    """The largest rise of smoothed attention over the last `share` of a run, as a share of what it had come down to."""
+    """Returns the largest rise of smoothed attention above its running minimum, relative to it, at the end of a run.
+
+    Args:
+      attention: share of tokens that attended at each logged step.
+      share: the part of the run, at its end, that is looked at.
+    """
     curve = smooth(attention)
     tail = np.maximum(curve[-max(2, round(share * len(curve))) :], 1e-6)
     return float(np.max(tail / np.minimum.accumulate(tail)) - 1)
 
 
 def last_crossing(steps, curve, level: float) -> float:
-    """First logged step from which a smoothed curve stays below `level`; the first one where it always was, NaN where
-    it ends above."""
+    """Returns the first logged step from which the smoothed curve stays below `level`.
+
+    That is the first step of all if the curve is never at or above the level. It is NaN if the curve ends there.
+    """
     above = np.flatnonzero(smooth(curve) >= level)
     if not len(above):
         return float(steps[0])
@@ -44,15 +52,20 @@ def last_crossing(steps, curve, level: float) -> float:
 
 
 def by_pattern(steps_K, asked_KxP, episodic_KxP) -> dict[str, list[float] | float]:
-    """Whether recurring patterns stop attending together or each at its own time.
+    """Returns when each recurring pattern's queries stop attending, to see whether they stop together.
+
+    If the patterns stop together, their mean falls as fast as each of them. If each stops at its own time, the mean
+    falls more slowly, by about the spread of `settled`.
 
     Args:
-      steps_K: logged steps. asked_KxP, episodic_KxP: queries of each pattern around it, and those that chose attention.
+      steps_K: logged steps.
+      asked_KxP: queries of each pattern since the logged step before.
+      episodic_KxP: those of them that chose attention.
 
     Returns:
-      settled: by pattern, the step from which fewer than half of its queries attend. widths: by pattern, steps from 90%
-      to 10%. width_of_mean: the same of all patterns' mean. Together: the mean is as sharp as its patterns are. Each at
-      its own time: the mean is wider, by about what `settled` spreads over.
+      settled: for each pattern, the step from which fewer than half of its queries attend.
+      widths: for each pattern, the number of steps between 90% and 10%.
+      width_of_mean: the same number for the mean over patterns.
     """
     asked_KxP, episodic_KxP = np.asarray(asked_KxP, float), np.asarray(episodic_KxP, float)
     share_KxP = np.divide(episodic_KxP, asked_KxP, out=np.ones_like(asked_KxP), where=asked_KxP > 0)

@@ -47,7 +47,7 @@ def test_a_point_counts_by_its_queries():
     [
         ([1, 2, 3], [0.5, 0.4, 0.3], "at least 4 points, got 3"),
         ([1, 2, 3, 4], [0.5, 0.4, 0.3, 1.3], "probabilities between 0 and 1"),
-        ([1, 2, 3, 4], [0.5, 0.4, 0.3], "must be as many"),
+        ([1, 2, 3, 4], [0.5, 0.4, 0.3], "must have one length"),
     ],
 )
 def test_bad_input_is_named(k, p, message):
