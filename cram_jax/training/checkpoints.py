@@ -1,6 +1,6 @@
-"""Checkpoints that are verified: orbax saves the arrays, our digest tells whether what comes back is what was saved.
+"""Verified checkpoints: orbax saves the arrays, and a digest of ours shows whether they are read back unchanged.
 
-A damaged or half-written save is passed over for the newest one that verifies, and said so.
+If a save is damaged or incomplete, `restore` logs a warning and takes the newest older one that is intact.
 """
 
 import hashlib
@@ -16,14 +16,14 @@ log = logging.getLogger(__name__)
 
 
 def to_host(tree) -> dict[str, np.ndarray]:
-    """Every array of the tree by its path, in numpy; typed random keys as their data."""
+    """Returns each array of the tree in numpy, by its path. Typed random keys become their data."""
     is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     array = lambda leaf: np.array(jax.random.key_data(leaf) if is_key(leaf) else leaf)
     return {jax.tree_util.keystr(path): array(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def from_host(arrays: dict[str, np.ndarray], like):
-    """`to_host` undone, with the types of `like`."""
+    """Returns a tree like `like` that holds these arrays: the inverse of `to_host`."""
 
     def one(path, leaf):
         array = arrays[jax.tree_util.keystr(path)]
@@ -35,12 +35,12 @@ def from_host(arrays: dict[str, np.ndarray], like):
 
 
 def shapes(arrays: dict[str, np.ndarray]) -> dict[str, str]:
-    """Every array's dtype and shape: what makes two states those of the same model."""
+    """Returns the dtype and shape of each array. Two states belong to the same model if these are equal."""
     return {path: f"{array.dtype}{list(array.shape)}" for path, array in arrays.items()}
 
 
 def digest(arrays: dict[str, np.ndarray]) -> str:
-    """SHA-256 over every array's path, dtype, shape and bytes."""
+    """Returns the SHA-256 of the paths, dtypes, shapes and bytes of all arrays."""
     sha = hashlib.sha256()
     for path in sorted(arrays):
         array = arrays[path]
@@ -54,7 +54,7 @@ def _full(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 class Checkpoints:
-    """The saves of one run, in `directory`, newest `keep` of them."""
+    """The saves of one run in `directory`. Only the newest `keep` of them stay."""
 
     def __init__(self, directory: Path, keep: int = 2):
         self.directory = Path(directory).resolve()
@@ -62,9 +62,10 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(self, step: int, state) -> None:
-        """Saves in the background; `close` waits for it. Saves of this step and later ones make room.
+        """Saves in the background; `close` waits for it.
 
-        There are such only where `restore` passed over them as damaged; beside them orbax would refuse this one.
+        First deletes all saves of this step and later ones, because orbax would refuse to save beside them. They are
+        damaged ones that `restore` skipped.
         """
         passed_over = [s for s in self.manager.all_steps() if s >= step]
         if passed_over:
@@ -78,16 +79,16 @@ class Checkpoints:
         )
 
     def restore(self, like):
-        """(step, state) of the newest save that verifies, or None where there is none.
+        """Returns (step, state) of the newest intact save, or None if there is none.
 
         Raises:
-          ValueError: where the save is one of another model, naming the first array that differs.
+          ValueError: if the save is of another model. The message names the first array that differs.
         """
         wanted = to_host(like)
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
                 facts = self.manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())).facts
-            except Exception as error:  # whatever a half-written save makes orbax raise
+            except Exception as error:  # a half-written save makes orbax raise many kinds of errors
                 log.warning("checkpoint %d cannot be read (%s); trying an older one", step, _line(error))
                 continue
             self._check_model(step, facts["shapes"], shapes(wanted))
@@ -112,7 +113,7 @@ class Checkpoints:
                 )
 
     def close(self) -> None:
-        """Waits for saves that are under way."""
+        """Waits until all saves are written."""
         self.manager.wait_until_finished()
         self.manager.close()
 

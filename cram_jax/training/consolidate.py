@@ -1,8 +1,8 @@
-"""Consolidation after training: what a trained model retrieves today becomes what it recalls tomorrow.
+"""Consolidation after training: semantic memory learns what a trained model retrieves in new data.
 
-It changes parameters, so it is a call of its own and never part of inference. It needs no answers. Every token
-retrieves, from a buffer that keeps every event; the layers' `taught` parameters (in CRAM the semantic memory, by Eq 5,
-and the familiarity head) learn from what was retrieved. The router, attention and all else stay as they are.
+It changes parameters, so it is a separate call and never part of inference. It needs no answers. Every token retrieves,
+from a buffer that keeps every event. The layers' `taught` parameters learn from the retrievals: in CRAM the semantic
+memory, by Eq 5, and the familiarity head. All other parameters stay the same.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from cram_jax.training.step import Learner, TrainState
 
 
 def attentive(learner: Learner, length: int) -> Learner:
-    """The same learner with every token audited, over all events so far. Its routes do not change."""
+    """Returns the learner with every token audited, over all events so far. Its routes do not change."""
     return dataclasses.replace(learner, model=learner.model.replace(lambda layer: layer.attentive(length)))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _step(learner: Learner, rate: float, state: TrainState, opt_state: optax.OptState, batch, key: Key):
-    """One batch: (state, optimizer state, loss)."""
+    """Learns from one batch: returns (state, optimizer state, loss)."""
 
     def loss(model):
         params = state.params._replace(model=model)
@@ -40,7 +40,7 @@ def _step(learner: Learner, rate: float, state: TrainState, opt_state: optax.Opt
 
 
 def _optimizer(learner: Learner, rate: float) -> optax.GradientTransformation:
-    """Adam on the taught parameters; the others get no change."""
+    """Adam for the taught parameters; the others do not change."""
     labels = lambda model: jax.tree.map(
         lambda taught: "taught" if taught else "kept", optimizer.matches(learner.model.patterns("taught"), model)
     )
@@ -48,20 +48,21 @@ def _optimizer(learner: Learner, rate: float) -> optax.GradientTransformation:
 
 
 def consolidate(learner: Learner, state: TrainState, batches, key: Key, rate: float = 2e-3) -> tuple[TrainState, Array]:
-    """(state, losses): a trained state whose semantic memory has learned from what the model retrieves in new data.
+    """Teaches a trained model's semantic memory what the model retrieves in these batches.
 
     Args:
-      learner: of a model that consolidates.
-      batches: of the learner's task, any number; their answers are not used.
-      key: of audits.
-      rate: Adam's.
+      learner: its model must have layers that consolidate.
+      state: the trained state.
+      batches: batches of the learner's task, at least one. Their answers are not used.
+      key: random key of the audits.
+      rate: Adam's learning rate.
 
     Returns:
-      The given state with other `taught` parameters and other running statistics of retrievals, and the loss of each
-      batch.
+      (state, losses): the state with new `taught` parameters and new running statistics of retrievals, and the loss of
+      each batch.
 
     Raises:
-      ValueError: for a model without layers that consolidate, or without batches.
+      ValueError: if no layer of the model consolidates, or there is no batch.
     """
     if not learner.model.consolidates:
         raise ValueError(f"consolidate needs a model with a semantic memory, got {learner.model.layers}")

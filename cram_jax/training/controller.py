@@ -1,7 +1,7 @@
-"""The controller: when the router is released, and the price of attention (lambda_E of Eq 8), from the task loss.
+"""The controller: it releases the router and sets the price of attention (lambda_E of Eq 8), from the task loss.
 
-Every token attends until the smoothed task loss is flat. Then the router is released and the price rises. It goes on
-rising while the smoothed loss stays within a tolerance of its best value, and falls while it does not.
+Every token attends until the smoothed task loss is flat. Then the router is released and the price begins to rise. The
+price rises while the smoothed loss is within a tolerance of its best value; otherwise it falls.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from cram_jax.functional.common import check_at_least_one
 @dataclasses.dataclass(frozen=True)
 class PriceConfig:
     """start: first step at which the router may be released.
-    plateau: it is released once the smoothed loss fell by less than this share over about 100 steps.
-    top: largest price of all tokens attending in all layers, in units of the task loss.
-    ramp: steps from 0 to `top`; a third of a run lets the router settle at each price.
-    tolerance: distance of the smoothed loss from its best, in units of the loss, above which the price falls. `ramp`
-        steps after the release it begins to shrink, as one over the root of the steps. So the price first drives out
-        attention that is not needed much, and then gives way where attention was needed after all.
-    smoothing: steps over which the loss is smoothed.
+    plateau: the router is released once the smoothed loss fell by less than this share over about 100 steps.
+    top: largest price, in units of the task loss: what it costs if all tokens attend in all layers.
+    ramp: number of steps in which the price rises from 0 to `top`. A third of the run gives the router time to adapt.
+    tolerance: the price falls if the smoothed loss is more than this above its best value, in units of the loss. From
+        `ramp` steps after the release on, the tolerance shrinks as 1 / sqrt(number of steps). So the price first
+        removes attention that is of little use, and later gives way where attention was needed after all.
+    smoothing: number of steps over which the loss is smoothed.
     """
 
     start: int = 500
@@ -40,9 +40,9 @@ class PriceConfig:
 
 class PriceState(NamedTuple):
     """Attributes:
-    price: lambda_E now.
-    released_step: the step of the release; -1 before it.
-    fast, slow: task loss, averaged over about 1 and 4 times `smoothing` steps.
+    price: current lambda_E.
+    released_step: step of the release; -1 before it.
+    fast, slow: task loss, averaged over about `smoothing` and 4 * `smoothing` steps.
     best: lowest `fast` since the release.
     """
 
@@ -54,18 +54,18 @@ class PriceState(NamedTuple):
 
     @property
     def released(self) -> Bool[Array, "*steps"]:
-        """Whether the router decides; before, every token attends."""
+        """Whether the router decides. Before the release every token attends."""
         return self.released_step >= 0
 
 
 def init_price() -> PriceState:
-    """No price, and no loss seen."""
-    unseen = lambda: jnp.full((), jnp.inf, jnp.float32)  # a buffer each: the state is donated
+    """Returns the state before the first step: the price is 0."""
+    unseen = lambda: jnp.full((), jnp.inf, jnp.float32)  # two buffers, because the state is donated
     return PriceState(jnp.zeros(()), jnp.full((), -1, jnp.int32), unseen(), unseen(), unseen())
 
 
 def update(state: PriceState, step: Int[Array, ""], loss: Scalar, cfg: PriceConfig) -> PriceState:
-    """The state after a training step with that task loss."""
+    """Returns the state after a training step with that task loss."""
     blend = lambda mean, steps: jnp.where(jnp.isfinite(mean), mean + (loss - mean) / steps, loss)
     fast, slow = blend(state.fast, cfg.smoothing), blend(state.slow, 4 * cfg.smoothing)
     flat = fast > (1 - cfg.plateau) * slow

@@ -1,4 +1,4 @@
-"""The training loop: batches in, logged steps, checkpoints and a finished state out. Kill it and start it again."""
+"""The training loop, with evaluation, logs and checkpoints. A run that was stopped can be resumed."""
 
 import dataclasses
 import logging
@@ -21,10 +21,11 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """steps: of training. length, batch: of the sequences, once the curriculum is over.
-    curriculum: stages before that, each (steps, length, batch); every model of a comparison gets the same.
-    log_every: steps between logged lines, each with a held-out evaluation of `held_out_tokens` tokens.
-    probe_batches: batches for which every token's quality is measured at a logged step.
+    """steps: number of training steps.
+    length, batch: tokens in a sequence, and sequences in a batch, after the curriculum.
+    curriculum: stages before that, each (steps, length, batch). All models of a comparison get the same stages.
+    log_every: steps between logged lines. Each line has an evaluation on `held_out_tokens` held-out tokens.
+    probe_batches: number of batches in which the quality of every token is measured at each logged step.
     checkpoint_every: steps between checkpoints, a multiple of log_every.
     final_tokens: held-out tokens of the last evaluation.
     """
@@ -52,7 +53,7 @@ class RunConfig:
             )
 
     def shape(self, step: int) -> tuple[int, int]:
-        """(length, batch) of the batch at a step."""
+        """Returns (tokens in a sequence, sequences in a batch) at a step."""
         for steps, length, batch in self.curriculum:
             if step < steps:
                 return length, batch
@@ -60,18 +61,18 @@ class RunConfig:
         return self.length, self.batch
 
     def held_out_batches(self, tokens: int) -> int:
-        """How many batches hold that many tokens."""
+        """Returns the number of batches that hold at least that many tokens."""
         return max(1, -(-tokens // (self.length * self.batch)))
 
 
 class Interrupted(Exception):
-    """SIGTERM or SIGINT came; the state was saved, and the same command goes on from it."""
+    """Training was stopped by SIGTERM or SIGINT. The state was saved; the same command resumes it."""
 
 
 def evaluate(
     learner: Learner, run: RunConfig, state: TrainState, seed: int, tokens: int, split: str = "held_out"
 ) -> dict[str, float]:
-    """Means over held-out data at full length, evaluation audits included."""
+    """Returns the means of all metrics over held-out data at full length, with evaluation audits."""
     sums, learner = [], _evaluated(learner)
     for index in range(run.held_out_batches(tokens)):
         batch = learner.task.batch(split, seed, index, run.length, run.batch)
@@ -81,12 +82,12 @@ def evaluate(
 
 
 def _evaluated(learner: Learner) -> Learner:
-    """What evaluation depends on. Learners that differ in the rest, say in the learning rate, share its programs."""
+    """The parts of a learner that evaluation uses. Learners that differ in other parts share compiled programs."""
     return Learner(learner.task, learner.model)
 
 
 def probe(learner: Learner, run: RunConfig, state: TrainState, seed: int, batches: int) -> dict:
-    """Quality and familiarity of all tokens of some held-out batches; {} for a model that consolidates nothing."""
+    """Returns quality and familiarity of all tokens of some held-out batches; {} if no layer consolidates."""
     if not learner.model.consolidates or not batches:
         return {}
     sums, learner = [], _evaluated(learner)
@@ -100,13 +101,16 @@ def probe(learner: Learner, run: RunConfig, state: TrainState, seed: int, batche
 def train(
     learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns: int = 0
 ) -> tuple[TrainState, list[dict]]:
-    """Trains, or goes on training, in `workdir`; returns the last state and all logged lines.
+    """Trains in `workdir`, from its last checkpoint if it has one; returns the last state and all logged lines.
+
+    Args:
+      patterns: number of recurring patterns, whose exposures are counted.
 
     Raises:
-      ValueError: where `workdir` holds a checkpoint of another model.
+      ValueError: if `workdir` holds a checkpoint of another model.
       FloatingPointError: after 10 steps in a row whose loss or gradient was not finite.
-      Interrupted: after SIGTERM or SIGINT, with the state saved after the step that was under way; of the logged line
-        around it, means over training steps are then of those after it. A second signal ends the program at once.
+      Interrupted: after SIGTERM or SIGINT, once the current step has finished and the state is saved. A second signal
+        ends the program at once. When the run is resumed, its next logged line averages over the steps since then.
     """
     state = training.init(learner, seed, patterns)
     saves = Checkpoints(workdir / "checkpoints")
@@ -125,7 +129,7 @@ def train(
 
     previous = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
     for number, handler in previous.items():
-        if handler is not signal.SIG_IGN:  # as SIGINT is in the background of a shell: it is meant for others
+        if handler is not signal.SIG_IGN:  # a shell ignores SIGINT for background jobs
             signal.signal(number, stop)
     try:
         if first < run.steps:
@@ -146,7 +150,7 @@ def train(
 
 
 def _steps(learner, run, seed, state, records, saves, stopped: list) -> TrainState:
-    """All steps that are left; a logged line, and a checkpoint, each time one is due."""
+    """Runs all remaining steps. Writes a logged line and a checkpoint whenever one is due."""
     first, before, start = int(state.step), records.seconds, time.perf_counter()
     reports, compiled = [], set()
     timed_step, timed_from = first, start
@@ -155,7 +159,7 @@ def _steps(learner, run, seed, state, records, saves, stopped: list) -> TrainSta
         state, report = training.train_step(learner, state, learner.task.batch("train", seed, step, length, size))
         reports.append(report)
         done = step + 1
-        if (length, size) not in compiled:  # just now: its time is not a step's
+        if (length, size) not in compiled:  # this step was compiled, so its time does not count
             compiled.add((length, size))
             jax.block_until_ready(state.step)
             timed_step, timed_from = done, time.perf_counter()
@@ -189,7 +193,7 @@ def _interrupted(stopped: list[str], done: int) -> Interrupted:
 
 
 def _write(records, learner, run, state, seed, trained: dict, step_ms: float, seconds: float) -> dict:
-    """One logged line: means over the steps since the last one, held-out metrics, and the clock."""
+    """Writes a logged line: means over the steps since the last line, held-out metrics, and times."""
     line = {"step": int(state.step), "step_ms": step_ms, "seconds": seconds, "peak_memory_mb": peak_memory_mb()}
     line |= {f"train/{name}": value for name, value in trained.items()}
     line |= {f"held_out/{n}": v for n, v in evaluate(learner, run, state, seed, run.held_out_tokens).items()}

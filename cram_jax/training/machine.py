@@ -1,4 +1,4 @@
-"""What made a figure: hardware, software and commit; and how much memory this process took."""
+"""Describes what a run ran on: hardware, versions and commit, and the memory that the process used."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ import jax
 
 
 def versions() -> dict[str, str]:
-    """Hardware, versions and commit, by name."""
+    """Returns hardware, versions and commit, by name."""
     import flax
     import optax
 
@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit of the running code, with a + if files differ from it; None outside a repository."""
+    """Returns the commit of the running code, with a + if files differ from it; None outside a repository."""
     git = lambda *args: subprocess.run(
         ["git", "-C", str(Path(__file__).parent), *args], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -49,8 +49,8 @@ def _cores() -> int:
 
 
 def peak_memory_mb() -> float:
-    """Peak memory of this process so far, in megabytes."""
+    """Returns the peak memory of this process so far, in megabytes."""
     import resource
 
-    divisor = 1024 if platform.system() == "Darwin" else 1  # it counts bytes there, kilobytes elsewhere
+    divisor = 1024 if platform.system() == "Darwin" else 1  # macOS counts bytes, Linux kilobytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / divisor / 1024

@@ -1,4 +1,4 @@
-"""What a run leaves to read: `metrics.jsonl`, TensorBoard events and a line of progress at each logged step."""
+"""Logs of a run: `metrics.jsonl` and TensorBoard events, and means of metrics over batches."""
 
 import json
 import os
@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from tensorboardX import SummaryWriter
 
-CLOCK = ("step_ms", "seconds", "peak_memory_mb")  # fields that differ between two runs of the same command
+CLOCK = ("step_ms", "seconds", "peak_memory_mb")  # fields that differ if the same command runs twice
 
 
 def strict(value):
-    """The same with None for numbers that are not finite: JSON has none of those."""
+    """Returns the value with None for each number that is not finite, because JSON has no such numbers."""
     if isinstance(value, dict):
         return {name: strict(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -21,7 +21,7 @@ def strict(value):
 
 
 def means(sums: list[dict]) -> dict[str, float | list[float]]:
-    """Means of (sum, count) pairs added up over batches, in float64; NaN where nothing was counted."""
+    """Returns total sum / total count of each metric over batches, in float64; NaN if the count is 0."""
     out = {}
     for name in sums[0] if sums else ():
         total = np.sum([np.asarray(s[name][0], np.float64) for s in sums], axis=0)
@@ -32,11 +32,11 @@ def means(sums: list[dict]) -> dict[str, float | list[float]]:
 
 
 class Records:
-    """The run's lines, on disk and in memory; opened on a directory that holds some, it goes on from them.
+    """The logged lines of a run, on disk and in memory. It keeps the lines that the directory already holds.
 
     Args:
-      directory: the run's.
-      step: the step the run goes on from. Later lines are cut away: they will be written again.
+      directory: directory of the run.
+      step: step that the run resumes from. Lines of later steps are deleted, because they will be written again.
     """
 
     def __init__(self, directory: Path, step: int):
@@ -52,7 +52,7 @@ class Records:
         )
 
     def write(self, line: dict) -> None:
-        """Appends a line; its numbers also go to TensorBoard."""
+        """Appends a line, and gives its numbers to TensorBoard."""
         self.lines.append(line)
         self.file.write(json.dumps(strict(line)) + "\n")
         self.file.flush()
@@ -61,24 +61,24 @@ class Records:
                 self.board.add_scalar(name, value, line["step"])
 
     def launch(self, versions: dict) -> None:
-        """Appends to `launches.jsonl`: by which code, and where, the steps from here on are trained."""
+        """Appends to `launches.jsonl` which code and machine train the steps from here on."""
         step = self.lines[-1]["step"] if self.lines else 0
         with self.path.with_name("launches.jsonl").open("a") as file:
             file.write(json.dumps({"from_step": step, **versions}) + "\n")
 
     @property
     def seconds(self) -> float:
-        """Training time so far, all processes of the run added up."""
+        """Training time so far in seconds, over all processes of the run."""
         return self.lines[-1]["seconds"] if self.lines else 0.0
 
     def close(self) -> None:
-        """Flushes both."""
+        """Writes what is buffered and closes both files."""
         self.file.close()
         self.board.close()
 
 
 def read(path: Path) -> list[dict]:
-    """The lines of a `metrics.jsonl`, NaN for null; an unfinished last line, left by a killed process, is not one."""
+    """Returns the lines of a `metrics.jsonl`, with NaN for null, up to a line that a killed process left unfinished."""
     if not path.exists():
         return []
     lines = []
@@ -91,5 +91,5 @@ def read(path: Path) -> list[dict]:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as minutes:seconds."""
+    """Returns a time in seconds as text, minutes:seconds."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

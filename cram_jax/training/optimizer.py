@@ -1,7 +1,7 @@
-"""The optimizer: AdamW after clipping, with groups of parameters named by glob patterns on their paths.
+"""The optimizer: AdamW after clipping. Glob patterns on paths select groups of parameters.
 
-A path is the names from the root, joined by dots: `model.0.semantic.up_RxD` is the semantic memory of the layers in
-place 0 of the stack's pattern, `task.answer_DxA` a read-out. `describe` lists what each pattern matches.
+A path is the names from the root, joined by dots: `model.0.semantic.up_RxD` belongs to the semantic memory of the
+layers in place 0 of the stack's pattern, `task.answer_DxA` is a read-out. `describe` lists what each pattern matches.
 """
 
 import dataclasses
@@ -18,11 +18,13 @@ from cram_jax.models.stack import Stack
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """learning_rate: its peak. warmup: steps to it. steps: of the cosine that follows, to `final` times the peak.
-    weight_decay: of matrices, except those that a layer's `no_decay` names. Vectors and scalars do not decay.
-    clip: largest global norm of a gradient.
-    rates: (pattern, factor): a factor on the learning rate of the parameters that the pattern matches.
-    frozen: patterns of parameters that do not change. Gradients go through them to what is before them.
+    """learning_rate: peak of the learning rate.
+    warmup: steps of the linear rise from 0 to the peak.
+    steps: steps of the schedule, warmup included. After the warmup a cosine falls to `final` times the peak.
+    weight_decay: weight decay of matrices, except those in a layer's `no_decay`. Vectors and scalars do not decay.
+    clip: largest global norm of the gradient.
+    rates: pairs (pattern, factor). The factor multiplies the learning rate of the parameters that the pattern matches.
+    frozen: patterns of parameters that do not change. Gradients still pass through them.
     """
 
     learning_rate: float = 2e-3
@@ -45,15 +47,14 @@ class OptimizerConfig:
 
 
 def build(cfg: OptimizerConfig, stack: Stack) -> optax.GradientTransformation:
-    """The optimizer of parameters `Params(task, model)`; its state holds the step count.
+    """Returns the optimizer of parameters `Params(task, model)`. Its state holds the step count.
 
-    Raises:
-      ValueError: in its `init`, for a pattern that matches no parameter.
+    Its `init` raises a ValueError if a pattern matches no parameter.
     """
     peak, steps = cfg.learning_rate, max(cfg.steps, cfg.warmup + 1)
     rate = optax.warmup_cosine_decay_schedule(0.0, peak, cfg.warmup, steps, cfg.final * peak)
     adamw = optax.adamw(rate, weight_decay=cfg.weight_decay, mask=lambda params: decays(cfg, stack, params))
-    # Frozen parameters come first, so that their gradients take no share of the clip.
+    # Gradients of frozen parameters are zeroed first, so that they do not count in the norm that is clipped.
     held = [optax.masked(optax.set_to_zero(), lambda params: matches(cfg.frozen, params))] if cfg.frozen else []
     scaled = [
         optax.masked(optax.scale(factor), lambda params, pattern=pattern: matches((pattern,), params))
@@ -63,19 +64,19 @@ def build(cfg: OptimizerConfig, stack: Stack) -> optax.GradientTransformation:
 
 
 def decays(cfg: OptimizerConfig, stack: Stack, params):
-    """True for each parameter that decays."""
+    """Returns True for each parameter that decays."""
     spared = tuple(f"model.{pattern}" for pattern in stack.patterns("no_decay"))
     excluded = matches((*spared, *cfg.frozen), params)
-    # A parameter of the stack has one axis more than the layer's own: that of repeats.
+    # Parameters of the stack have an extra leading axis, that of repeats.
     is_matrix = lambda path, leaf: leaf.ndim - path.startswith("model.") >= 2
     return jax.tree.map(lambda matrix, out: matrix and not out, by_path(is_matrix, params), excluded)
 
 
 def matches(patterns: tuple[str, ...], params):
-    """True for each parameter whose path one of the patterns matches.
+    """Returns True for each parameter whose path matches one of the patterns.
 
     Raises:
-      ValueError: for a pattern that matches none, with the paths there are.
+      ValueError: if a pattern matches no parameter. The message lists all paths.
     """
     paths = jax.tree.leaves(by_path(lambda path, _: path, params))
     for pattern in patterns:
@@ -85,13 +86,13 @@ def matches(patterns: tuple[str, ...], params):
 
 
 def by_path(choose: Callable, params):
-    """`choose(path, leaf)` of each parameter."""
+    """Returns the tree of `choose(path, leaf)` for each parameter."""
     name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
     return jax.tree_util.tree_map_with_path(lambda path, leaf: choose(name(path), leaf), params)
 
 
 def describe(cfg: OptimizerConfig, stack: Stack, params) -> list[str]:
-    """What each group of parameters holds, a line each, for a log."""
+    """Returns one line for each group of parameters, listing its paths, for a log."""
     paths = jax.tree.leaves(by_path(lambda path, _: path, params))
     named = lambda chosen: [path for path, one in zip(paths, jax.tree.leaves(chosen), strict=True) if one]
     groups = {f"weight decay {cfg.weight_decay:g}": decays(cfg, stack, params)}

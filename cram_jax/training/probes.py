@@ -1,4 +1,4 @@
-"""What is reported of the layers' routes: who attended, how often by exposure, and how good recall is."""
+"""Metrics of the layers' routes: which tokens attended, how that depends on exposure, and the quality of recall."""
 
 import jax.numpy as jnp
 
@@ -7,21 +7,23 @@ from cram_jax.functional.layer import LayerAux
 from cram_jax.models.stack import Stack
 from cram_jax.training.task import Sums
 
-OCTAVE, OCTAVES = 2, 16  # bins of exposures in an octave, and octaves
-BINS = 20  # of quality, from 0 to 1
+OCTAVE, OCTAVES = 2, 16  # bins of exposures in an octave (a factor of 2), and number of octaves
+BINS = 20  # bins of quality, from 0 to 1
 
 
 def _share(marks: Array, among: Array | None = None) -> tuple[Array, Array]:
-    """(sum, count) of marks, among some places."""
+    """(sum, count) of marks over the places in `among`, all by default."""
     ones = jnp.ones_like(marks)
     return jnp.sum(marks, where=among, dtype=jnp.float32), jnp.sum(ones, where=among, dtype=jnp.float32)
 
 
 def routed(model: Stack, aux: tuple[LayerAux, ...], groups: dict[str, Array]) -> Sums:
-    """What a batch's tokens did in the layers that decide who attends, audits counted; {} without such layers.
+    """Returns the shares of tokens that attended and that were kept, in the layers with routes; {} without such layers.
+
+    Audits count as attention.
 
     Args:
-      groups: kinds of tokens to report separately, each (B T).
+      groups: marks (B T) of the kinds of tokens that are also reported separately, by name.
     """
     routes = [one for _, one in model.routes(aux)]
     if not routes:
@@ -47,10 +49,12 @@ def routed(model: Stack, aux: tuple[LayerAux, ...], groups: dict[str, Array]) ->
 def exposed(
     model: Stack, aux: tuple[LayerAux, ...], asked_BxT: Int[Array, "B T"], exposures_P: Int[Array, "P"]
 ) -> Sums:
-    """Queries of recurring patterns, and how many of them chose attention in some layer (Eq 14); audits are no choice.
+    """Counts queries of recurring patterns, and those that chose attention in some layer (Eq 14). Audits do not count.
 
-    By how often, k, their pattern was asked for in earlier batches: bin i of `exposed` holds k + 1 from
-    2^(i / OCTAVE) on. And by pattern, P numbers each. {} without patterns, or without layers that consolidate.
+    Returns:
+      `exposed`: counts by exposure k, the number of earlier queries of the pattern. Bin i holds the queries with
+      k + 1 >= 2^(i / OCTAVE), up to the next bin. `asked_by_pattern`: counts for each of the P patterns. Both also with
+      `_episodic` appended: those queries that chose attention. {} without patterns, or if no layer consolidates.
     """
     if not (exposures_P.size and model.consolidates):
         return {}
@@ -69,17 +73,19 @@ def exposed(
 
 
 def _histogram(where: Bool[Array, "B T"], values: Array, weights: Array) -> Array:
-    """Sums of the weights in BINS equal bins of values from 0 to 1."""
+    """Sums of the weights in BINS equal bins of the values, from 0 to 1."""
     place = jnp.where(where, jnp.clip((values * BINS).astype(jnp.int32), 0, BINS - 1), BINS)
     return jnp.zeros(BINS).at[place].add(weights, mode="drop")
 
 
 def quality(model: Stack, aux: tuple[LayerAux, ...], groups: dict[str, Array]) -> Sums:
-    """Quality q and familiarity q-hat of tokens that retrieved, in each layer that consolidates.
+    """Returns statistics of quality q and familiarity q-hat, in each layer that consolidates.
 
-    By group of tokens and for "all": `quality_*`, `familiarity_*` and `familiarity_error_*`, the distance of the two.
-    For the first group, the histogram of q. For all tokens and for the first group, reliability bins: counts, sums of
-    q-hat and sums of q in bins of q-hat.
+    They are over tokens that retrieved, because q is known only for them.
+
+    - For each group of tokens and for "all": `quality_*`, `familiarity_*`, and `familiarity_error_*`, |q-hat - q|.
+    - For the first group: `quality_bins_*`, the histogram of q.
+    - For "all" and the first group: `reliability_*`, counts, sums of q-hat and sums of q in bins of q-hat.
     """
     first_name, first_BxT = next(iter(groups.items()))
     over = lambda what, where: (jnp.sum(what, where=where), jnp.sum(where, dtype=jnp.float32))

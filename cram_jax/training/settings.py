@@ -1,4 +1,4 @@
-"""Frozen dataclasses and `ml_collections.ConfigDict`s, one into the other: the experiments' edge."""
+"""Converts settings between frozen dataclasses and `ml_collections.ConfigDict`, which the experiments use."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 
 def to_config(settings) -> ConfigDict:
-    """A dataclass, and those inside it, as a ConfigDict that flags can override field by field."""
+    """Returns a dataclass, and those inside it, as a ConfigDict. Flags can override each field."""
     config = ConfigDict()
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -17,10 +17,10 @@ def to_config(settings) -> ConfigDict:
 
 
 def from_config(like, config: ConfigDict):
-    """`to_config` undone: `like` with the values of `config`.
+    """Returns `like` with the values of `config`: the inverse of `to_config`.
 
     Raises:
-      KeyError: for a key that `like` does not have, naming those it has.
+      KeyError: if `like` has no field of that name. The message lists its fields.
     """
     names = {field.name for field in dataclasses.fields(like)}
     for key in config:
@@ -38,10 +38,10 @@ def _hashable(value):
 
 
 def claim_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Makes the directory, or checks that it was made for the same settings; writes `config.json` there.
+    """Creates the directory with a `config.json`, or checks that an existing one is for the same settings.
 
     Raises:
-      ValueError: where it cannot be written, or holds a run with other settings, naming all that differ.
+      ValueError: if the directory cannot be written, or holds a run with other settings. The message lists those.
     """
     path = Path(workdir) / "config.json"
     try:

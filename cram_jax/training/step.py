@@ -1,4 +1,4 @@
-"""What is trained, and one training step as a pure function of (state, batch)."""
+"""The training state, and one training step as a pure function of (state, batch)."""
 
 import dataclasses
 from functools import partial
@@ -18,14 +18,14 @@ from cram_jax.training.controller import PriceConfig, PriceState
 from cram_jax.training.optimizer import OptimizerConfig
 from cram_jax.training.task import Sums, Task
 
-# What is folded into a run's key for each purpose; a task's data takes 0 and 1.
+# Numbers folded into a run's key, one for each purpose. Tasks use 0 and 1 for their data.
 INIT, EVALUATION = 2, 3
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Learner:
-    """All that is static about a training: the task, the network, the optimizer and the loss."""
+    """All static parts of a training: task, network, optimizer, loss and price."""
 
     task: Task
     model: Stack
@@ -35,23 +35,23 @@ class Learner:
 
 
 class Params(NamedTuple):
-    """Attributes: the task's embedding and read-out, and the stack of layers between them."""
+    """Attributes: task, the parameters of embedding and read-out; model, those of the stack of layers between them."""
 
     task: NamedTuple
     model: tuple
 
 
 class TrainState(NamedTuple):
-    """All that a training carries; donated, checkpointed and guarded as one.
+    """The state of a training, which is donated and checkpointed as a whole.
 
     Attributes:
-      step: batches seen.
-      params, opt_state: of the network.
-      consolidation: states of all layers, `Stack.init_state`.
-      price: of attention, and when the router was released.
+      step: number of batches seen.
+      params, opt_state: parameters, and the state of the optimizer.
+      consolidation: states of all layers, see `Stack.init_state`.
+      price: state of the controller: the price of attention, and the step of the release.
       exposures_P: how often each recurring pattern was asked for; for metrics only.
-      key: root of all noise. It never changes; each step folds its number in.
-      skipped: steps in a row that changed nothing because loss or gradient was not finite.
+      key: random key of the training. It never changes; each step folds in its number.
+      skipped: number of steps in a row that were skipped because loss or gradient was not finite.
     """
 
     step: Int[Array, ""]
@@ -66,7 +66,7 @@ class TrainState(NamedTuple):
 
 @partial(jax.jit, static_argnums=(0, 2))
 def init(learner: Learner, seed: int | Int[Array, ""], patterns: int) -> TrainState:
-    """A fresh state; the seed decides parameters and noise."""
+    """Returns a fresh state. The seed decides parameters and noise; `patterns` is the number of recurring patterns."""
     task, model, noise = jax.random.split(jax.random.fold_in(jax.random.key(seed), INIT), 3)
     params = Params(learner.task.init(task, learner.model.D), learner.model.init(model))
     return TrainState(
@@ -82,10 +82,10 @@ def init(learner: Learner, seed: int | Int[Array, ""], patterns: int) -> TrainSt
 
 
 def check_batch(learner: Learner, params: Params, batch) -> None:
-    """Checks the values of one batch before anything is trained on it.
+    """Checks the values of one batch before training.
 
     Raises:
-      ValueError, TypeError: for embedded tokens or gaps that a layer cannot take, or that are not finite.
+      ValueError, TypeError: if embedded tokens or gaps have a wrong shape or dtype, or are not finite.
     """
     x_BxTxD, gap_BxT = learner.task.embed(params.task, batch)
     check_inputs(x_BxTxD, learner.model.D, gap_BxT, None)
@@ -94,7 +94,7 @@ def check_batch(learner: Learner, params: Params, batch) -> None:
 
 
 def forward(learner: Learner, params: Params, states: tuple, batch, key: Key | None, train: bool):
-    """(task loss, metrics, aux) of a batch; executed operations are among the metrics."""
+    """Returns (task loss, metrics, aux) of a batch. The metrics include the executed operations."""
     x_BxTxD, gap_BxT = learner.task.embed(params.task, batch)
     y_BxTxD, aux = learner.model.apply(params.model, states, x_BxTxD, gap_BxT=gap_BxT, key=key, train=train)
     loss, metrics = learner.task.score(params.task, y_BxTxD, batch)
@@ -106,7 +106,13 @@ def forward(learner: Learner, params: Params, states: tuple, batch, key: Key | N
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def train_step(learner: Learner, state: TrainState, batch) -> tuple[TrainState, Sums]:
-    """One step of Eq 8, then consolidation and price. If it is not finite, only `step` and `skipped` change."""
+    """Does one optimizer step on Eq 8, then updates consolidation state and price.
+
+    If loss or gradient is not finite, only `step` and `skipped` change.
+
+    Returns:
+      The new state, and the step's metrics as (sum, count).
+    """
 
     def total(params):
         key = jax.random.fold_in(state.key, state.step)
@@ -145,14 +151,14 @@ def train_step(learner: Learner, state: TrainState, batch) -> tuple[TrainState, 
 
 @partial(jax.jit, static_argnums=0)
 def evaluate_step(learner: Learner, state: TrainState, batch, key: Key) -> Sums:
-    """Metrics of a batch: hard decisions without noise, evaluation audits counted as attention."""
+    """Returns the metrics of a batch. Decisions are hard and without noise. Evaluation audits count as attention."""
     _, metrics, aux = forward(learner, state.params, state.consolidation, batch, key, train=False)
     return metrics | probes.routed(learner.model, aux, learner.task.groups(batch))
 
 
 @partial(jax.jit, static_argnums=0)
 def probe_step(learner: Learner, state: TrainState, batch, key: Key) -> Sums:
-    """Quality and familiarity of every token (`probes.quality`), by retrieving for all; not counted as attention."""
+    """Returns quality and familiarity (`probes.quality`). Every token retrieves; this does not count as attention."""
     audited = dataclasses.replace(learner, model=learner.model.replace(lambda layer: layer.audited()))
     _, _, aux = forward(audited, state.params, state.consolidation, batch, key, train=False)
     return probes.quality(audited.model, aux, learner.task.groups(batch))

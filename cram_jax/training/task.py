@@ -1,39 +1,39 @@
-"""The contract of a task: data, its embedding before a stack of layers, its read-out and its score after it."""
+"""The interface of a task: its data, the embedding before a stack of layers, and read-out and score after it."""
 
 from typing import Protocol, runtime_checkable
 
 from cram_jax.dims import Array, Int, Key, Scalar
 
-Sums = dict[str, tuple[Array, Array]]  # by name, (sum, count); means are taken on the host, over all batches
+Sums = dict[str, tuple[Array, Array]]  # (sum, count) by name; the host takes means over all batches
 
 
 @runtime_checkable
 class Task(Protocol):
-    """Static: frozen and hashable.
+    """What a training needs of a task. A task must be frozen and hashable, because it is a static argument of jit.
 
     Attributes:
-      headline: the metric of `score` that a person watches.
+      headline: name of the main metric of `score`.
     """
 
     headline: str
 
     def batch(self, split: str, seed: int, index: int, length: int, size: int):
-        """Batch `index` of "train" or "held_out", a pure function of the arguments: `size` sequences of `length`.
+        """Returns batch `index` of "train" or "held_out": `size` sequences of `length` tokens.
 
-        A task by whose results settings are chosen also has "validation".
+        It is a pure function of the arguments. If settings are chosen on this task, it also has "validation".
         """
 
     def init(self, key: Key, D: int):
-        """Parameters of embedding and read-out."""
+        """Returns parameters of embedding and read-out."""
 
     def embed(self, params, batch):
-        """(x_BxTxD, gap_BxT or None)."""
+        """Returns (x_BxTxD, gap_BxT): embedded tokens and time gaps. gap_BxT is None if the task has no gaps."""
 
     def score(self, params, y_BxTxD, batch) -> tuple[Scalar, Sums]:
-        """(loss, metrics)."""
+        """Returns (loss, metrics) of the network's outputs y_BxTxD."""
 
     def groups(self, batch) -> dict[str, Array]:
-        """Kinds of tokens to report by name, each (B T) bool; the first is what figures are about."""
+        """Returns marks (B T) of the kinds of tokens to report, by name. Figures show the first."""
 
     def asked(self, batch) -> Int[Array, "B T"]:
-        """The recurring pattern that each token asks for; -1 for none."""
+        """Returns the recurring pattern that each token asks for; -1 for none."""
