@@ -1,1 +1,1 @@
-"""Whole networks: layers in a stack, between a task's embedding and its read-out."""
+"""Networks: stacks of layers, language models, and pretrained weights."""

@@ -1,4 +1,4 @@
-"""A language model around a stack of layers: embedding before, norm and the same embedding after."""
+"""A language model: embedding, stack of layers, norm, and a read-out that is tied to the embedding."""
 
 import dataclasses
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from cram_jax.models.stack import Stack
 
 
 class LanguageParams(NamedTuple):
-    """Attributes: the embedding of A tokens, the layers' parameters, and the last norm."""
+    """Attributes: token_AxD, embedding of A tokens; layers, parameters of the stack; norm_D, scale of the last norm."""
 
     token_AxD: Float[Array, "A D"]
     layers: tuple
@@ -22,7 +22,10 @@ class LanguageParams(NamedTuple):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-    """vocabulary: A. stack: the layers, whose residual is that of the tokens. epsilon: of the last norm."""
+    """vocabulary: A, number of tokens.
+    stack: the layers.
+    epsilon: epsilon of the last norm.
+    """
 
     vocabulary: int
     stack: Stack
@@ -32,7 +35,7 @@ class LanguageModel:
         check_at_least_one(self, "vocabulary")
 
     def init(self, key: Key) -> LanguageParams:
-        """Embeddings at the paper's 0.02."""
+        """Draws parameters. Embeddings have standard deviation 0.02, as in the paper."""
         token, layers = jax.random.split(key)
         D = self.stack.D
         return LanguageParams(
@@ -52,10 +55,10 @@ class LanguageModel:
         train: bool = False,
         segment_BxT: Segments | None = None,
     ):
-        """(logits_BxTxA, the layers' aux) of whole sequences.
+        """Returns (logits_BxTxA, aux of the layers) for whole sequences.
 
         Raises:
-          TypeError: for tokens that are not integers.
+          TypeError: if the tokens are not integers.
         """
         if not jnp.issubdtype(token_BxT.dtype, jnp.integer):
             raise TypeError(f"token_BxT must be integers, got {token_BxT.dtype}")
@@ -64,6 +67,6 @@ class LanguageModel:
         return self._read_out(params, y_BxTxD), aux
 
     def step(self, params: LanguageParams, states, caches, token_B: Int[Array, "B"], *, key: Key | None = None):
-        """(logits_BxA, caches, aux) of one token, streaming."""
+        """Returns (logits_BxA, caches, aux) for the next token of a stream."""
         y_BxD, caches, aux = self.stack.step(params.layers, states, caches, params.token_AxD[token_B], key=key)
         return self._read_out(params, y_BxD), caches, aux

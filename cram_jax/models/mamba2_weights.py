@@ -1,4 +1,4 @@
-"""Mamba-2 language models as Hugging Face stores them: `config.json` and `model.safetensors` of one folder."""
+"""Loads Mamba-2 language models from a Hugging Face folder: `config.json` and `model.safetensors`."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from cram_jax.models.language import LanguageModel, LanguageParams
 from cram_jax.models.stack import Stack
 
 EMBEDDING, LAST_NORM = "backbone.embeddings.weight", "backbone.norm_f.weight"
-# What a layer's tensors become: our name, and how the tensor is turned.
+# Tensors of a layer: (our name, how to transform the stored tensor).
 TENSORS = {
     "norm.weight": ("norm_D", lambda x: x),
     "mixer.in_proj.weight": ("in_DxX", lambda x: x.T),
@@ -29,16 +29,17 @@ TENSORS = {
 
 
 def load_mamba2(folder: str | Path, *, grouped_norm: bool = True) -> tuple[LanguageParams, LanguageModel]:
-    """(params, model) of a pretrained Mamba-2.
+    """Returns (params, model) of a pretrained Mamba-2.
 
     Args:
-      folder: holds `config.json`, and `model.safetensors` or several `*.safetensors`.
-      grouped_norm: whether the gated norm normalises each group's part by itself, as in Hugging Face's code since
-        version 5.23 and in mamba_ssm; older versions took all parts together. With one group there is no difference.
+      folder: folder with `config.json`, and `model.safetensors` or several `*.safetensors`.
+      grouped_norm: whether the gated norm normalises each group separately, as mamba_ssm does, and Hugging Face's code
+        since version 5.23. Older versions normalise all groups together. With one group there is no difference.
 
     Raises:
-      FileNotFoundError: where a file is missing.
-      ValueError: for settings this model does not have, and for tensors that are unknown, missing, or of other shapes.
+      FileNotFoundError: if a file is missing.
+      ValueError: if the config asks for what this model does not have, or a tensor is unknown, missing or of a wrong
+        shape.
     """
     folder = Path(folder)
     settings = json.loads((folder / "config.json").read_text())
@@ -51,12 +52,12 @@ def load_mamba2(folder: str | Path, *, grouped_norm: bool = True) -> tuple[Langu
     wanted |= {f"backbone.layers.{i}.{n}": shape for i in range(depth) for n, shape in _shapes(cfg).items()}
     if set(tensors) != set(wanted):
         raise ValueError(
-            f"{folder} does not hold what its config says: unknown tensors {sorted(set(tensors) - set(wanted))}, "
+            f"the tensors in {folder} do not fit its config: unknown tensors {sorted(set(tensors) - set(wanted))}, "
             f"missing {sorted(set(wanted) - set(tensors))}"
         )
     wrong = {n: (x.shape, wanted[n]) for n, x in tensors.items() if x.shape != wanted[n]}
     if wrong:
-        raise ValueError(f"{folder} holds tensors of other shapes than its config says: (found, expected) {wrong}")
+        raise ValueError(f"tensors in {folder} have wrong shapes for its config: (found, expected) {wrong}")
     stacked = {
         ours: jnp.stack([turn(tensors[f"backbone.layers.{i}.{name}"]) for i in range(depth)])
         for name, (ours, turn) in TENSORS.items()
@@ -68,13 +69,13 @@ def load_mamba2(folder: str | Path, *, grouped_norm: bool = True) -> tuple[Langu
 
 def _model(settings: dict, grouped_norm: bool) -> LanguageModel:
     low, high = (math.inf if isinstance(x, dict) else float(x) for x in settings.get("time_step_limit", (0, math.inf)))
-    # What we compute, and nothing else
+    # The only settings that this model supports
     fixed = {"model_type": "mamba2", "hidden_act": "silu", "use_bias": False, "use_conv_bias": True}
     other = {n: settings.get(n, value) for n, value in fixed.items() if settings.get(n, value) != value}
     if (low, high) != (0.0, math.inf):
         other["time_step_limit"] = settings["time_step_limit"]
     if other:
-        raise ValueError(f"the config asks for {other}; here are only {fixed | {'time_step_limit': (0.0, math.inf)}}")
+        raise ValueError(f"the config asks for {other}; supported is {fixed | {'time_step_limit': (0.0, math.inf)}}")
     groups = settings["n_groups"]
     layer = Mamba2Config(
         D=settings["hidden_size"],
@@ -92,7 +93,7 @@ def _model(settings: dict, grouped_norm: bool) -> LanguageModel:
 
 
 def _shapes(cfg: Mamba2Config) -> dict[str, tuple[int, ...]]:
-    """Of a layer's tensors, as they are stored."""
+    """Shapes of a layer's stored tensors."""
     return {
         "norm.weight": (cfg.D,),
         "mixer.in_proj.weight": (cfg.inner + cfg.convolved + cfg.heads, cfg.D),
@@ -113,7 +114,7 @@ def _tensors(folder: Path) -> dict[str, np.ndarray]:
     tensors = {}
     for file in files:
         with safe_open(file, framework="flax") as opened:
-            # Some stores name the embedding in the singular
+            # Some files say "embedding" instead of "embeddings"
             names = {n: n.replace("backbone.embedding.", "backbone.embeddings.") for n in opened.keys()}
             tensors |= {ours: np.asarray(opened.get_tensor(n).astype(jnp.float32)) for n, ours in names.items()}
     return tensors

@@ -1,11 +1,11 @@
-"""A network's trunk: a pattern of layers, repeated. It has the contract of a single layer.
+"""A stack of layers: a pattern of layers that is repeated. It has the same methods as a single layer.
 
 `Stack((CRAMConfig(),), 2)` is two CRAM layers. Jamba (Lieber et al. 2024) is `Stack(jamba_pattern(...))`: one layer of
-attention among several of Mamba-2. The task gives the embedding before the trunk and the read-out after it.
+attention among several of Mamba-2. The task gives the embedding before the stack and the read-out after it.
 
 Parameters, states, caches and aux are tuples with one entry for each place of the pattern. In an entry of parameters,
-states or aux each leaf has a leading axis of repeats. An entry of caches is a tuple with one cache for each repeat:
-taken out of one array and put back, a cache would be copied for every token.
+states or aux each leaf has a leading axis of repeats. An entry of caches is a tuple with one cache for each repeat,
+because slices of a common array would be copied for every token.
 """
 
 import dataclasses
@@ -24,7 +24,9 @@ from cram_jax.functional.objective import MemorySums
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """layers: the pattern, all of one width. repeats: how often the pattern is repeated."""
+    """layers: the pattern, configurations of layers of one width.
+    repeats: how often the pattern is repeated.
+    """
 
     layers: tuple[Layer, ...]
     repeats: int = 1
@@ -48,29 +50,29 @@ class Stack:
 
     @property
     def consolidates(self) -> bool:
-        """Whether some layer learns from what it retrieved."""
+        """Whether any layer learns from its own retrievals."""
         return any(layer.consolidates for layer in self.layers)
 
     def replace(self, change) -> "Stack":
-        """The stack with `change(layer)` in the place of each layer's configuration."""
+        """Returns the stack with `change(layer)` in place of each layer's configuration."""
         return dataclasses.replace(self, layers=tuple(change(layer) for layer in self.layers))
 
     def patterns(self, name: str) -> tuple[str, ...]:
-        """The layers' parameter patterns "no_decay" or "taught", with the place in front: "0.semantic.*"."""
+        """Returns the layers' patterns `name`, "no_decay" or "taught", with the place in front: "0.semantic.*"."""
         return tuple(f"{i}.{one}" for i, layer in enumerate(self.layers) for one in getattr(layer, name))
 
     def init(self, key: Key) -> tuple:
-        """Parameters of all layers."""
+        """Draws the parameters of all layers."""
         keys = jax.random.split(key, self.depth).reshape(self.repeats, len(self.layers))
         return tuple(jax.vmap(layer.init)(keys[:, place]) for place, layer in enumerate(self.layers))
 
     def init_state(self) -> tuple:
-        """States of all layers."""
+        """Returns the initial states of all layers."""
         repeat = lambda leaf: jnp.repeat(leaf[None], self.repeats, axis=0)
         return tuple(jax.tree.map(repeat, layer.init_state()) for layer in self.layers)
 
     def init_cache(self, batch: int) -> tuple:
-        """Streaming caches of all layers."""
+        """Returns empty streaming caches of all layers."""
         return tuple(tuple(layer.init_cache(batch) for _ in range(self.repeats)) for layer in self.layers)
 
     def apply(
@@ -84,7 +86,7 @@ class Stack:
         train: bool = False,
         segment_BxT: Segments | None = None,
     ) -> tuple[Tokens, tuple[LayerAux, ...]]:
-        """Whole sequences through all layers: (tokens, aux)."""
+        """Applies all layers to whole sequences: returns (tokens, aux)."""
 
         def pattern(x_BxTxD, repeat):
             params, states, index = repeat
@@ -106,13 +108,13 @@ class Stack:
         return jax.lax.scan(pattern, x_BxTxD, (params, states, jnp.arange(self.repeats)), unroll=True)
 
     def _key(self, key: Key | None, repeat, place: int) -> Key | None:
-        """A layer's own key, by its number in the network."""
+        """A separate key for each layer, from its number in the network."""
         return None if key is None else jax.random.fold_in(key, repeat * len(self.layers) + place)
 
     def step(
         self, params: tuple, states: tuple, caches: tuple, x_BxD: Token, *, gap_B: Gap | None = None, key=None
     ) -> tuple[Token, tuple, tuple[LayerAux, ...]]:
-        """One token through all layers: (token, caches, aux)."""
+        """Applies all layers to the next token of a stream: returns (token, caches, aux)."""
         after, auxes = [[] for _ in self.layers], [[] for _ in self.layers]
         for repeat in range(self.repeats):
             for place, layer in enumerate(self.layers):
@@ -127,10 +129,10 @@ class Stack:
     def rollout(
         self, params: tuple, states: tuple, caches: tuple, x_BxTxD: Tokens, *, gap_BxT: Gaps | None = None, key=None
     ) -> tuple[Tokens, tuple, tuple[LayerAux, ...]]:
-        """`step` over a piece of a stream: (tokens, caches, aux with T in front of each leaf's axes).
+        """Applies `step` to T tokens of a stream: returns (tokens, caches, aux with a leading axis T in each leaf).
 
-        It needs memory for the caches and the piece, however long the stream. Donate the caches where it is jitted, so
-        that they are written in place: `jax.jit(stack.rollout, donate_argnums=2)`.
+        Its memory does not grow with the length of the stream, only with T. Donate the caches to jit, so that they are
+        updated in place: `jax.jit(stack.rollout, donate_argnums=2)`.
         """
 
         def one(caches, now):
@@ -144,27 +146,27 @@ class Stack:
         return y_TxBxD.swapaxes(0, 1), caches, aux
 
     def update(self, states: tuple, aux: tuple[LayerAux, ...], axis_name: str | None = None) -> tuple:
-        """States after a training step. Once a step, after all sums over micro-batches."""
+        """Returns the states after a training step. Call it once a step, with aux summed over all micro-batches."""
         of_layers = zip(self.layers, states, aux, strict=True)
         return tuple(layer.update(state, one.stats, axis_name) for layer, state, one in of_layers)
 
     def release(self, states: tuple, when: Bool[Array, ""] | bool = True) -> tuple:
-        """States in which the layers decide by themselves who attends."""
+        """Returns states in which the routers are released, if `when` is true."""
         return tuple(layer.release(state, when) for layer, state in zip(self.layers, states, strict=True))
 
     def sums(self, aux: tuple[LayerAux, ...]) -> MemorySums | None:
-        """Sums of all layers that have a loss of their own, with a leading axis of those layers; None without any."""
+        """Returns the sums of all layers with a loss of their own, with a leading axis of layers; None without any."""
         found = [one.sums for one in aux if one.sums]
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found) if found else None
 
     def routes(self, aux: tuple[LayerAux, ...]) -> list[tuple[Layer, Any]]:
-        """(layer, its routes) of each layer that decides who attends, in the order of the network."""
+        """Returns (layer, routes) of each layer that decides which tokens attend, in the order of the network."""
         found = [(layer, one.routes) for layer, one in zip(self.layers, aux, strict=True) if one.routes]
         at = lambda routes, repeat: jax.tree.map(lambda leaf: leaf[repeat], routes)
         return [(layer, at(routes, repeat)) for repeat in range(self.repeats) for layer, routes in found]
 
     def operations(self, aux: tuple[LayerAux, ...], shape: tuple[int, int], train: bool) -> Operations:
-        """Operations that all layers executed for one (batch, length)."""
+        """Returns the operations that all layers executed for inputs of shape (batch, length)."""
         attention, total = jnp.zeros(()), jnp.zeros(())
         for layer, one in zip(self.layers, aux, strict=True):
             of = lambda routes, layer=layer: layer.operations(shape, routes, train)
@@ -177,12 +179,13 @@ class Stack:
 
 
 def jamba_pattern(recurrent: Layer, attention: Layer, before: int = 4, after: int = 3) -> tuple[Layer, ...]:
-    """Jamba's layers (Lieber et al. 2024, arXiv 2403.19887): one of attention among several recurrent ones.
+    """Returns Jamba's pattern of layers (Lieber et al. 2024, arXiv 2403.19887): attention among recurrent layers.
 
-    Here it is without mixture of experts, and with a feed-forward network after the attention only.
+    Unlike the paper's, it has no mixture of experts, and a feed-forward network after attention only.
 
     Args:
-      recurrent: configuration of the recurrent layers. before, after: how many of them stand around the attention.
+      recurrent: configuration of the recurrent layers.
+      attention: configuration of the attention layer.
+      before, after: number of recurrent layers before and after attention.
     """
     return (*[recurrent] * before, attention, *[recurrent] * after)
-
