@@ -1,4 +1,7 @@
-"""An ablation: Eq 7 read literally. The router sees the quality q itself, so every token retrieves, and is counted."""
+"""An ablation that takes Eq 7 literally: the router sees the quality q itself, so every token must retrieve.
+
+All these retrievals count as attention.
+"""
 
 import dataclasses
 
@@ -12,7 +15,7 @@ from cram_jax.functional.routing import Gates
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class CircularCRAMConfig(CRAMConfig):
-    """A CRAM layer whose router input "familiarity" is q (Eq 6) in the place of its estimate."""
+    """A CRAM layer whose router gets the quality q (Eq 6) instead of the familiarity, its estimate."""
 
     def _route(self, params, state, z, gap, magnitude, novelty, uniform, position, train: bool, retrieve) -> Gates:
         quality = retrieve(jnp.ones(z.shape[:-1], bool)).quality

@@ -1,6 +1,6 @@
-"""The sources of claims, in claims/: a TOML file for each claim, the index of all, and texts.
+"""Reads the sources of claims in claims/: a TOML file for each claim, an index of them, and texts.
 
-How to write them: claims/README.md.
+claims/README.md explains how to write them.
 """
 
 import re
@@ -27,11 +27,12 @@ VERDICTS = {
 class Table:
     """A table of numbers.
 
-    A number may be said in two parts, START (NAME:PATH) and END (PATH:FORMAT): one by the column, the other by the row.
+    A number's reference may be split in two parts, START (NAME:PATH) and END (PATH:FORMAT). The column gives one part
+    and the row the other.
 
     Attributes:
       columns: headings of the columns after the first, `HEADING` or `HEADING = PART`.
-      rows: `LABEL = PART`, or a list of cells, written out.
+      rows: `LABEL = PART`, or a list of cells.
       corner: heading of the first column.
       caption: what the table shows.
     """
@@ -42,7 +43,7 @@ class Table:
     caption: str = ""
 
     def cells(self) -> list[list[str]]:
-        """The cells of each row, with references.
+        """Returns the cells of each row, with references.
 
         Raises:
           ValueError: if a row does not have as many cells as the table has columns.
@@ -60,7 +61,7 @@ class Table:
         return grid
 
     def markdown(self) -> str:
-        """The table, with references."""
+        """Returns the table in Markdown, with references."""
         heads = [column.rpartition(" = ")[0] or column for column in self.columns]
         lines = [[self.corner or " ", *heads], ["---", *("---:" for _ in heads)], *self.cells()]
         table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -69,7 +70,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """Attributes: name, of its result, or with a file as in `srcd_paper/details`; alt, what it shows; caption."""
+    """Attributes: name, its result, or result and file as in `srcd_paper/details`; alt, what it shows; caption."""
 
     name: str
     alt: str
@@ -82,24 +83,24 @@ class Figure:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim as its source has it; texts hold references.
+    """A claim as its source says it. The texts hold references.
 
     Attributes:
-      name: of its source and page.
+      name: name of its source and page.
       title: what is claimed, in a few words.
       where: equation, table, figure or section of the paper.
-      paper: the paper's figure, short.
-      ours: our one figure, short.
+      paper: the paper's number, short.
+      ours: our number, short.
       verdict: one of VERDICTS.
       summary: the verdict and its reason in two or three sentences.
       says: what the paper says.
       did: what we did: model, size, seeds.
       found: what we measured, in words.
-      why: why this verdict.
-      open: what is left open.
-      figures, tables: what is shown of it.
-      command: more commands than those that the results name, or a check that takes a minute.
-      typed: figures of ours that no result file holds, each with the reason.
+      why: reason for the verdict.
+      open: open questions.
+      figures, tables: figures and tables of the page.
+      command: commands beside those of the results, or a check that takes a minute.
+      typed: numbers of ours that are in no result file, each with the reason.
     """
 
     name: str
@@ -120,22 +121,22 @@ class Claim:
     typed: dict[str, str] | None = None
 
     def measured(self) -> str:
-        """Everything that may quote our figures: of tables the captions, and the cells without their labels."""
+        """Returns all texts that may quote our numbers. Labels of table rows are not among them."""
         cells = [cell for table in self.tables for row in table.cells() for cell in row[1:]]
         captions = [one.caption for one in self.figures + self.tables]
         return "\n".join((self.ours, self.summary, self.found, *captions, *cells, self.why, self.open))
 
     def results(self) -> list[str]:
-        """The results that the page quotes, those of its figures first."""
+        """Returns the names of the results that the page quotes, those of its figures first."""
         names = references.named("\n".join((self.did, self.measured())))
         return list(dict.fromkeys([figure.name.split("/")[0] for figure in self.figures] + names))
 
 
 def read(path: Path) -> Claim:
-    """The claim of a source.
+    """Reads a claim from its source.
 
     Raises:
-      ValueError: if a field is unknown or missing, or the verdict is none of VERDICTS.
+      ValueError: if a field is unknown or missing, or the verdict is not in VERDICTS.
     """
     source = tomllib.loads(path.read_text())
     for name, kind in (("figures", Figure), ("tables", Table)):
@@ -157,8 +158,12 @@ def read(path: Path) -> Claim:
 
 @dataclass(frozen=True)
 class Sources:
-    """Attributes: summary, opening lines of CLAIMS.md; groups, claims by heading; pages, texts by name; results, the
-    README's."""
+    """Attributes:
+    summary: opening lines of CLAIMS.md.
+    groups: claims by heading.
+    pages: texts by name.
+    results: the README's text about results.
+    """
 
     summary: str
     groups: dict[str, list[Claim]]
@@ -166,12 +171,12 @@ class Sources:
     results: str
 
     def claims(self) -> list[Claim]:
-        """All of them, in the order of the index."""
+        """Returns all claims, in the order of the index."""
         return [one for group in self.groups.values() for one in group]
 
 
 def read_all() -> Sources:
-    """Everything in claims/.
+    """Reads everything in claims/.
 
     Raises:
       ValueError: if claims/index.toml does not name every claim exactly once.

@@ -1,4 +1,4 @@
-"""The pages of claims, from the sources in claims/ and the committed results: `python experiments/claims.py`.
+"""Writes the pages of claims, from the sources in claims/ and the committed results: `python experiments/claims.py`.
 
 | source | page |
 |---|---|
@@ -7,7 +7,7 @@
 | claims/pages/NAME.md: a text | docs/claims/NAME.md |
 | claims/results.md: results in ten lines | README.md, between `<!-- results -->` and `<!-- /results -->` |
 
-Figures of ours are references (`lib/references.py`), those of the papers are typed. claims/README.md says how.
+Our own numbers are references (`lib/references.py`); the papers' numbers are typed. See claims/README.md.
 """
 
 from functools import cache
@@ -22,7 +22,7 @@ README = ROOT / "README.md"
 
 
 def made(names: list[str], load: references.Load) -> str:
-    """Which files the numbers are from, and what made those."""
+    """Returns a table of the results that the numbers are from: machine, versions, date and commit."""
     rows = ["| result | machine | versions | date | commit |", "|---|---|---|---|---|"]
     notes = []
     for name in names:
@@ -40,13 +40,13 @@ def made(names: list[str], load: references.Load) -> str:
 
 
 def commands(claim: Claim, load: references.Load) -> str:
-    """What makes the results of a page again."""
+    """Returns the commands that make the results of a page again."""
     told = [f"# {name}\n{load(name)['command'].strip()}" for name in claim.results()]
     return "\n\n".join(told + ([claim.command] if claim.command else []))
 
 
 def page(claim: Claim, load: references.Load) -> str:
-    """The page of a claim."""
+    """Returns the page of a claim."""
     found = [claim.found, *(one.markdown() for one in claim.figures + claim.tables)]
     parts = {
         "What the paper says": f"*{claim.where}.* {claim.says}",
@@ -73,7 +73,7 @@ def page(claim: Claim, load: references.Load) -> str:
 
 
 def table(claims: list[Claim], folder: str, load: references.Load) -> str:
-    """A row for each claim."""
+    """Returns a table with a row for each claim."""
     rows = ["| claim | paper | ours | verdict | link |", "|---|---|---|---|---|"]
     for one in claims:
         rows.append(f"| {one.title} | {one.paper} | {one.ours} | {one.verdict} | [page]({folder}{one.name}.md) |")
@@ -81,13 +81,13 @@ def table(claims: list[Claim], folder: str, load: references.Load) -> str:
 
 
 def overview(found: Sources, load: references.Load) -> str:
-    """CLAIMS.md: all claims on one screen."""
+    """Returns CLAIMS.md: all claims on one screen."""
     groups = [f"## {title}\n\n{table(claims, 'docs/claims/', load)}" for title, claims in found.groups.items()]
     return "\n\n".join(["# Claims", references.filled(found.summary, load), *groups]) + "\n"
 
 
 def by_verdict(found: Sources) -> str:
-    """docs/claims/index.md: the claims by their verdict, and the other pages."""
+    """Returns docs/claims/index.md: the claims by their verdict, and the other pages."""
     claims = found.claims()
     parts = []
     for verdict, meaning in VERDICTS.items():
@@ -99,10 +99,10 @@ def by_verdict(found: Sources) -> str:
 
 
 def with_results(text: str, found: str) -> str:
-    """README.md's text with its results in place.
+    """Returns README.md's text with `found` between its two marks.
 
     Raises:
-      ValueError: if the text does not have the two marks once each.
+      ValueError: if the text does not have each mark once.
     """
     start, end = "<!-- results -->\n", "<!-- /results -->"
     if text.count(start) != 1 or text.count(end) != 1:
@@ -111,7 +111,7 @@ def with_results(text: str, found: str) -> str:
 
 
 def generate() -> dict[Path, str]:
-    """Every page by its path."""
+    """Returns every page, by its path."""
     load = cache(results.load)
     found = read_all()
     pages = {PAGES / f"{name}.md": references.filled(text, load) for name, text in found.pages.items()}
@@ -125,7 +125,7 @@ def generate() -> dict[Path, str]:
 
 
 def main() -> None:
-    """Writes every page, and deletes those of claims that are gone."""
+    """Writes every page, and deletes the pages of removed claims."""
     pages = generate()
     for gone in set(PAGES.glob("*.md")) - pages.keys():
         gone.unlink()

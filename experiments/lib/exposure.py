@@ -1,7 +1,7 @@
-"""Eq 14 of CRAM: how the chance to attend falls with exposure, and which curve it follows.
+"""Eq 14 of CRAM: fits of the probability that a query attends after k exposures of its pattern.
 
-Each of SOURCES is fitted twice: to all exposures, and to those from which on some query chose otherwise. Up to the
-release every query attends by design, which no power law can follow.
+Each of SOURCES is fitted twice: to all exposures, and only to those after the last exposure at which every query
+attended. Until the release every query attends by design, and no power law can fit that.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from cram_jax.analysis import power_law
 from lib import results
 
-SOURCES = (  # results of experiments/compare.py, and an entry of each
+SOURCES = (  # (result of experiments/compare.py, label of an entry)
     ("recurrence", "70% recur"),
     ("recurrence", "100% recur"),
     ("ablations", "semantic rate x 10"),
@@ -20,7 +20,7 @@ QUESTION = "Does the chance to attend fall as a power of exposure, and does a pa
 
 
 def pooled(runs: list[dict]) -> dict[str, list]:
-    """The counts of several seeds added up, bin by bin."""
+    """Returns the sum of several seeds' counts, bin by bin."""
     total: dict[float, np.ndarray] = {}
     for run in runs:
         for k, *counts in zip(run["k"], run["count"], run["episodic"], strict=True):
@@ -33,12 +33,12 @@ def pooled(runs: list[dict]) -> dict[str, list]:
 
 
 def one(data: dict) -> power_law.PowerLawFit:
-    """Eq 14's fit to these counts."""
+    """Fits Eq 14 to these counts."""
     return power_law.fit(data["k"], np.divide(data["episodic"], data["count"]), data["count"])
 
 
 def once_free(data: dict) -> dict | None:
-    """The fit to the exposures after the last at which every query attended; None if fewer than 4 bins are left."""
+    """Fits Eq 14 only to exposures after the last at which every query attended; None if fewer than 4 bins are left."""
     every = np.flatnonzero(np.equal(data["episodic"], data["count"]))
     first = every[-1] + 1 if every.size else 0
     left = {name: values[first:] for name, values in data.items()}
@@ -56,7 +56,7 @@ def once_free(data: dict) -> dict | None:
 
 
 def fitted(runs: list[dict]) -> dict:
-    """Eq 14's fits over all seeds, and the exponents of each by itself."""
+    """Fits Eq 14 to all seeds together, and to each seed alone for the spread of the exponent."""
     data, each = pooled(runs), [one(run) for run in runs]
     together = one(data)
     exponents = [fit.exponent for fit in each]
@@ -74,13 +74,13 @@ def fitted(runs: list[dict]) -> dict:
 
 
 def transitions(runs: list[dict]) -> dict:
-    """Whether patterns stop attending together or each at its own time, over seeds, in steps.
+    """Shows whether patterns stop attending together or each at its own time, over all seeds.
 
     Returns:
-      width: steps from 90% to 10% of a pattern's queries attending, median of all patterns.
-      width_of_mean: the same of the patterns' mean, averaged over seeds.
-      settled: the steps between which nine of ten patterns fell below a half.
-      patterns: how many fell at all.
+      width: number of steps in which attending queries of a pattern fall from 90% to 10%; median over patterns.
+      width_of_mean: the same number for the mean over patterns, averaged over seeds.
+      settled: two steps. For nine of ten patterns, attention fell below one half between them.
+      patterns: number of patterns for which it fell below one half.
     """
     settled = np.array([step for run in runs for step in run["settled"] if step is not None])
     widths = [width for run in runs for width in run["widths"] if width is not None]
@@ -93,10 +93,10 @@ def transitions(runs: list[dict]) -> dict:
 
 
 def compute(sources=SOURCES) -> dict:
-    """The result's data: the fits by label.
+    """Returns the result's data: the fits, by label.
 
     Args:
-      sources: pairs of a result and the label of an entry.
+      sources: pairs of a result's name and the label of an entry.
     """
     fits = {}
     for name, label in sources:
@@ -111,7 +111,7 @@ def compute(sources=SOURCES) -> dict:
 
 
 def table(data: dict) -> list[tuple[str, str]]:
-    """Rows of (what, figure) for a person."""
+    """Returns the printed table: rows of (what, number)."""
     explained = lambda goodness: "  ".join(f"{name} {value:.3f}" for name, value in goodness.items())
     rows = []
     for label, found in data.items():

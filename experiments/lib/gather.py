@@ -1,4 +1,4 @@
-"""Out of finished run directories, what a result keeps of them: an entry of runs that differ by their seed alone.
+"""Makes results from finished run directories. An entry of a result holds runs that differ only in their seed.
 
 A run directory holds `config.json`, `summary.json` and `metrics.jsonl`.
 """
@@ -42,14 +42,16 @@ VERSIONS = ("python", "jax", "flax", "optax")
 
 
 def entry(runs: list[dict], configs: list[dict], lines: list[list[dict]], settings: dict | None = None) -> dict:
-    """An entry of a result.
+    """Returns an entry of a result.
 
     Args:
-      runs: a summary for each seed. configs: the settings of each. lines: the logged lines of each.
-      settings: what differs from the result's config.
+      runs: summary of each run.
+      configs: settings of each run.
+      lines: logged lines of each run.
+      settings: settings that differ from the result's config.
 
     Raises:
-      ValueError: where two runs have the same seed, different settings, or were trained by different code.
+      ValueError: if two runs have the same seed, different settings, or were trained by different code.
     """
     seeds = [run["seed"] for run in runs]
     if len(set(seeds)) < len(seeds):
@@ -74,22 +76,22 @@ def entry(runs: list[dict], configs: list[dict], lines: list[list[dict]], settin
 
 
 def of_directories(workdirs: Iterable[Path], settings: dict | None = None) -> tuple[dict, dict]:
-    """(entry of these run directories, settings of the first).
+    """Returns (entry of these run directories, settings of the first one).
 
     Raises:
-      ValueError: as `entry`, and for a run that is not finished.
+      ValueError: as `entry`, and if a run is not finished.
     """
     workdirs = [Path(workdir) for workdir in workdirs]
     for workdir in workdirs:
         if not (workdir / "summary.json").exists():
-            raise ValueError(f"{workdir} holds no summary.json: no finished run")
+            raise ValueError(f"{workdir} holds no summary.json, so the run is not finished; run its command again")
     load = lambda name: [json.loads((workdir / name).read_text()) for workdir in workdirs]
     configs, lines = load("config.json"), [read(workdir / "metrics.jsonl") for workdir in workdirs]
     return entry(load("summary.json"), configs, lines, settings), portable(configs[0])
 
 
 def made_by(runs: list[dict], notes: Iterable[str] = ()) -> dict:
-    """`made_by` of a result of these runs, given by their summaries. The day is set when the result is promoted."""
+    """Returns `made_by` of a result, from the summaries of its runs. `promote` sets the date."""
     of = lambda name: sorted({value for run in runs for value in run.get(name, [])})
     return {
         "commits": of("trained_by"),
@@ -101,17 +103,17 @@ def made_by(runs: list[dict], notes: Iterable[str] = ()) -> dict:
 
 
 def made_by_launches(launches: list[dict], notes: Iterable[str] = ()) -> dict:
-    """`made_by` of trainings, given by the lines of their `launches.jsonl`."""
+    """Returns `made_by` of trainings, from the lines of their `launches.jsonl`."""
     place = lambda one: f"{one['device']} of {one['cpu']}, jax {one['jax']}"
     commit = lambda one: [one["commit"]] if isinstance(one["commit"], str) else []
     return made_by([one | {"trained_by": commit(one), "trained_on": [place(one)]} for one in launches], notes)
 
 
 def made_here(notes: Iterable[str] = (), **more) -> dict:
-    """`made_by` of a result that this process measured or computed.
+    """Returns `made_by` of a result that this process measured or computed.
 
     Args:
-      more: such as `from`, the names of the results it was computed from.
+      more: further fields, such as `from`, the names of the results it was computed from.
     """
     here = summaries.versions()
     return {
@@ -125,13 +127,13 @@ def made_here(notes: Iterable[str] = (), **more) -> dict:
 
 
 def result(name: str, question: str, command: str, made: dict, *, config=None, entries=None, data=None) -> dict:
-    """A result of these parts."""
+    """Returns a result with these parts."""
     parts = {"question": question, "command": command, "made_by": made, "config": config and portable(config)}
     return strict({"schema": results.SCHEMA, "name": name, **parts, "entries": entries or {}, "data": data or {}})
 
 
 def of_run(name: str, question: str, config: ConfigDict, run: dict, lines: list[dict]) -> dict:
-    """The result of a single run, given by its summary and logged lines; its figure is drawn from it."""
+    """Returns the result of a single run, from its summary and logged lines. The run's figure is drawn from it."""
     settings = portable(config)
     entries = {config.model: entry([run], [settings], [lines])}
     command = f"python experiments/{name}.py"
@@ -139,13 +141,13 @@ def of_run(name: str, question: str, config: ConfigDict, run: dict, lines: list[
 
 
 def portable(config: dict | ConfigDict) -> dict:
-    """Settings as JSON has them, without paths of this machine: `corpus` says what the files held."""
+    """Returns settings as JSON types, without machine-specific paths. `corpus` says what the files held."""
     settings = json.loads(config.to_json()) if isinstance(config, ConfigDict) else config
     return {name: value for name, value in settings.items() if name != "files"}
 
 
 def flat(run: dict) -> dict:
-    """The numbers of a summary, and the commit and machine that trained it."""
+    """Returns the numbers of a summary, and the commit and machine that trained the run."""
     out = {name: value for name, value in run.items() if value is None or isinstance(value, int | float)}
     for name, source in (("commit", "trained_by"), ("machine", "trained_on")):
         if run.get(source):
@@ -154,8 +156,11 @@ def flat(run: dict) -> dict:
 
 
 def statistics(runs: list[dict]) -> dict:
-    """{"mean", "sd", "missing"} over flat runs. sd is that of a sample, {} for a single run. missing: for each number
-    that some runs lack (a transition that never came, say), how many lack it."""
+    """Returns {"mean", "sd", "missing"} of flat runs.
+
+    sd is the sample standard deviation, {} for a single run. `missing` counts the runs that lack a number, for instance
+    the transition step if there was no transition. Such a number has no mean.
+    """
     is_number = lambda value: isinstance(value, int | float) and np.isfinite(value)
     names = dict.fromkeys(n for run in runs for n, value in run.items() if is_number(value) and n != "seed")
     missing = {n: sum(not is_number(run.get(n)) for run in runs) for n in names}
@@ -169,7 +174,7 @@ def statistics(runs: list[dict]) -> dict:
 
 
 def difference(old: dict, new: dict, at: str = "") -> dict:
-    """Settings of `new` that `old` lacks or has otherwise, by dotted names; None where only `old` has one."""
+    """Returns the settings of `new` that differ from `old`, by dotted names; None for those that only `old` has."""
     out = {}
     for name in dict.fromkeys((*old, *new)):
         before, after = old.get(name), new.get(name)
@@ -181,29 +186,29 @@ def difference(old: dict, new: dict, at: str = "") -> dict:
 
 
 def unseeded(config: dict) -> dict:
-    """Settings without those that differ between seeds."""
+    """Returns the settings without those that depend on the seed."""
     data = {name: value for name, value in config.get("data", {}).items() if name != "table_seed"}
     return {**config, "seed": None, "data": data}
 
 
 def columns(lines: list[dict], names: Iterable[str]) -> dict[str, list]:
-    """These numbers of logged lines, to five digits: NaN where a line lacks one, no column where the last line does."""
+    """Returns columns of logged lines, to five digits. Missing numbers are NaN. Names must be in the last line."""
     rounded = lambda x: float(f"{x:.5g}") if isinstance(x, float) else x
     return {name: [rounded(line.get(name, np.nan)) for line in lines] for name in names if name in lines[-1]}
 
 
 def curves(lines: list[dict], busiest: int | None = None) -> dict[str, list]:
-    """The columns CURVES of a run's logged lines.
+    """Returns the columns CURVES of a run's logged lines.
 
     Args:
-      busiest: the layer that attends most at the end, whose quality of recall is a column too.
+      busiest: the layer that attends most. Its quality of recall is a column, too.
     """
     found = columns(lines, (*CURVES, f"probe/quality_query_recurring_layer_{busiest}"))
     return {name.replace(f"layer_{busiest}", "busiest"): values for name, values in found.items()}
 
 
 def moments(lines: list[dict], transition: int | None) -> list[dict]:
-    """Three lines to compare: early, at the transition (half-way where there was none), last."""
+    """Returns three lines: an early one, one at the transition (half-way if there was none), and the last."""
     steps = np.array([line["step"] for line in lines])
     middle = transition if transition is not None else steps[-1] / 2
     early = lines[min(len(lines) - 1, max(1, len(lines) // 30))]
@@ -211,11 +216,11 @@ def moments(lines: list[dict], transition: int | None) -> list[dict]:
 
 
 def quality(lines: list[dict], run: dict) -> dict:
-    """How well semantic memory recalls in the layer that attends most, at `moments`.
+    """Returns the quality q of recall in the layer that attends most, at the three `moments`.
 
     Returns:
-      {"layer", and at each moment: "step", "bins": queries in equal bins of q from 0 to 1, "recurring": mean q of
-      queries of recurring bindings}; {} for a model that does not consolidate, or a task without queries.
+      {} if no layer consolidates or the task has no queries. Otherwise "layer", and lists with a value for each moment:
+      "step"; "bins", the number of queries in equal bins of q from 0 to 1; "recurring", mean q of recurring queries.
     """
     layer = run.get("busiest_layer")
     names = {"step": "step", "bins": f"probe/quality_bins_layer_{layer}"}
@@ -228,18 +233,18 @@ def quality(lines: list[dict], run: dict) -> dict:
 
 
 def exposures(lines: list[dict]) -> dict[str, list]:
-    """Eq 14's data of a whole run: queries of recurring patterns by how often theirs was asked for before.
+    """Returns the data of Eq 14: counts of queries of recurring patterns by exposure, over a whole run.
 
     Returns:
-      {"k": mean number of earlier queries, geometric, "count": queries, "episodic": of those, how many chose episodic
-      memory}, for bins that hold some; {} for a model without routes.
+      {} for a model without routes. Otherwise, for each bin that is not empty: "k", the geometric mean exposure;
+      "count", the number of queries; "episodic", the number of those that chose episodic memory.
     """
     if "train/exposed" not in lines[-1]:
         return {}
     steps = np.diff([line["step"] for line in lines])
-    total = lambda name: steps @ np.array([line[name] for line in lines[1:]], float)  # lines hold means over steps
+    total = lambda name: steps @ np.array([line[name] for line in lines[1:]], float)  # means over steps times steps
     count, episodic = total("train/exposed"), total("train/exposed_episodic")
-    edges = np.ceil(2 ** (np.arange(len(count) + 1) / probes.OCTAVE) - 1e-9)  # of k + 1, whole numbers
+    edges = np.ceil(2 ** (np.arange(len(count) + 1) / probes.OCTAVE) - 1e-9)  # edges of k + 1, whole numbers
     full = count > 0
     k = np.sqrt(edges[:-1] * np.maximum(edges[1:] - 1, edges[:-1])) - 1
     return {
@@ -248,7 +253,7 @@ def exposures(lines: list[dict]) -> dict[str, list]:
 
 
 def patterns(lines: list[dict]) -> dict:
-    """When each recurring pattern's queries stopped attending (`transition.by_pattern`); {} where no model routes."""
+    """Returns when each pattern's queries stopped attending (`transition.by_pattern`); {} without routes."""
     if "train/asked_by_pattern" not in lines[-1]:
         return {}
     column = lambda name: np.array([line[name] for line in lines[1:]], float)
@@ -260,7 +265,7 @@ def patterns(lines: list[dict]) -> dict:
 
 
 def training_teraflops(config: dict, lines: list[dict]) -> float:
-    """Operations of a whole training, in units of 10^12, from those of a token in each logged stretch of steps."""
+    """Returns the operations of a whole training in units of 10^12, from the logged operations per token."""
     run = from_config(RunConfig(), ConfigDict(config["run"]))
     total = 0.0
     for before, line in itertools.pairwise(lines):

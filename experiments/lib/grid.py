@@ -1,4 +1,4 @@
-"""What comparisons share: each run is trained once, only runs of one code are compared, and how rates are chosen."""
+"""Comparisons of many runs: plans and trains them, checks that one commit trained all, and chooses learning rates."""
 
 import json
 import logging
@@ -18,22 +18,27 @@ from lib.summary import Column
 
 log = logging.getLogger(__name__)
 
-Train = Callable[[ConfigDict, Path], dict]  # one run, or what is left of it, in a directory: its summary
+Train = Callable[[ConfigDict, Path], dict]  # trains or resumes one run in a directory, and returns its summary
 RATE = "optimizer.learning_rate"
-WHOLE = "0/1"  # the --part that is all
+WHOLE = "0/1"  # the --part that is everything
 
 
 class Comparison(NamedTuple):
-    """What is compared.
+    """Definition of a comparison.
 
     Attributes:
-      question: what it answers. takes: its runs, and how long they take.
-      variant: of the config file experiments/configs/`config`.py. main: experiments/`main`.py trains a run.
-      seeds: of each entry. entries: by label, the settings that differ, by dotted names.
-      rates: learning rates to choose from; () where the settings say it.
-      chosen_by: number of a run's summary that chooses the rate. lower: whether a lower one is the better.
-      columns: of the table that is printed.
-      kept: numbers of each run that the result keeps; all by default. Means and deviations are kept of all.
+      question: the question that it answers.
+      takes: number of runs, and how long they take.
+      variant: variant of the config file.
+      seeds: seeds of each entry.
+      entries: for each label, the settings that differ, by dotted names.
+      config: experiments/configs/`config`.py is the config file.
+      main: experiments/`main`.py trains a run.
+      rates: learning rates to choose from; () to use the rate in the settings.
+      chosen_by: name of the number in a run's summary by which the rate is chosen.
+      lower: True if a lower number is better.
+      columns: columns of the printed table.
+      kept: numbers of each run that the result keeps; () for all. Means and deviations are kept for all numbers.
     """
 
     question: str
@@ -59,7 +64,7 @@ class Comparison(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Attributes: entry that it belongs to; seed; settings; directory; learning rate, where several are tried."""
+    """Attributes: label of its entry; seed; settings; directory; learning rate, or None if only one is tried."""
 
     label: str
     seed: int
@@ -71,12 +76,12 @@ class Run(NamedTuple):
 def plan(
     changes: dict[str, dict], seeds: Iterable[int], rates: Iterable[float], runs: Path, settings: Callable
 ) -> list[Run]:
-    """All runs of a comparison, seed by seed, each in a directory of its own.
+    """Returns all runs of a comparison, seed by seed, each with its own directory.
 
     Args:
-      changes: by label, the settings that differ, by dotted names.
-      rates: learning rates to try for each entry that has none of its own; () for no choice.
-      settings: gives a run's settings from its seed and changes.
+      changes: for each label, the settings that differ, by dotted names.
+      rates: learning rates to try for each entry that does not set one; () to try none.
+      settings: returns a run's settings from its seed and changes.
     """
     out = []
     for seed in seeds:
@@ -89,15 +94,15 @@ def plan(
 
 
 def folder(label: str) -> str:
-    """A label as the name of a directory."""
+    """Returns the name of a label's directory."""
     return "".join(letter if letter.isalnum() else "_" for letter in label)
 
 
 def part(text: str) -> slice:
-    """Which things a process with this --part takes: the i-th of n, and every n-th after it.
+    """Returns the slice of a list that --part=i/n selects: every n-th item from the i-th on.
 
     Raises:
-      ValueError: unless it is i/n with i from 0 to n - 1.
+      ValueError: unless the text is i/n with i from 0 to n - 1.
     """
     numbers = text.split("/")
     if len(numbers) != 2 or not all(one.isdigit() for one in numbers) or not int(numbers[0]) < int(numbers[1]):
@@ -106,10 +111,10 @@ def part(text: str) -> slice:
 
 
 def train(one: Train, todo: list[Run]) -> list[dict | None]:
-    """The summaries of these runs; None for one that diverged. Those that are finished are not trained again.
+    """Trains all runs that are not finished. Returns the summaries of all runs, with None for a run that diverged.
 
     Raises:
-      ValueError: where a directory holds a run with other settings, or other code trained some of the runs.
+      ValueError: if a directory holds a run with other settings, or different code trained some of the runs.
     """
     check_code([run.workdir for run in todo])
     out = []
@@ -121,17 +126,21 @@ def train(one: Train, todo: list[Run]) -> list[dict | None]:
 
 
 def one_code(done: list[dict | None]) -> None:
-    """Raises ValueError where different code trained some of these runs, given by their summaries."""
+    """Raises ValueError if different code trained these runs.
+
+    Args:
+      done: the summaries of the runs; None for one that diverged.
+    """
     code = {tuple(summary["trained_by"]) for summary in done if summary}
     if len(code) > 1:
         raise ValueError(f"runs were trained by different code, so they do not compare: {sorted(code)}")
 
 
 def once(train: Train, config: ConfigDict, workdir: Path) -> dict | None:
-    """A run's summary; trained if there is none yet. None where it diverged.
+    """Trains a run unless it is finished. Returns its summary, or None if it diverged.
 
     Raises:
-      ValueError: where the directory holds a run with other settings.
+      ValueError: if the directory holds a run with other settings.
     """
     claim_workdir(workdir, config)
     done, diverged = workdir / "summary.json", workdir / "diverged"
@@ -146,11 +155,10 @@ def once(train: Train, config: ConfigDict, workdir: Path) -> dict | None:
 
 
 def check_code(workdirs: list[Path]) -> None:
-    """Before the first of these runs is trained: the finished ones must be of one code, which must be this one if any
-    run is left.
+    """Checks before training that one commit trained all finished runs: the current one, if any run is left to train.
 
     Raises:
-      ValueError: where they are not, naming the directories by commit.
+      ValueError: if not. The message lists the directories by commit.
     """
     done, left = {}, 0
     for workdir in workdirs:
@@ -176,18 +184,20 @@ def entries(
     lower: bool = False,
     kept: tuple[str, ...] = (),
 ) -> dict[str, dict]:
-    """The entries of a result, by label. Where several rates were tried, `chosen` says which was taken and why.
+    """Returns the entries of a result, by label. If several learning rates were tried, `chosen` names the best.
 
     Args:
-      done: what `train` gives for the runs.
-      changes: by label, the settings that differ from the result's.
-      chosen_by: the summary's number that chooses a rate, on data that is not reported. The choice is by the mean over
-        seeds, since one seed may begin to learn late or never. A rate at which one run diverged is never chosen.
-      lower: whether a lower one is the better.
-      kept: of each run, the numbers to keep; all by default.
+      todo: the runs.
+      done: their summaries, as `train` returns them.
+      changes: for each label, the settings that differ from the result's.
+      chosen_by: name of the number in a summary by which a rate is chosen. It is measured on data that is not reported.
+        Its mean over seeds decides, because a single seed may begin to learn late or never. A rate at which a run
+        diverged is never chosen.
+      lower: True if a lower number is better.
+      kept: numbers of each run to keep; all by default.
 
     Raises:
-      ValueError: where a run diverged at each of several rates.
+      ValueError: if runs diverged at every rate.
     """
     out = {}
     for label, changed in changes.items():
@@ -202,7 +212,7 @@ def entries(
 
 
 def _choose(label: str, found: list[tuple[Run, dict | None]], chosen_by: str, lower: bool) -> dict:
-    """The best rate, whether it is the lowest or highest tried (a better one may lie beyond), and the score of each."""
+    """The best rate, the scores of all, and `at_edge`: True if it is the lowest or highest, so a better may exist."""
     worst, best_of = (math.inf, min) if lower else (-math.inf, max)
     scores: dict[float, list[float]] = {}
     for run, summary in found:
@@ -215,7 +225,7 @@ def _choose(label: str, found: list[tuple[Run, dict | None]], chosen_by: str, lo
 
 
 def _entry(found: list[tuple[Run, dict | None]], settings: dict, kept: tuple[str, ...]) -> dict:
-    """An entry of the runs that did not diverge, beside the number of those that did."""
+    """An entry of the runs that did not diverge, with the number of those that did."""
     finished = [(run, summary) for run, summary in found if summary]
     if not finished:
         return {"settings": settings, "runs": [], "mean": {}, "sd": {}, "missing": {}, "diverged": len(found)}

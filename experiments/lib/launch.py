@@ -1,12 +1,12 @@
-"""How an experiment is launched: its flags, its settings, errors in one line, `--help` and `--list`.
+"""Launches an experiment: flags, settings, errors in one line, `--help` and `--list`.
 
 A main ends with
 
     if __name__ == "__main__":
         launch.run(main, config="srcd.py:small", workdir="runs/srcd", takes="3 minutes on two CPU cores")
 
-and has no other effect when it is imported. `main(args)` gets `args.config` (a ConfigDict) and each flag's value by
-name. An error that names its cause ends the program in one line. CRAM_TRACEBACK=1 shows the traceback instead.
+and does nothing else when it is imported. `main(args)` gets `args.config` (a ConfigDict) and the value of each flag by
+its name. An error that explains its cause ends the program in one line; CRAM_TRACEBACK=1 shows the traceback instead.
 """
 
 import contextlib
@@ -26,15 +26,16 @@ from cram_jax.training.loop import Interrupted
 from lib import manual
 
 EXPERIMENTS = Path(__file__).parents[1]
-# What names its own cause. Everything else is a bug, and shows its traceback.
+# Errors that explain their own cause. Any other error is a bug and shows its traceback.
 EXPLAINED = (flags.Error, ValueError, TypeError, KeyError, AttributeError, OSError, FloatingPointError, Interrupted)
 KINDS = {str: flags.DEFINE_string, int: flags.DEFINE_integer, list: flags.DEFINE_multi_string}
 
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """default: its type (str, int, or a list of str for a flag that may be repeated) is the flag's.
-    help: its meaning. choices: all its values, where there are few.
+    """default: default value. Its type is the flag's type: str, int, or a list of str for a flag that may be repeated.
+    help: what the flag means.
+    choices: all possible values, if there are few.
     """
 
     default: Any
@@ -42,16 +43,16 @@ class Flag:
     choices: tuple[str, ...] = ()
 
 
-CONFIG = "File with the settings, and after a colon its variant."
-# The flags that several mains have, by name. A main gives their default.
+CONFIG = "Config file and its variant, with a colon between them."
+# Help texts of flags that several mains have. Each main gives its own default.
 SHARED = {
-    "workdir": "Directory of the run. The same command on a directory with a run goes on from its last checkpoint.",
-    "runs": "Directory of all runs, one directory each, and of the result. The same command goes on where it was: "
-    "finished runs are not trained again.",
-    "results": "Folder in which the result gets a folder of its name.",
+    "workdir": "Directory of the run. If it already holds a run, the same command resumes it from its last checkpoint.",
+    "runs": "Directory of the result and of all runs, each in its own folder. The same command resumes where it "
+    "stopped; finished runs are not trained again.",
+    "results": "Folder of results. The result is written to a folder with its name there.",
     "seeds": "Number of seeds.",
-    "part": "i/n: train only the i-th of n parts, and write no result. Start 0/2 and 1/2 at once to use two cores, and "
-    "then the command without --part, which gathers.",
+    "part": "i/n: train only the i-th of n parts, and write no result. For two cores, start 0/2 and 1/2 at the same "
+    "time. Afterwards run the command without --part: it gathers the parts.",
 }
 
 
@@ -61,9 +62,10 @@ def run(
     """Reads the command line and calls `main(args)`.
 
     Args:
-      config: file below experiments/configs, with its default variant: "srcd.py:small". "" for a main without settings.
-      takes: how long it takes, and where. `--list` reads it from the file.
-      more: further flags by name. For those in SHARED it is enough to give the default.
+      main: the main of the experiment.
+      config: file in experiments/configs, with its default variant: "srcd.py:small". "" for a main without settings.
+      takes: how long it takes, and on what machine. `--list` reads it from the main's file.
+      more: further flags by name. For those in SHARED the default is enough.
     """
     asked = {name: flag if isinstance(flag, Flag) else Flag(flag, SHARED[name]) for name, flag in more.items()}
     argv = list(sys.argv)
@@ -81,7 +83,7 @@ def run(
 
 
 def _file(argv: list[str]) -> str:
-    """The config file that the command line names; "" for none."""
+    """Returns the config file that the command line names; "" for none."""
     for arg, following in zip(argv[1:], [*argv[2:], ""], strict=True):
         name, equals, value = arg.lstrip("-").partition("=")
         if arg.startswith("-") and name == "config":
@@ -90,7 +92,7 @@ def _file(argv: list[str]) -> str:
 
 
 def _parsed(argv: list[str], asked: dict[str, Flag]) -> flags.FlagValues:
-    """The flags' values. A setting that does not exist is answered with those that do."""
+    """Returns the values of the flags. The error for an unknown setting lists the settings that exist."""
     values = flags.FlagValues()
     for name, flag in asked.items():
         if name == "config":
@@ -124,7 +126,7 @@ def _check_setting(config: ConfigDict, name: str) -> None:
 
 
 def quiet() -> None:
-    """Progress goes to standard output. Libraries report only warnings."""
+    """Sends progress to standard output, and lets libraries report only warnings."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -132,7 +134,7 @@ def quiet() -> None:
 
 @contextlib.contextmanager
 def explained():
-    """Inside, an error that names its cause ends the program in one line, or with CRAM_TRACEBACK=1 in a traceback."""
+    """Inside, an error that explains its cause ends the program in one line; with CRAM_TRACEBACK=1, in a traceback."""
     try:
         yield
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Where a CRAM model holds what it knows of SRCD: the answers without attention that are lost with each memory."""
+"""Lesions: which right answers of a CRAM model on SRCD are lost when one of its parts is removed."""
 
 from functools import partial
 
@@ -13,10 +13,15 @@ PARTS = ("working", "episodic", "semantic", "feed_forward")
 
 
 def without(state: TrainState, parts: tuple[str, ...], layer: int | None = None) -> TrainState:
-    """The state with the output of these parts zeroed, in one layer (by its number in the network) or in all.
+    """Returns the state with the parameters of these parts set to 0, so that the parts output 0.
+
+    Args:
+      state: the trained state.
+      parts: names in PARTS.
+      layer: number of one layer in the network; None for all layers.
 
     Raises:
-      ValueError: for a part that is none of PARTS.
+      ValueError: if a part is not in PARTS.
     """
     if not set(parts) <= set(PARTS):
         raise ValueError(f"parts must be among {PARTS}, got {parts}")
@@ -34,7 +39,7 @@ def without(state: TrainState, parts: tuple[str, ...], layer: int | None = None)
 
 
 def lesions(depth: int) -> dict[str, tuple[tuple[str, ...], int | None]]:
-    """What is removed, by name. Without all layers the read-out sees the embedding, and what it memorised is left."""
+    """Returns (parts, layer) of each lesion, by name. "layers" leaves only the embedding and the read-out."""
     out = {"semantic": (("semantic",), None), "feed_forward": (("feed_forward",), None)}
     out |= {f"semantic_layer_{i}": (("semantic",), i) for i in range(depth)}
     return out | {"layers": (PARTS, None)}
@@ -42,9 +47,9 @@ def lesions(depth: int) -> dict[str, tuple[tuple[str, ...], int | None]]:
 
 @partial(jax.jit, static_argnums=0)
 def answers(learner: Learner, state: TrainState, batch) -> tuple[Bool[Array, "B T"], Bool[Array, "B T"]]:
-    """(which tokens are answered right, which attend in some layer)."""
+    """Returns marks of the tokens that are answered right, and of those that attend in some layer."""
     x_BxTxD, gap_BxT = learner.task.embed(state.params.task, batch)
-    # No audits. Random routes need a key, which is the same for the whole and the lesioned model.
+    # There are no audits. Random routes need a key: the same one for the whole and for the lesioned model.
     random = any(layer.routing.decide == "random" for layer in learner.model.layers)
     key = state.key if random else None
     y_BxTxD, aux = learner.model.apply(state.params.model, state.consolidation, x_BxTxD, gap_BxT=gap_BxT, key=key)
@@ -54,16 +59,18 @@ def answers(learner: Learner, state: TrainState, batch) -> tuple[Bool[Array, "B 
 
 
 def share_lost(learner: Learner, state: TrainState, batches: list) -> dict[str, float]:
-    """What a lesion costs: `recurring_lost_without_*` and, as a control, `new_lost_without_*`.
+    """Returns the share of right answers that each lesion loses: `recurring_lost_without_*`, `new_lost_without_*`.
 
-    Each is a share of the queries that the whole model answers right: of the recurring ones that do not attend, and of
-    the new ones. It is the share that is answered wrong after the lesion. Only attention can answer a new query, so
-    what is lost there is not knowledge but the way to it. The lesioned model routes anew, and its answer counts whether
-    it attends or not. `*_without_semantic_holder` is the lesion of semantic memory in the one layer where it costs most
-    recurring answers.
+    - Recurring: of the recurring queries that the whole model answers right without attention, the share that the
+      lesioned model answers wrong.
+    - New, a control: of the new queries that the whole model answers right, the share that the lesioned model answers
+      wrong. Only attention can answer them, so such a loss shows damage to attention, not to stored knowledge.
+
+    The lesioned model makes its own routes, and its answers count whether they attend or not.
+    `*_without_semantic_holder` removes semantic memory in the single layer where that loses most recurring answers.
 
     Args:
-      learner: all of whose layers are CRAM layers.
+      learner: all its layers must be CRAM layers.
     """
     damaged = {name: without(state, *lesion) for name, lesion in lesions(learner.model.depth).items()}
     asked, lost = {"recurring": 0, "new": 0}, {(g, name): 0 for g in ("recurring", "new") for name in damaged}

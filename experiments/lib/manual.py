@@ -1,4 +1,4 @@
-"""What `--help` and `--list` print."""
+"""Makes the texts that `--help` and `--list` print."""
 
 import ast
 import dataclasses
@@ -24,11 +24,11 @@ WIDTH = 120
 
 
 def page(about: str, flags: dict) -> str:
-    """The answer to `--help`: what the main does, its flags, and every setting with its default and meaning.
+    """Returns the text of `--help`: what the main does, its flags, and each setting with default and meaning.
 
     Args:
       about: the main's docstring.
-      flags: `launch.Flag` by name. The default of one that is called config names the file whose settings are shown.
+      flags: `launch.Flag` by name. The default of the flag `config` is the file whose settings are shown.
     """
     lines = [about.strip(), "", "Flags:"]
     for name, flag in flags.items():
@@ -44,7 +44,7 @@ def page(about: str, flags: dict) -> str:
 
 
 def _settings(path: str, variant: str) -> Iterator[str]:
-    """Lines with every setting of a config file's variant, its default, and the meaning that its dataclass gives."""
+    """Yields lines with each setting of a config file's variant, its default, and its meaning from its dataclass."""
     yield from _section("", runpy.run_path(path)["get_config"](variant), None)
 
 
@@ -62,7 +62,7 @@ def _section(path: str, config: ConfigDict, kind: type | None) -> Iterator[str]:
 
 
 def _kind(name: str, section: ConfigDict, parent: type | None) -> type | None:
-    """The dataclass of a section: a field of its parent, one that all mains have, or the one with these fields."""
+    """The dataclass of a section: a field of its parent, one in `runs.SECTIONS`, or one in DATA with these fields."""
     if parent:
         return type(getattr(parent(), name))
     fits = [one for one in DATA if {field.name for field in dataclasses.fields(one)} == set(section)]
@@ -70,7 +70,7 @@ def _kind(name: str, section: ConfigDict, parent: type | None) -> type | None:
 
 
 def meanings(kind: type) -> dict[str, str]:
-    """What a dataclass's docstring says of each field: it has "name: meaning" or "one, other: meaning" for them."""
+    """Returns the meaning of each field from a dataclass's docstring, which says "name: meaning" or "a, b: meaning"."""
     names = "|".join(field.name for field in dataclasses.fields(kind))
     parts = re.split(rf"(?:^|(?<=\s))((?:(?:{names}), )*(?:{names})): ", " ".join(inspect.getdoc(kind).split()))
     return {
@@ -89,7 +89,7 @@ def _docstring(path: Path) -> str:
 
 
 def listed() -> str:
-    """The answer to `--list`: all experiments, and the comparisons that experiments/compare.py runs."""
+    """Returns the text of `--list`: all experiments, and the comparisons that experiments/compare.py runs."""
     from configs import comparisons
 
     table = Table(box=box.SIMPLE, padding=(0, 1), leading=0)
@@ -108,7 +108,7 @@ def listed() -> str:
 
 
 def _takes(tree: ast.Module) -> str:
-    """The constant that a main gives to `launch.run(takes=...)`."""
+    """Returns the constant that a main passes as `launch.run(takes=...)`."""
     words = (word for node in ast.walk(tree) if isinstance(node, ast.Call) for word in node.keywords)
     found = (word.value.value for word in words if word.arg == "takes" and isinstance(word.value, ast.Constant))
     return next(found, "")

@@ -1,7 +1,7 @@
-"""The notebooks are committed as they were executed. A test holds what they show to what they would show today.
+"""Executes the notebooks, which are committed with their outputs, and reads what they show for a test.
 
-Cells that train or measure have the tag `rerun`: what they show is another each time, and they take long. All others
-show what the committed results hold.
+The test compares the committed outputs with new ones. Cells that train or measure have the tag `rerun`: they take long,
+and their outputs differ each time. All other cells show committed results.
 """
 
 import contextlib
@@ -23,36 +23,36 @@ EXECUTED = "executed"  # metadata: digest of the sources whose outputs a noteboo
 
 
 def names() -> list[str]:
-    """Of all notebooks."""
+    """Returns the names of all notebooks."""
     return sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 
 
 def read(name: str) -> NotebookNode:
-    """A notebook as it is committed."""
+    """Reads a notebook with its committed outputs."""
     return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
 
 
 def code(notebook: NotebookNode, *, rerun: bool = True) -> list[NotebookNode]:
-    """The code cells; without those that train or measure if `rerun` is False."""
+    """Returns the code cells. If `rerun` is False, it leaves out those that train or measure."""
     tagged = lambda cell: RERUN in cell.metadata.get("tags", [])
     return [cell for cell in notebook.cells if cell.cell_type == "code" and (rerun or not tagged(cell))]
 
 
 def cell(source: str) -> NotebookNode:
-    """A new code cell."""
+    """Returns a new code cell."""
     return nbformat.v4.new_code_cell(source)
 
 
 def digest(notebook: NotebookNode) -> str:
-    """Of the sources of all code cells."""
+    """Returns a digest of the sources of all code cells."""
     return hashlib.sha256(json.dumps([cell.source for cell in code(notebook)]).encode()).hexdigest()[:16]
 
 
 def run(cells: list[NotebookNode]) -> None:
-    """Runs cells in one fresh kernel, of this Python on the CPU, in the folder of the notebooks. They get the outputs.
+    """Runs cells in one new kernel of this Python, on the CPU, in the folder of the notebooks. Outputs go to the cells.
 
     Raises:
-      nbclient.exceptions.CellExecutionError: for a cell that fails.
+      nbclient.exceptions.CellExecutionError: if a cell fails.
     """
     notebook = nbformat.v4.new_notebook(cells=cells)
     with _jupyter() as environment:
@@ -70,7 +70,7 @@ def run(cells: list[NotebookNode]) -> None:
 
 @contextlib.contextmanager
 def _jupyter() -> Iterator[dict[str, str]]:
-    """An environment in which Jupyter finds the kernel of this Python, and leaves nothing in the user's folders."""
+    """Yields environment variables with which Jupyter uses this Python and writes nothing to the user's folders."""
     with tempfile.TemporaryDirectory() as folder:
         ours = {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_RUNTIME_DIR": folder, "IPYTHONDIR": folder}
         with mock.patch.dict(os.environ, ours):
@@ -78,10 +78,10 @@ def _jupyter() -> Iterator[dict[str, str]]:
 
 
 def execute(name: str) -> None:
-    """Runs a whole notebook, and writes it with its outputs.
+    """Runs a whole notebook, and saves it with its outputs.
 
     Raises:
-      ValueError: for a cell that writes to stderr, since warnings name paths of this machine.
+      ValueError: if a cell writes to stderr, because warnings contain paths of this machine.
     """
     notebook = read(name)
     cells = code(notebook)
@@ -100,7 +100,7 @@ def execute(name: str) -> None:
 
 
 def shown(cell: NotebookNode) -> list[str]:
-    """What a cell shows a reader: its texts, and for each picture the digest of the result that it was drawn from."""
+    """Returns what a cell shows: its texts, and for each picture the digest of the result that it was drawn from."""
     out = []
     for output in cell.outputs:
         data = output.get("data", {})

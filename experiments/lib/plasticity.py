@@ -1,4 +1,4 @@
-"""What metaplasticity does in a trained Palimpsa: importance, learning rate and memory window over one sequence."""
+"""Importance, learning rate and memory window in a trained Palimpsa, over one sequence."""
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,10 @@ MAKE = (
 
 
 def look(trained: Trained) -> list[metaplasticity.Plasticity]:
-    """Layer by layer, on the first held-out sequence.
+    """Returns the statistics of each layer on the first held-out sequence.
 
     Raises:
-      ValueError: for a model without importance.
+      ValueError: if the model has no importance.
     """
     learner, run, params = trained.learner, trained.run, trained.state.params
     cfg, *others = learner.model.layers
@@ -38,7 +38,7 @@ def look(trained: Trained) -> list[metaplasticity.Plasticity]:
 
 
 def compute(trained: Trained) -> dict:
-    """The result's data, of a run of experiments/mqar.py."""
+    """Returns the result's data, from a run of experiments/mqar.py."""
     digits = lambda x: np.vectorize(lambda value: float(f"{value:.5g}"))(x).tolist()
     layers = [jax.tree.map(digits, one._asdict()) for one in look(trained)]
     data = {name: trained.summary[name] for name in ("seed", "accuracy")}

@@ -1,4 +1,7 @@
-"""The one way into the committed results: finished runs are gathered, held to what evidence must be, and written."""
+"""Makes committed results: gathers finished runs, checks that they can serve as evidence, and writes them.
+
+Nothing else writes committed results.
+"""
 
 import datetime
 import json
@@ -8,7 +11,7 @@ from lib import gather, results
 
 
 class Refused(ValueError):
-    """Why runs do not become a result."""
+    """The runs cannot become a result. The message says why."""
 
 
 def promote(
@@ -21,19 +24,21 @@ def promote(
     replace: bool = False,
     folder: Path = results.RESULTS,
 ) -> dict:
-    """Writes `folder`/NAME/result.json from finished run directories, and returns what it holds.
+    """Writes `folder`/NAME/result.json from finished run directories, and returns the result.
 
-    A directory holds a `result.json`, as a comparison or a measurement leaves it, or a `summary.json` of one run. Runs
-    become one entry, labelled by their model. Several results become one if their entries have different labels.
+    A directory holds either the `result.json` of a comparison or measurement, or the `summary.json` of one run. Runs
+    become one entry, with their model as label. Several results become one if the labels of their entries differ.
 
     Args:
-      question, command: of the result. Needed for runs, unless a result of that name is renewed, which has them.
-      notes: what a reader must know, beside what the runs' result says.
-      replace: whether a result of another question, or of other settings, may be overwritten.
+      name: name of the result.
+      workdirs: the run directories.
+      question, command: question and command of the result. Runs need them, unless a result of that name exists.
+      notes: further notes for readers.
+      replace: True to overwrite a result with another question or other settings.
 
     Raises:
-      Refused: for runs that are unfinished, of an unclean tree, of different commits, of equal seeds or of different
-        settings; and for a result that must not be overwritten. Nothing is written then.
+      Refused: if runs are unfinished, have uncommitted code, different commits, equal seeds or different settings, or
+        if a result must not be overwritten. Then nothing is written.
     """
     old = results.load(name, folder) if name in results.names(folder) else None
     try:
@@ -73,7 +78,7 @@ def _gathered(name: str, workdirs: list[Path], old: dict | None, question: str |
 
 
 def _merged(parts: list[dict]) -> dict:
-    """One result of several, whose settings differ in their seed alone."""
+    """Merges several results into one. Their settings may differ only in the seed."""
     for part in parts:
         results.check(part)
     first, *rest = parts
@@ -98,7 +103,7 @@ def _merged(parts: list[dict]) -> dict:
 
 
 def _settings(result: dict) -> dict:
-    """Of all seeds alike."""
+    """Settings of a result without those that depend on the seed."""
     return gather.unseeded(result["config"] or {})
 
 
@@ -122,7 +127,7 @@ def _distinct_seeds(entries: dict) -> None:
 
 
 def _same_question(old: dict, new: dict) -> None:
-    """Raises where the new result would take the place of one about something else."""
+    """Raises Refused if the old result is about something else than the new one."""
     about = lambda result: {
         "question": result["question"],
         "config": _settings(result),

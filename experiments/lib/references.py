@@ -1,4 +1,4 @@
-"""References to numbers in texts: `{srcd_paper:entries.cram.mean.retrieval_accuracy:.2%}` becomes 99.98%.
+"""Fills references to results into texts: `{srcd_paper:entries.cram.mean.retrieval_accuracy:.2%}` becomes 99.98%.
 
 | written | becomes |
 |---|---|
@@ -6,9 +6,9 @@
 | `mean±sd` in PATH | mean and standard deviation: 99.98% ± 0.04%; of a single run, its number alone |
 | `*` in PATH | every number of a list, in order: 99.92%, 99.86%, 99.99% |
 | `{A / B:FORMAT}`, `{A - B:FORMAT}` | ratio or difference of two numbers; A and B are NAME:PATH |
-| `{tests/FILE.py:TEXT}` | TEXT, such as a tolerance, if that file has it |
+| `{tests/FILE.py:TEXT}` | TEXT, such as a tolerance; an error if that file does not contain it |
 
-PATH is that of `lib/results.py`: names and list indices, with dots between.
+PATH is a path as in `lib/results.py`: names and list indices, with dots between them.
 """
 
 import re
@@ -20,17 +20,17 @@ from lib import results
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = re.compile(r"\{([^{}]+)\}")
-OPERATOR = re.compile(r" ([/-]) (?=\w+:)")  # only before NAME: because names in a path may hold " / "
+OPERATOR = re.compile(r" ([/-]) (?=\w+:)")  # only in front of NAME:, because names in a path may contain " / "
 FORMAT = re.compile(r"\+?,?(\.\d+)?[f%e]")
 
 Load = Callable[[str], dict]
 
 
 def numbers(operand: str, load: Load) -> list[float]:
-    """The numbers of one NAME:PATH: one, or as many as its `*` stands for.
+    """Returns the numbers at one NAME:PATH: a single one, or one for each item that `*` stands for.
 
     Raises:
-      KeyError: if there is none.
+      KeyError: if there is no number.
     """
     name, _, path = operand.partition(":")
     if "*" not in path:
@@ -46,10 +46,10 @@ def numbers(operand: str, load: Load) -> list[float]:
 
 
 def written(reference: str, load: Load) -> str:
-    """What stands in the place of a reference, which is given without its braces.
+    """Returns the text for a reference, which is given without its braces.
 
     Raises:
-      ValueError: if the reference is not written as this module says, or its test does not have the text.
+      ValueError: if the reference has a wrong form, or its test file does not contain the text.
       KeyError: if its number does not exist.
     """
     if reference.startswith("tests/"):
@@ -75,10 +75,10 @@ def written(reference: str, load: Load) -> str:
 
 
 def filled(text: str, load: Load) -> str:
-    """A text with a figure in the place of each reference."""
+    """Returns a text with each reference replaced by its number."""
     return REFERENCE.sub(lambda found: written(found[1], load), text)
 
 
 def named(text: str) -> list[str]:
-    """The names of the results that a text refers to, each once, in its order."""
+    """Returns the names of the results that a text refers to, each once, in order of appearance."""
     return list(dict.fromkeys(re.findall(r"(?:\{| [/-] )(\w+):", text)))

@@ -1,23 +1,23 @@
-"""Result files: the one schema, the one reader and the one writer.
+"""Result files: their schema, reader and writer.
 
-A result is a folder NAME with `result.json`, and `figure.png` and `figure.svg` where there is a figure. Committed
-results stand in experiments/results. A main writes its own below runs/; `experiments/promote.py` moves it over.
+A result is a folder NAME with `result.json`, and with `figure.png` and `figure.svg` if it has a figure. Committed
+results are in experiments/results. A main writes its result below runs/; `experiments/promote.py` copies it there.
 
 | key | what it holds |
 |---|---|
 | schema, name, question, command | 1; the folder's name; one sentence; the command that makes the numbers |
 | made_by | who made it: see below |
-| config | all settings, as they were; null where there are none |
+| config | all settings; null if there are none |
 | entries | by label: `settings` that differ from config, `runs`, `mean`, `sd`, `missing`, and what PARTS lists |
-| data | what is no run: tables of a benchmark, fits, theorems |
+| data | all that is not a run: tables of a benchmark, fits, theorems |
 
 `made_by`: `commits` that trained the runs (a + marks a tree with uncommitted changes), `date` (the day on which the
-numbers were committed), `machines`, `versions`, `notes` (what a reader must know), `from` (results it was computed
-from, where it was).
+numbers were committed), `machines`, `versions`, `notes` (what a reader must know), `from` (only if the result was
+computed from other results: their names).
 
-A run is flat: numbers by name (null where there is none), and perhaps `commit` and `machine`. `mean` and `sd` (of a
-sample) may hold more names than `runs`, which keep what a table needs. `missing` counts, for each number that some runs
-lack, how many lack it: mean and sd leave those numbers out.
+A run is flat: it has numbers by name (null for a missing number), and may have `commit` and `machine`. `mean` and `sd`
+(of a sample) may hold more names than `runs`, which keep only what tables need. For each number that some runs lack,
+`missing` says how many lack it; mean and sd leave it out.
 """
 
 import json
@@ -25,15 +25,15 @@ import math
 from pathlib import Path
 
 SCHEMA = 1
-SENTENCE = 60  # characters from which on a text in a list has a line of its own
+SENTENCE = 60  # characters; longer texts in a list get a line of their own
 RESULTS = Path(__file__).parents[1] / "results"
 MADE_BY = {"commits": list, "date": (str, type(None)), "machines": list, "versions": dict, "notes": list}
 # What an entry may hold beside settings, runs, mean, sd and missing
 PARTS = {
     "curves": list,  # a dictionary of columns for each run
     "chosen": dict,  # the learning rate, whether it is at the edge of those tried, and the score of each
-    "diverged": int,  # how many runs did
-    "quality": list,  # of recall in the busiest layer, at three moments, for each run
+    "diverged": int,  # number of runs that diverged
+    "quality": list,  # quality of recall in the busiest layer, at three moments, for each run
     "exposures": list,  # Eq 14's counts, for each run
     "patterns": list,  # when each pattern stopped attending, for each run
 }
@@ -41,16 +41,16 @@ ENTRY = {"settings": dict, "runs": list, "mean": dict, "sd": dict, "missing": di
 
 
 def names(folder: Path = RESULTS) -> list[str]:
-    """All results in a folder."""
+    """Returns the names of all results in a folder."""
     return sorted(path.parent.name for path in Path(folder).glob("*/result.json"))
 
 
 def load(name: str, folder: Path = RESULTS) -> dict:
-    """The result of that name.
+    """Reads the result of that name.
 
     Raises:
-      FileNotFoundError: where there is none, naming those there are.
-      ValueError: where the file does not follow the schema.
+      FileNotFoundError: if there is no such result. The message lists those that exist.
+      ValueError: if the file does not follow the schema.
     """
     path = Path(folder) / name / "result.json"
     if not path.exists():
@@ -61,16 +61,17 @@ def load(name: str, folder: Path = RESULTS) -> dict:
 
 
 def number(name: str, path: str, folder: Path = RESULTS) -> float:
-    """The number at a path in a result, such as "entries.cram.mean.retrieval_accuracy"; see `at`."""
+    """Returns the number at a path in a result, such as "entries.cram.mean.retrieval_accuracy"; see `at`."""
     return at(load(name, folder), path)
 
 
 def at(result: dict, path: str) -> float:
-    """The number at a dotted path of names and list indices. Names may hold dots themselves: the longest that fits is
-    taken.
+    """Returns the number at a dotted path of names and list indices.
+
+    Names may contain dots themselves: the longest name that fits is taken.
 
     Raises:
-      KeyError: where there is no number, saying how far the path goes.
+      KeyError: if there is no number. The message says which part of the path exists.
     """
     value, parts, done = result, path.split("."), 0
     while done < len(parts):
@@ -91,10 +92,10 @@ def at(result: dict, path: str) -> float:
 
 
 def write(folder: Path, result: dict) -> Path:
-    """Writes a result into its folder, which is made: `folder`/result.json.
+    """Writes a result to `folder`/result.json, and returns the path. The folder is created if missing.
 
     Raises:
-      ValueError: where the result does not follow the schema; nothing is written then.
+      ValueError: if the result does not follow the schema. Then nothing is written.
     """
     check(result)
     path = Path(folder) / "result.json"
@@ -106,7 +107,7 @@ def write(folder: Path, result: dict) -> Path:
 
 
 def text(value, indent: int = 0) -> str:
-    """JSON with one line for each name and each list of numbers, and for each sentence of a list."""
+    """Returns JSON with a line for each name, each list of numbers, and each sentence in a list."""
     inner, outer = " " * (indent + 1), " " * indent
     if isinstance(value, dict) and value:
         rows = (f"{inner}{json.dumps(name)}: {text(item, indent + 1)}" for name, item in value.items())
@@ -118,10 +119,10 @@ def text(value, indent: int = 0) -> str:
 
 
 def check(result: dict) -> None:
-    """Holds a result to the schema.
+    """Checks that a result follows the schema.
 
     Raises:
-      ValueError: naming everything that is wrong.
+      ValueError: if it does not. The message lists everything that is wrong.
     """
     faults = list(_faults(result))
     if faults:
@@ -149,11 +150,11 @@ def _faults(result: dict):
         wrong = list(_typed(label, entry, ENTRY, PARTS))
         yield from wrong or _entry_faults(label, entry)
     if path := _not_finite(result):
-        yield f"{path} is not finite; null says that there is no number"
+        yield f"{path} is not finite; use null for a missing number"
 
 
 def _typed(at: str, found: dict, wanted: dict, optional: dict):
-    """Faults of keys and types."""
+    """Yields wrong keys and types."""
     if missing := wanted.keys() - found.keys():
         yield f"{at} lacks {sorted(missing)}"
     if unknown := found.keys() - wanted.keys() - optional.keys():
@@ -184,7 +185,7 @@ def _entry_faults(label: str, entry: dict):
 
 
 def _not_finite(value, path: str = "") -> str:
-    """Path of the first number that is not finite; "" where all are."""
+    """Path of the first number that is not finite; "" if all are finite."""
     if isinstance(value, float):
         return "" if math.isfinite(value) else path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

@@ -1,4 +1,4 @@
-"""What all mains share: from settings to what is trained, to a trained state, to a summary on disk."""
+"""Code of all mains that train: builds models from settings, trains them, and writes summaries."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from cram_jax.training.task import Task
 from lib import summary
 from lib.circular import CircularCRAMConfig
 
-PROBED = 16  # batches of the last probe
+PROBED = 16  # batches in the last probe
 LAYERS: dict[str, type[Layer]] = {  # sections of settings that hold a layer
     "cram": CRAMConfig,
     "transformer": AttentionConfig,
@@ -48,7 +48,7 @@ SECTIONS = LAYERS | {
 }
 MEANINGS = {
     "seed": "decides parameters and data.",
-    "model": "the section with its layers' settings; jamba and circular are made of other models' sections.",
+    "model": "section of settings for the layers; jamba and circular use the sections of other models.",
     "depth": "how often the model's pattern of layers is repeated.",
 }
 
@@ -57,7 +57,7 @@ def _layer(config: ConfigDict, section: str, kind: type[Layer] | None = None) ->
     return from_config((kind or LAYERS[section])(), config[section])
 
 
-# Models that are made of other models' sections: (sections they need, pattern of layers)
+# Models that use the sections of other models: (sections, pattern of layers)
 PATTERNS: dict[str, tuple[tuple[str, ...], Callable[[ConfigDict], tuple[Layer, ...]]]] = {
     "jamba": (
         ("mamba2", "transformer"),
@@ -68,16 +68,16 @@ PATTERNS: dict[str, tuple[tuple[str, ...], Callable[[ConfigDict], tuple[Layer, .
 
 
 def models(config: ConfigDict) -> dict[str, Callable[[ConfigDict], tuple[Layer, ...]]]:
-    """The models that these settings can build, by name: each gives its pattern of layers."""
+    """Returns the models that these settings can build, by name: functions that return the pattern of layers."""
     plain = {name: (lambda config, name=name: (_layer(config, name),)) for name in LAYERS if name in config}
     return plain | {name: pattern for name, (needs, pattern) in PATTERNS.items() if all(n in config for n in needs)}
 
 
 def variant_of(variants: dict, name: str):
-    """The settings of a config file's variant.
+    """Returns the settings of a config file's variant.
 
     Raises:
-      ValueError: for an unknown one, naming those there are.
+      ValueError: if there is no such variant. The message lists the variants.
     """
     if name not in variants:
         raise ValueError(f"unknown variant {name!r} of this config; there are {sorted(variants)}")
@@ -85,13 +85,16 @@ def variant_of(variants: dict, name: str):
 
 
 def settings(run: RunConfig, layers: dict[str, Layer], price: PriceConfig, **more) -> ConfigDict:
-    """The settings that every experiment has, and `more`.
+    """Returns the settings that every experiment has, and `more`.
 
-    The learning rate's schedule is as long as the run, and the transformer's cache as long as the sequences.
+    The learning-rate schedule is as long as the run, and the transformer's cache as long as the sequences.
 
     Args:
-      layers: by the names of LAYERS, the transformer among them. Each gets the same data. `depth` is how often the
-        model's pattern of layers is repeated: twice one layer, or Jamba's eight layers once.
+      run: settings of the run.
+      layers: layers by their names in LAYERS. The transformer must be among them. The first is the default model.
+      price: settings of the price of attention.
+      more: further settings, or other values. `depth` is how often the model's pattern of layers is repeated: 2 for
+        two layers of one kind, 1 for Jamba's eight layers.
     """
     config = ConfigDict(
         {
@@ -112,10 +115,14 @@ def settings(run: RunConfig, layers: dict[str, Layer], price: PriceConfig, **mor
 
 
 def change(config: ConfigDict, changes: dict) -> ConfigDict:
-    """The same settings, in which these are set, by dotted names such as "optimizer.learning_rate".
+    """Sets some settings, in place, and returns all of them.
+
+    Args:
+      config: the settings.
+      changes: new values, by dotted names such as "optimizer.learning_rate".
 
     Raises:
-      KeyError: for a setting that does not exist, naming those that do.
+      KeyError: if a setting does not exist. The message lists those that do.
     """
     for name, value in changes.items():
         *sections, last = name.split(".")
@@ -129,10 +136,10 @@ def change(config: ConfigDict, changes: dict) -> ConfigDict:
 
 
 def build(config: ConfigDict, task: Task) -> tuple[Learner, RunConfig]:
-    """What to train and for how long, from the settings.
+    """Returns what to train, and for how long, from the settings.
 
     Raises:
-      ValueError, KeyError: for settings out of range, unknown, or that do not fit each other.
+      ValueError, KeyError: if settings are unknown, out of range, or contradict each other.
     """
     run = from_config(RunConfig(), config.run)  # first: other settings follow its own
     if config.model not in (found := models(config)):
@@ -148,10 +155,10 @@ def build(config: ConfigDict, task: Task) -> tuple[Learner, RunConfig]:
 
 
 def last_state(learner: Learner, seed: int, workdir: Path, patterns: int = 0) -> tuple[int, TrainState]:
-    """(step, state) of the newest checkpoint of a run.
+    """Returns (step, state) of the newest checkpoint of a run.
 
     Raises:
-      ValueError: where there is none, or one of another model.
+      ValueError: if there is no checkpoint, or it is of another model.
     """
     saves = Checkpoints(workdir / "checkpoints")
     found = saves.restore(step.init(learner, seed, patterns))
@@ -164,10 +171,10 @@ def last_state(learner: Learner, seed: int, workdir: Path, patterns: int = 0) ->
 def begin_from(
     make: Callable[[TrainState], tuple[int, TrainState]], learner: Learner, seed: int, workdir: Path, patterns: int = 0
 ) -> None:
-    """Lets the training in `workdir` begin from the (step, state) that `make` gives; nothing where it has begun.
+    """Saves a checkpoint in `workdir` from which the training there will start; does nothing if it has one.
 
     Args:
-      make: from the fresh state of this learner.
+      make: returns (step, state) of that checkpoint from a fresh state of this learner.
     """
     saves, fresh = Checkpoints(workdir / "checkpoints"), step.init(learner, seed, patterns)
     if saves.restore(fresh) is None:
@@ -176,13 +183,13 @@ def begin_from(
 
 
 def train(config: ConfigDict, learner: Learner, run: RunConfig, workdir: Path, patterns: int = 0):
-    """Claims the directory and trains in it, or goes on: (state, logged lines)."""
+    """Trains in the directory, or resumes the run there; returns (state, logged lines)."""
     claim_workdir(workdir, config)
     return loop.train(learner, run, config.seed, workdir, patterns)
 
 
 def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]) -> dict:
-    """What every summary holds: the last evaluation, on many held-out tokens; the attention curve; times; versions."""
+    """Returns what every summary holds: a last evaluation on many tokens, the attention curve, times and versions."""
     final = loop.evaluate(learner, run, state, seed, run.final_tokens)
     out = summary.summarise(lines, final, loop.probe(learner, run, state, seed, PROBED), seed)
     out |= {"length": run.length, "length_start": run.shape(0)[0]}
@@ -203,10 +210,13 @@ def complete(
     title: str,
     patterns: int = 0,
 ) -> tuple[dict, list[dict]]:
-    """One run, or what is left of it: its summary, which is shown and written into the directory, and logged lines.
+    """Trains or resumes one run, prints and writes its summary, and returns (summary, logged lines).
 
     Args:
-      finish: makes the summary. table: the rows that are shown of it. patterns: number of the task's, to be counted.
+      finish: returns the summary.
+      table: returns the printed rows of a summary.
+      title: what the run is about, for the printed table.
+      patterns: number of recurring patterns, whose exposures are counted.
     """
     state, lines = train(config, learner, run, workdir, patterns)
     out = finish(learner, run, config.seed, state, lines)

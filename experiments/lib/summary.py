@@ -1,4 +1,4 @@
-"""A run in a flat dictionary and in a table, from its logged lines and its last evaluation."""
+"""Summaries of a run: a flat dictionary, made from logged lines and a last evaluation, and printed tables."""
 
 import re
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from cram_jax.training.machine import peak_memory_mb, versions
 
 
 class Column(NamedTuple):
-    """Attributes: heading; number of a run's summary; how it is written: "%" for a percentage, else a format."""
+    """Attributes: heading; number, its name in a run's summary; written, "%" for a percentage, or a format."""
 
     heading: str
     number: str
@@ -28,13 +28,13 @@ def _step_ms(lines: list[dict], first: bool) -> float:
 
 
 def attention_curve(lines: list[dict]) -> dict:
-    """Attention on held-out data, evaluation audits included: start and peak in both units, and when it fell."""
+    """Returns start, peak and transition of attention on held-out data, evaluation audits included, in both units."""
     out = {}
     for unit in ("attention_tokens", "attention_utilisation"):
         curve = [line[f"held_out/{unit}"] for line in lines]
         out |= {f"{unit}_start": curve[0], f"{unit}_peak": max(curve)}
-    # That all tokens attend before the release is by design; the transition is what the router does after it. Lines
-    # hold means over steps: a line's evaluation comes after the release if one of its steps did.
+    # Before the release all tokens attend by design, so the transition is searched after it. Lines hold means over
+    # steps: if the router was released in one of them, the evaluation comes after the release.
     free = [line for line in lines if line.get("train/released", 0) > 0]
     out["router_released_step"] = free[0]["step"] if free else None
     tokens = [line["held_out/attention_tokens"] for line in free]
@@ -46,22 +46,24 @@ def attention_curve(lines: list[dict]) -> dict:
 
 
 def busiest_layer(lines: list[dict]) -> int:
-    """The layer that attends most once the router decides (over the whole run where it never did)."""
+    """Returns the layer that attends most after the release, or over the whole run if there was none."""
     after = [line for line in lines if line.get("train/released", 0) > 0] or lines
     layers = [n for n in lines[0] if n.startswith("held_out/attention_layer_")]
     return int(np.argmax([np.mean([line[n] for line in after]) for n in layers]))
 
 
 def calibration_errors(probed: dict, layer: int) -> dict[str, float]:
-    """`familiarity_calibration_error_GROUP` of a probe in one layer, for all tokens and for the first group."""
+    """Returns `familiarity_calibration_error_GROUP` of one layer, for all tokens and for the first group."""
     named = re.compile(rf"reliability_(.+)_count_layer_{layer}")
     groups = [found[1] for found in map(named.fullmatch, probed) if found]
     return {f"familiarity_calibration_error_{group}": calibration_error(probed, group, layer) for group in groups}
 
 
 def calibration_error(probed: dict, group: str, layer: int) -> float:
-    """Distance of mean q-hat from mean q in bins of q-hat, weighted by tokens. Within a bin errors cancel: how far off
-    a single token is, `familiarity_error_*` tells."""
+    """Returns the mean over tokens of |mean q-hat - mean q| in bins of q-hat.
+
+    Within a bin errors of single tokens can cancel. `familiarity_error_*` is the mean error of single tokens.
+    """
     parts = ("count", "familiarity", "quality")
     bins = {n: np.array(probed[f"reliability_{group}_{n}_layer_{layer}"]) for n in parts}
     count = bins["count"].sum()
@@ -69,10 +71,13 @@ def calibration_error(probed: dict, group: str, layer: int) -> float:
 
 
 def summarise(lines: list[dict], final: dict, probed: dict, seed: int) -> dict:
-    """The flat dictionary of `summary.json`: final held-out metrics and probes, the attention curve, times, versions.
+    """Returns the flat dictionary of `summary.json`: final metrics, probes, attention curve, times and versions.
 
     Args:
-      probed: `loop.probe` of the trained state; {} for a model without routes.
+      lines: logged lines of the run.
+      final: metrics of the last held-out evaluation.
+      probed: `loop.probe` of the trained state; {} if no layer consolidates.
+      seed: the run's seed.
     """
     out = {"seed": seed, "steps": lines[-1]["step"]}
     out |= {name: value for name, value in final.items() if not isinstance(value, list)}
@@ -91,17 +96,17 @@ def summarise(lines: list[dict], final: dict, probed: dict, seed: int) -> dict:
 
 
 def percent(share: float) -> str:
-    """A share for a person; a dash where there is none."""
+    """Returns a share as a percentage, or a dash if there is none."""
     return "-" if share is None or not np.isfinite(share) else f"{100 * share:.2f}%"
 
 
 def shares(out: dict, **names: str) -> str:
-    """Percentages for a person: "all 99.90%  new 98.00%" for all="retrieval_accuracy", new="retrieval_accuracy_new"."""
+    """Returns percentages: "all 99.90%  new 98.00%" for all="retrieval_accuracy", new="retrieval_accuracy_new"."""
     return "  ".join(f"{shown.replace('_', ' ')} {percent(out[name])}" for shown, name in names.items())
 
 
 def attention_rows(out: dict, token: str = "token") -> list[tuple[str, str]]:
-    """How attention went, as (what, figure) rows. token: what the task calls one."""
+    """Returns rows (what, number) about attention. token: the task's word for a token."""
     curve = lambda unit: shares(out, start=f"{unit}_start", highest=f"{unit}_peak", end=f"{unit}_end")
     step = lambda name: "never" if out[name] is None else str(out[name])
     return [
@@ -115,7 +120,7 @@ def attention_rows(out: dict, token: str = "token") -> list[tuple[str, str]]:
 
 
 def time_rows(out: dict, token: str = "token") -> list[tuple[str, str]]:
-    """What it took, as (what, figure) rows."""
+    """Returns rows (what, number) about time and memory."""
     step = lambda when, length: f"{when} {out[f'step_ms_{when}']:.0f} ms ({length} {token}s)"
     return [
         (
@@ -127,7 +132,7 @@ def time_rows(out: dict, token: str = "token") -> list[tuple[str, str]]:
 
 
 def compared(columns: tuple[Column, ...], entries: dict[str, dict]) -> list[tuple[str, ...]]:
-    """Rows of a heading and of each entry: its mean and standard deviation over seeds in each column."""
+    """Returns a heading, and a row for each entry with mean and standard deviation over seeds in each column."""
 
     def cell(found: dict, column: Column) -> str:
         write = percent if column.written == "%" else lambda value: format(value, column.written)
@@ -146,7 +151,7 @@ def compared(columns: tuple[Column, ...], entries: dict[str, dict]) -> list[tupl
 
 
 def show(title: str, rows: list[tuple[str, ...]], heading: bool = False) -> None:
-    """Prints a table of rows; the first is their heading, if they have one. A row of one cell begins a section."""
+    """Prints a table. If `heading` is True, the first row is the heading. A row of one cell begins a section."""
     head, *body = rows if heading else [("",) * max(map(len, rows)), *rows]
     table = Table(title=title, title_justify="left", show_header=heading)
     for i, name in enumerate(head):

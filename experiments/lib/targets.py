@@ -1,4 +1,4 @@
-"""The tasks that experiments/transfer.py transfers to, and their files: published, or generated in the same format."""
+"""The target tasks of experiments/transfer.py, and their files: published ones, or generated ones of that format."""
 
 import os
 import tempfile
@@ -14,7 +14,7 @@ from cram_jax.tasks.irregular_task import IrregularTask
 from cram_jax.training.settings import from_config
 
 SCORES = {"copy": "accuracy", "records": "area_under_curve", "motion": "accuracy"}
-# Published files as their archives name them, and what the data is called
+# (names of the published files, name of the data)
 PUBLISHED = {
     "records": (("set-a", "Outcomes-a.txt"), "PhysioNet 2012"),
     "motion": (("ConfLongDemo_JSI.txt",), "Person Activity"),
@@ -22,7 +22,7 @@ PUBLISHED = {
 
 
 class Target(NamedTuple):
-    """Attributes: its name in the settings; what it is called in a result; the paths that its reader takes."""
+    """Attributes: name, in the settings; called, its name in a result; paths, arguments of its reader."""
 
     name: str
     called: str
@@ -30,10 +30,10 @@ class Target(NamedTuple):
 
 
 def found(name: str, config: ConfigDict, data: Path | None, runs: Path) -> Target:
-    """The target with its files: those in `data`, or generated ones below `runs` where no folder is given.
+    """Returns the target with its files: those in `data`, or generated ones below `runs` if `data` is None.
 
     Raises:
-      ValueError: for published files that are not there.
+      ValueError: if a published file is missing.
     """
     if name not in PUBLISHED:
         return Target(name, name)
@@ -53,7 +53,7 @@ def found(name: str, config: ConfigDict, data: Path | None, runs: Path) -> Targe
 
 
 def _generated(about: ConfigDict, folder: Path) -> tuple[str, ...]:
-    """Paths of generated files in `folder`, which are written if it is not there: all of them, or none."""
+    """Paths of generated files in `folder`. If it is missing, it is written as a whole: all of the files, or none."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as made:
@@ -67,7 +67,7 @@ def _generated(about: ConfigDict, folder: Path) -> tuple[str, ...]:
 
 
 def task(config: ConfigDict, target: Target) -> CopyTask | IrregularTask:
-    """The target's task, from a run's settings."""
+    """Returns the target's task, from a run's settings."""
     if target.name == "copy":
         return CopyTask(from_config(CopyConfig(), config.data))
     return IrregularTask(config.data.format, target.paths, config.data.validation_share, config.data.held_out_share)

@@ -1,12 +1,14 @@
-"""Theorems 1 to 3 of CRAM beside what the results `static` and `recurrence` measured.
+"""Compares Theorems 1 to 3 of CRAM with the measurements in the results `static` and `recurrence`.
 
-Theorem 1 (Eq 9): a static route is a function of the token and fixed parameters. If it answers a share A of the
-queries, of which there are f a token, it uses attention on at least A f of the tokens. The theorem assumes that only
-attention answers.
-Theorem 2 (Eq 11): below a step size of 2 / L^2, consolidation's error after T steps is at most epsilon^2 + C / (T eta).
-It is about gradient descent on a convex loss. So it is tried on a linear memory and fixed retrievals; the layer's
-memory is not linear, and its retrievals change.
-Theorem 3 (Eq 12): if a share rho of the queries recurs, attention falls to at most 1 - rho + epsilon of what it was.
+Theorem 1 (Eq 9): a static route depends only on the token and on fixed parameters. Let f be the share of tokens that
+are queries. A static route that answers a share A of the queries uses attention on at least a share A f of the tokens.
+The theorem assumes that only attention can answer.
+
+Theorem 2 (Eq 11): at a step size eta below 2 / L^2, consolidation's error after T steps is at most
+epsilon^2 + C / (T eta). The theorem is about gradient descent on a convex loss, so it is tested on a linear memory with
+fixed retrievals. In the layer the memory is not linear, and the retrievals change.
+
+Theorem 3 (Eq 12): if a share rho of the queries recurs, attention falls to at most 1 - rho + epsilon of its start.
 """
 
 import numpy as np
@@ -18,10 +20,10 @@ QUESTION = "Do Theorems 1 to 3 of CRAM hold in what was measured?"
 
 
 def theorem_1(static: dict) -> dict:
-    """By label and seed: attention, the least that Eq 9 allows at that accuracy, and whether the bound is kept.
+    """Returns, by label and seed: attention, Eq 9's lower bound at that accuracy, and whether it holds.
 
     Args:
-      static: result of the comparison of static routers.
+      static: the result `static`, a comparison of static routers.
     """
     out = {}
     for label, found in static["entries"].items():
@@ -46,10 +48,11 @@ STEP_SIZES = (0.1, 0.5, 1.0, 1.9, 2.1)  # in units of 1 / L^2
 
 
 def theorem_2(patterns: int = 100, width: int = 64, steps: int = 2000, seed: int = 0) -> dict:
-    """By step size: the error above the best, and its largest share of C / (T eta), C = |W_0 - W*|^2 / 2.
+    """Returns, by step size: the error above the best possible one, and its largest share of the bound C / (T eta).
 
-    The memory is a matrix W that begins at 0. Its loss is mean |W z - r|^2 / 2 over patterns with random codes z and
-    retrievals r; L^2 is the loss's curvature. There are more patterns than inputs, so the best error is not 0.
+    C is |W_0 - W*|^2 / 2. The memory is a matrix W that starts at W_0 = 0. Its loss is mean |W z - r|^2 / 2 over
+    patterns with random codes z and retrievals r. L^2 is the curvature of the loss. There are more patterns than
+    inputs, so the best error is not 0.
     """
     random = np.random.default_rng(seed)
     z_PxD, r_PxD = random.standard_normal((2, patterns, width))
@@ -76,13 +79,13 @@ def theorem_2(patterns: int = 100, width: int = 64, steps: int = 2000, seed: int
 
 
 def theorem_3(recurrence: dict) -> dict:
-    """By label and seed: rho, and attention at the end over that of a model which attends for queries alone.
+    """Returns, by label and seed: rho, and final attention relative to a model that attends exactly at queries.
 
-    The theorem does not say what attention was at first. If all tokens attended, as here before the release, the bound
-    holds whatever happens. If only queries did, it says something.
+    The theorem does not say what attention was at the start. If all tokens attended, as here before the release, the
+    bound always holds. If only queries attended, it says something. This uses the second.
 
     Args:
-      recurrence: result of the comparison of recurring shares.
+      recurrence: the result `recurrence`, a comparison of shares of recurring bindings.
     """
     out = {}
     for label, found in recurrence["entries"].items():
@@ -101,13 +104,13 @@ def theorem_3(recurrence: dict) -> dict:
 
 
 def compute() -> dict:
-    """The result's data: each theorem beside what was measured."""
+    """Returns the result's data: each theorem with the measurements."""
     static, recurrence = map(results.load, FROM)
     return {"theorem_1": theorem_1(static), "theorem_2": theorem_2(), "theorem_3": theorem_3(recurrence)}
 
 
 def table(data: dict) -> list[tuple[str, str]]:
-    """Rows of (what, figure) for a person."""
+    """Returns the printed table: rows of (what, number)."""
     rows = []
     for label, entry in data["theorem_1"].items():
         ratios = ", ".join(f"{run['over_least']:.2f}" for run in entry["runs"])

@@ -1,4 +1,4 @@
-"""The last state of a run directory, for what looks at a trained model."""
+"""Loads the last state of a run directory, for experiments that analyse a trained model."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from lib import runs
 
 
 class Trained(NamedTuple):
-    """Attributes: summary, of the run; config, its settings; learner, run, made of them; step and state, the last."""
+    """Attributes: summary of the run; config, its settings; learner and run, built from them; last step and state."""
 
     summary: dict
     config: ConfigDict
@@ -24,11 +24,12 @@ class Trained(NamedTuple):
 
 
 def load(workdir: Path, build: Callable[[ConfigDict], tuple[Learner, RunConfig]], make: str) -> Trained:
-    """A finished run.
+    """Loads a finished run.
 
     Args:
-      build: of the main that trained it.
-      make: the command that trains one, for the error.
+      workdir: directory of the run.
+      build: function `build` of the main that trained it.
+      make: command that trains such a run, for the error message.
 
     Raises:
       ValueError: if the directory holds no finished run, or no checkpoint of it.
