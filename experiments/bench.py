@@ -1,17 +1,17 @@
-"""What skipped attention and the scans cost on this machine: `make bench` measures all parts.
+"""Measures time and memory of skipped attention and of the scans on this machine: `make bench` runs all parts.
 
 python experiments/bench.py [--part=attention] [--run=runs/demo]
 
 | part | what is measured | result |
 |---|---|---|
-| training_step | a training step with skipping and without, from the last state of --run | skipping |
+| training_step | a training step with and without skipping, from the last state of --run | skipping |
 | attention | time against the share of tokens that attend, with and without gradient | kernels_attention |
-| kept | time of attention with 15% of the keys kept, and with all | kernels_kept |
-| memory | working memory of the compiled programs against length, skipping and dense | kernels_memory |
-| stream | time of a token as its context grows, of CRAM and of dense attention with a full cache | kernels_stream |
+| kept | time of attention with 15% of the keys kept, and with all of them | kernels_kept |
+| memory | memory of the compiled programs against length, for skipped and dense attention | kernels_memory |
+| stream | time of a token against context length, for CRAM and for dense attention with a cache | kernels_stream |
 | scans | time and memory of the recurrent scans | kernels_scans |
 
-Each part leaves its result, and its figure if it has one, in a folder of that name below --results.
+Each part writes its result, and a figure if it has one, to a folder with the result's name below --results.
 """
 
 import json
@@ -27,7 +27,7 @@ from lib.figures import catalogue
 
 
 class Part(NamedTuple):
-    """Attributes: result, its name; question, that it answers; measure, from the flags to the result's data."""
+    """Attributes: result, its name; question that it answers; measure, a function from flags to the result's data."""
 
     result: str
     question: str
@@ -35,14 +35,14 @@ class Part(NamedTuple):
 
 
 def step_of_run(args) -> dict:
-    """The part training_step."""
+    """Measures the part training_step."""
     found = trained.load(Path(args.run), srcd.build, make="make demo")
     config = found.config.copy_and_resolve_references()
     config.model = "transformer"
     return training_step.measure(found, srcd.build(config)[0], args.rounds)
 
 
-PARTS = {  # the one that may lack a trained run comes first
+PARTS = {  # training_step comes first: if its trained run is missing, no time is lost
     "training_step": Part(
         "skipping", "What does skipping change in a training step: its time, and nothing else?", step_of_run
     ),
@@ -91,6 +91,6 @@ if __name__ == "__main__":
         takes="20 minutes for all parts, two CPU cores",
         part=launch.Flag("all", "What to measure.", ("all", *PARTS)),
         run=launch.Flag("runs/demo", "Finished run of experiments/srcd.py, for the part training_step."),
-        rounds=launch.Flag(9, "How often each time is measured; the median counts."),
+        rounds=launch.Flag(9, "Number of repetitions of each measurement; the median is reported."),
         results="runs",
     )

@@ -1,8 +1,9 @@
-"""Lets recurring patterns change their answers: attention comes back, and falls again. The config has the protocol.
+"""Changes the answers of some recurring patterns during training, and measures how attention returns and falls again.
 
 python experiments/change.py --config=experiments/configs/change.py:small --workdir=runs/change [--config.seed=1]
 
-Each of the two trainings has a directory of its own below --workdir, which also gets result and figure.
+The config file describes the protocol. There are two trainings, before and after the change, each with its own
+directory below --workdir. Result and figure are written to --workdir itself.
 `experiments/promote.py change DIR DIR ...` makes one result of several seeds.
 """
 
@@ -25,7 +26,7 @@ COMMAND = (
     "--workdir=runs/change_seed_SEED"
 )
 
-# What the figure shows of the changed patterns' queries
+# Columns that the figure shows
 SHOWN = (
     "step",
     "held_out/retrieval_accuracy_changed",
@@ -37,7 +38,7 @@ SHOWN = (
 
 
 def phases(config: ConfigDict) -> tuple[ConfigDict, ConfigDict]:
-    """Settings before and after the change; learning rate and price go on as in one run."""
+    """Returns the settings before and after the change. Learning rate and price continue as in one training."""
     before = config.copy_and_resolve_references()
     change = before.change
     with before.unlocked():
@@ -49,14 +50,14 @@ def phases(config: ConfigDict) -> tuple[ConfigDict, ConfigDict]:
 
 
 def hand_over(before: ConfigDict, after: ConfigDict, source: Path, target: Path) -> None:
-    """The last state of the training in `source` becomes where that in `target` begins; nothing where it has begun."""
+    """Lets the training in `target` start from the last state of that in `source`, unless it has already started."""
     (old, _), (new, _) = srcd.build(before), srcd.build(after)
     patterns = old.task.data.patterns
     runs.begin_from(lambda _: runs.last_state(old, before.seed, source, patterns), new, after.seed, target, patterns)
 
 
 def recovery(before: list[dict], after: list[dict]) -> dict:
-    """How the changed patterns' accuracy and the attention of all came back, in steps since the change."""
+    """Returns how accuracy on changed patterns and attention of all events recovered, in steps since the change."""
     name = "held_out/attention_tokens"
     usual = float(np.mean([line[name] for line in before[-5:]]))
     steps = np.array([line["step"] for line in after]) - after[0]["step"]
@@ -76,7 +77,7 @@ def recovery(before: list[dict], after: list[dict]) -> dict:
 
 
 def wrong_answers(config: ConfigDict, after: list[dict]) -> float:
-    """About how many queries of changed patterns training answered wrongly after the change."""
+    """Estimates how many queries of changed patterns were answered wrong in training after the change."""
     data, run = config.data, config.run
     each = run.length * run.batch * data.query_share * (1 - data.new_share) * config.data.changed / data.patterns
     wrong = [1 - line["train/retrieval_accuracy_changed"] for line in after[1:]]
@@ -84,7 +85,7 @@ def wrong_answers(config: ConfigDict, after: list[dict]) -> float:
 
 
 def without_training(config: ConfigDict, after: ConfigDict, source: Path) -> dict:
-    """What `consolidate` makes of the trained state in the changed world: held-out metrics before and after it."""
+    """Calls `consolidate` on the trained state in the changed world; returns held-out metrics before and after."""
     learner, run = srcd.build(after)
     _, state = runs.last_state(learner, after.seed, source, learner.task.data.patterns)
     measure = lambda state: loop.evaluate(learner, run, state, after.seed, run.final_tokens)
@@ -108,7 +109,7 @@ def without_training(config: ConfigDict, after: ConfigDict, source: Path) -> dic
 
 
 def table(out: dict) -> list[tuple[str, str]]:
-    """Rows of (what, figure) for a person."""
+    """Returns the printed table: rows of (what, number)."""
     percent, call = summary.percent, out["consolidate"]
     both = lambda name: f"{percent(call['before'][name])} -> {percent(call['after'][name])}"
     return [
@@ -128,10 +129,12 @@ def table(out: dict) -> list[tuple[str, str]]:
 
 
 def entry(out: dict, before: list[dict], after: list[dict], made: dict) -> dict:
-    """One run of both trainings. The second begins at the step at which the first ended, in a changed world.
+    """Returns an entry with one run that joins both trainings. The second one continues the first's step numbers.
 
     Args:
-      out: what `table` shows. before, after: the logged lines. made: as `gather.made_by` says.
+      out: the numbers that `table` shows.
+      before, after: logged lines of both trainings.
+      made: `made_by`, as in `gather.made_by`.
     """
     call = out["consolidate"]
     run = {name: value for name, value in out.items() if name != "consolidate"}
@@ -147,7 +150,7 @@ def entry(out: dict, before: list[dict], after: list[dict], made: dict) -> dict:
 
 
 def train(config: ConfigDict, workdir: Path) -> dict:
-    """Both trainings and the call: the result, which is shown and written into the directory with its figure."""
+    """Does both trainings and the call of `consolidate`; prints, writes and returns the result."""
     before, after = phases(config)
     at = {name: workdir / name for name in ("before", "after")}
     lines = {}

@@ -1,4 +1,4 @@
-"""Writes CLAIMS.md and docs/claims/ again, from claims/ and the committed results: `make claims`."""
+"""Writes CLAIMS.md, docs/claims/ and the README's results from claims/ and the committed results: `make claims`."""
 
 from lib import claims, launch
 

@@ -1,9 +1,9 @@
-"""Compares models, settings or learning rates: trains all runs of a comparison and gathers them in one result.
+"""Compares models, settings or learning rates: trains all runs of a comparison and gathers them into one result.
 
 python experiments/compare.py --name=ablations                                 # all of it, into runs/ablations
 python experiments/compare.py --name=ablations --entry="no price" --seeds=1    # one row: a part, so no result
 
-experiments/configs/comparisons.py lists the comparisons. Each run has a directory of its own below --runs.
+experiments/configs/comparisons.py defines the comparisons. Each run has its own directory below --runs.
 """
 
 from pathlib import Path
@@ -19,10 +19,15 @@ MAINS = {"srcd": srcd, "mqar": mqar, "text": text}  # each has build(config) and
 
 
 def part_of(comparison: grid.Comparison, labels: list[str], seeds: int) -> grid.Comparison:
-    """The comparison with these entries alone, all by default, and with so many seeds, if not 0.
+    """Returns a part of the comparison.
+
+    Args:
+      comparison: the whole comparison.
+      labels: labels of the entries to keep; [] for all.
+      seeds: number of seeds to keep; 0 for all.
 
     Raises:
-      ValueError: for an unknown entry, naming those there are.
+      ValueError: if there is no entry of that label. The message lists the labels.
     """
     if unknown := set(labels) - set(comparison.entries):
         there = ", ".join(map(repr, comparison.entries))
@@ -45,7 +50,7 @@ def main(args) -> None:
         raise ValueError(f"--files is for comparisons on text; {args.name} has data of its own")
     settings = lambda seed, changes: comparisons.configured(comparison, seed, changes | opened)
     for changes in comparison.entries.values():
-        one.build(settings(0, changes))  # what is wrong shows before the first run
+        one.build(settings(0, changes))  # so that wrong settings show before the first run
     todo = grid.plan(comparison.entries, comparison.seeds, comparison.rates, folder, settings)[taken]
     done = grid.train(one.train, todo)
     if args.part != grid.WHOLE:
@@ -70,9 +75,9 @@ if __name__ == "__main__":
         runs=launch.Flag("", launch.SHARED["runs"] + " runs/NAME by default."),
         part=grid.WHOLE,
         entry=launch.Flag(
-            [], "Only this row, by its label; may be repeated. An unknown one is answered with all labels."
+            [], "Only the entry with this label; may be repeated. The error for an unknown label lists all labels."
         ),
-        seeds=launch.Flag(0, "Number of seeds; 0 for all of the comparison's."),
+        seeds=launch.Flag(0, "Number of seeds; 0 for all seeds of the comparison."),
         files=text.FILES,
         takes="see the comparisons below",
     )

@@ -1,6 +1,8 @@
-"""Fine-tunes a trained Mamba-2 on more than it can hold: as it is, and made metaplastic. The config has the protocol.
+"""Fine-tunes a trained Mamba-2 on more pairs than it can hold, unchanged or made metaplastic, and compares both.
 
 python experiments/conversion.py --config=experiments/configs/conversion.py:small --runs=runs/conversion
+
+The config file describes the protocol.
 """
 
 from pathlib import Path
@@ -22,7 +24,7 @@ WAYS = {"as it is": "mamba2", "metaplastic": "metamamba2"}
 
 
 def settings(config: ConfigDict, seed: int, changes: dict) -> ConfigDict:
-    """Settings of one run: those of the training on few pairs, and these changes."""
+    """Returns the settings of one run: those of the training on few pairs, with these changes."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         del config.tune
@@ -31,7 +33,7 @@ def settings(config: ConfigDict, seed: int, changes: dict) -> ConfigDict:
 
 
 def changes_of(config: ConfigDict) -> dict[str, dict]:
-    """What is different in the fine-tuning on many pairs, by the way it is done."""
+    """Returns the settings that change for the fine-tuning on many pairs, for each of WAYS."""
     tune = config.tune
     longer = {"data.pairs": tune.pairs, "data.length": tune.length, "run.length": tune.length}
     longer |= {"run.steps": tune.steps, "optimizer.steps": tune.steps}
@@ -39,7 +41,7 @@ def changes_of(config: ConfigDict) -> dict[str, dict]:
 
 
 def tune(config: ConfigDict, workdir: Path, first: ConfigDict, trained: Path) -> dict:
-    """One fine-tuning, or what is left of it, from the last state of the training in `trained`: its summary."""
+    """Does or resumes one fine-tuning, from the last state of the training in `trained`; returns its summary."""
     learner, before = mqar.build(config)[0], mqar.build(first)[0]
 
     def converted(params, old: Mamba2Config, new: Mamba2Config):
@@ -57,7 +59,7 @@ def tune(config: ConfigDict, workdir: Path, first: ConfigDict, trained: Path) ->
 
 
 def check_held(config: ConfigDict, done: list[dict | None]) -> None:
-    """Raises ValueError where a training on few pairs did not learn them: then nothing was held yet."""
+    """Raises ValueError if a training on few pairs did not learn them, because then fine-tuning shows nothing."""
     accuracies = [run["accuracy"] if run else 0.0 for run in done]
     if accuracies and min(accuracies) < config.tune.least:
         raise ValueError(
@@ -70,7 +72,7 @@ def main(args) -> None:
     config, folder, changes = args.config, Path(args.runs), changes_of(args.config)
     of_run = lambda seed, changed: settings(config, seed, changed)
     for changed in changes.values():
-        mqar.build(of_run(0, changed))  # before hours of the first training: what is wrong shows now
+        mqar.build(of_run(0, changed))  # so that wrong settings show before the first training
     seeds = range(args.seeds)[grid.part(args.part)]
     first = grid.plan({TRAINED: {}}, seeds, (), folder, of_run)
     trained = grid.train(mqar.train, first)
@@ -92,7 +94,7 @@ def main(args) -> None:
 
 
 def table(config: ConfigDict, entries: dict, gains: list[float]) -> list[tuple[str, str]]:
-    """Rows of (what, figures by seed) for a person."""
+    """Returns the printed table: rows of (what, numbers by seed)."""
     of = lambda label, name: "  ".join(summary.percent(run[name]) for run in entries[label]["runs"])
     rows = [(f"trained on {config.data.pairs} pairs", of(TRAINED, "accuracy"))]
     for way in WAYS:

@@ -1,14 +1,14 @@
-"""Computes a result from other results, or from a finished run. Trains nothing.
+"""Computes a result from other results, or from a finished run. It trains nothing.
 
 python experiments/derive.py --name=exposure
 
 | name | what is computed | from |
 |---|---|---|
-| exposure | Eq 14: how the chance to attend falls with exposure | results recurrence, ablations, table_1 |
-| theorems | Theorems 1 to 3 beside what was measured | results static, recurrence |
+| exposure | Eq 14: how the probability to attend falls with exposure | results recurrence, ablations, table_1 |
+| theorems | Theorems 1 to 3, compared with measurements | results static, recurrence |
 | plasticity | importance, learning rate and memory of a trained Palimpsa | --run, of experiments/mqar.py |
 
-Result and figure are left in a folder of that name below --results.
+Result and figure are written to a folder of that name below --results.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ FROM_RESULTS = {"exposure": exposure, "theorems": theorems}
 
 
 def from_results(name: str) -> dict:
-    """The result of that name, computed from others."""
+    """Computes the result of that name from other results."""
     module = FROM_RESULTS[name]
     made = gather.made_here([NOTE], **{"from": list(module.FROM)})
     command = f"python experiments/derive.py --name={name}"
@@ -30,10 +30,10 @@ def from_results(name: str) -> dict:
 
 
 def from_run(workdir: Path) -> dict:
-    """The result `plasticity`."""
+    """Computes the result `plasticity` from a finished run."""
     found = trained.load(workdir, mqar.build, make=plasticity.MAKE)
     made = gather.made_by([found.summary])
-    made["commits"] = sorted({*made["commits"], *gather.made_here()["commits"]})  # of what looks at the run, too
+    made["commits"] = sorted({*made["commits"], *gather.made_here()["commits"]})  # also the commit of this analysis
     command = f"{plasticity.MAKE} && python experiments/derive.py --name=plasticity"
     data = plasticity.compute(found)
     return gather.result("plasticity", plasticity.QUESTION, command, made, config=found.config, data=data)

@@ -1,8 +1,8 @@
-"""Draws every committed figure again, from the committed results alone: `make figures`.
+"""Draws all committed figures from the committed results: `make figures`.
 
 python experiments/figures.py [--figures=FOLDER]
 
-experiments/lib/figures/catalogue.py says which result gets which figures.
+experiments/lib/figures/catalogue.py lists the figures of each result.
 """
 
 from lib import launch, results
@@ -19,5 +19,5 @@ if __name__ == "__main__":
     launch.run(
         main,
         takes="2 minutes",
-        figures=launch.Flag("", "Folder of the figures, one for each result; the committed results by default."),
+        figures=launch.Flag("", "Folder to write to, with a folder for each result; the committed results by default."),
     )

@@ -1,15 +1,15 @@
-"""Skipped attention on an NVIDIA GPU: how far its numbers are from float64, and how its time falls.
+"""Measures skipped attention on an NVIDIA GPU: errors against float64, and time against the share of tokens routed.
 
 python experiments/gpu.py [--rounds=7]
 
 | part | what is measured |
 |---|---|
-| errors | relative errors of attention and its gradients, and whether results repeat, by backend, dtype and share |
+| errors | relative errors of attention and gradients, and if results repeat, by backend, dtype and share routed |
 | times_T | milliseconds by per mille of tokens routed: whole call (gpu), kernel alone (kernel), cuDNN's (dense) |
 | others_T | the same, forward alone, for the backends that run where the kernel does not |
 
-There are 16 heads of 64, in bfloat16. Ten calls are issued at a time, so that the GPU does not wait for Python between
-them. Result and figure are left in kernels_gpu below --results.
+Inputs have 16 heads of 64, in bfloat16. Ten calls are issued at a time, so that the GPU does not wait for Python
+between them. Result and figure are written to kernels_gpu below --results.
 """
 
 import time
@@ -32,27 +32,27 @@ FEW = (0.016, 1.0)
 WAYS = ("forward", "forward_backward")
 KINDS = {"gpu": jnp.bfloat16, "xla_bfloat16": jnp.bfloat16, "xla": jnp.float32, "reference": jnp.float32}
 HEADS, DIM = 16, 64
-CALLS = 10  # issued at a time
+CALLS = 10  # calls issued at a time
 
 
 def inputs(B: int, T: int, H: int, D: int, kind):
-    """Queries, keys and values, and a gradient of the attention's output."""
+    """Returns random queries, keys and values, and a gradient of attention's output."""
     return [jax.random.normal(jax.random.key(i), (B, T, H, D), jnp.float32).astype(kind) for i in range(4)]
 
 
 def routed(B: int, T: int, share: float):
-    """(B, T) marks of that share of each sequence's tokens."""
+    """Returns random marks (B T) of that share of each sequence's tokens."""
     places = np.random.default_rng(0).permuted(np.tile(np.arange(T), (B, 1)), axis=1)
     return jnp.asarray(places < round(share * T))
 
 
 def skipping(backend: str, q, k, v, routed_BxT):
-    """All that a skipped read costs."""
+    """A whole call of skipped attention: making the plan, gathering, attention, scattering."""
     return kernels.skip_attention(q, k, v, kernels.make_plan(routed_BxT), backend=backend)
 
 
 def gathered(backend: str, q, k, v, plan):
-    """Attention alone."""
+    """Attention alone, on rows that are already gathered."""
     return kernels.skip_attention_compact(q, k, v, plan, backend=backend)
 
 
@@ -62,7 +62,7 @@ def dense(q, k, v):
 
 
 def with_gradients(f):
-    """(o, dq, dk, dv) of f(q, k, v, ...) for the gradient do of o."""
+    """Returns a function that gives (o, dq, dk, dv) of f(q, k, v, ...), for the gradient do of o."""
 
     def run(q, k, v, do, *rest):
         o, back = jax.vjp(lambda q, k, v: f(q, k, v, *rest), q, k, v)
@@ -72,8 +72,9 @@ def with_gradients(f):
 
 
 def errors(T: int = 1000) -> dict:
-    """The largest relative error of o, dq, dk and dv, and whether a second call repeats the first, bit for bit; by
-    backend, dtype and share."""
+    """Returns, by backend, dtype and share routed: the largest relative error of o, dq, dk and dv, and whether a second
+    call gives the same bits.
+    """
     B, H, D, out = 2, 4, 64, {}
     exact = jax.jit(with_gradients(partial(skipping, "reference")))
     programs = {name: jax.jit(with_gradients(partial(skipping, name.split("_")[0]))) for name in KINDS}
@@ -94,7 +95,7 @@ def errors(T: int = 1000) -> dict:
 
 
 def times(B: int, T: int, rounds: int) -> dict:
-    """Milliseconds a call, by direction and call."""
+    """Returns the milliseconds of each call, by direction and call."""
     arrays, out = inputs(B, T, HEADS, DIM, jnp.bfloat16), {}
     for way in WAYS:
         dressed = jax.jit if way == "forward" else lambda f: jax.jit(with_gradients(f))
@@ -116,7 +117,7 @@ def times(B: int, T: int, rounds: int) -> dict:
 
 
 def others(B: int, T: int, rounds: int) -> dict:
-    """Milliseconds of a forward call by backend, for few tokens and for all; of the loops of "xla" for few alone."""
+    """Returns the milliseconds of a forward call, by backend, for few routed tokens and, except "xla", for all."""
     q, k, v, _ = inputs(B, T, HEADS, DIM, jnp.bfloat16)
     calls = {}
     for backend, shares in (("xla", FEW[:1]), ("reference", FEW)):
@@ -152,6 +153,6 @@ if __name__ == "__main__":
     launch.run(
         main,
         takes="3 minutes, an NVIDIA GPU",
-        rounds=launch.Flag(7, "How often each time is measured; the median counts."),
+        rounds=launch.Flag(7, "Number of repetitions of each measurement; the median is reported."),
         results="runs",
     )

@@ -1,4 +1,4 @@
-"""Trains a model on multi-query associative recall (MQAR), and shows how many values it names right.
+"""Trains a model on multi-query associative recall (MQAR), and shows its accuracy.
 
 python experiments/mqar.py --config=experiments/configs/mqar.py:small --workdir=runs/mqar --config.model=palimpsa
 """
@@ -16,12 +16,12 @@ from cram_jax.training.step import Learner
 
 
 def build(config) -> tuple[Learner, RunConfig]:
-    """What to train and for how long, from the settings."""
+    """Returns what to train, and for how long, from the settings."""
     return runs.build(config, MQARTask(from_config(MQARConfig(), config.data), config.examples))
 
 
 def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]) -> dict:
-    """The run's summary, with the accuracy that settings are chosen by."""
+    """Returns the run's summary, with the validation accuracy, by which settings are chosen."""
     out = runs.finish(learner, run, seed, state, lines)
     chosen_by = loop.evaluate(learner, run, state, seed, run.held_out_tokens, split="validation")
     out |= {"accuracy_start": lines[0]["held_out/accuracy"]}
@@ -29,7 +29,7 @@ def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]
 
 
 def table(out: dict) -> list[tuple[str, ...]]:
-    """Rows of (what, figure) for a person."""
+    """Returns the printed table: rows of (what, number)."""
     rows = [
         ("values asked for that are named right", summary.percent(out["accuracy"])),
         ("  on validation data, by which settings are chosen", summary.percent(out["validation_accuracy"])),
@@ -41,7 +41,7 @@ def table(out: dict) -> list[tuple[str, ...]]:
 
 
 def train(config, workdir: Path) -> dict:
-    """One run, or what is left of it: its summary, which is shown and written into the directory."""
+    """Trains or resumes one run; prints, writes and returns its summary."""
     learner, run = build(config)
     title = f"MQAR, {run.length} tokens a sequence"
     return runs.complete(config, workdir, learner, run, finish=finish, table=table, title=title)[0]

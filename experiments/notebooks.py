@@ -1,8 +1,8 @@
-"""Runs the notebooks again and keeps their outputs: `make notebooks`.
+"""Runs the notebooks and saves them with their outputs: `make notebooks`.
 
 python experiments/notebooks.py [--name=figure_2]
 
-A test (tests/test_notebooks.py) tells which notebooks show other numbers than the committed results hold.
+tests/test_notebooks.py fails for notebooks that do not show the numbers of the committed results.
 """
 
 import time
@@ -21,5 +21,5 @@ if __name__ == "__main__":
     launch.run(
         main,
         takes="5 minutes, two CPU cores",
-        name=launch.Flag([], "Only this one; all by default. May be repeated.", tuple(notebooks.names())),
+        name=launch.Flag([], "Only this notebook; all by default. May be repeated.", tuple(notebooks.names())),
     )

@@ -1,10 +1,10 @@
-"""Takes finished runs over into the committed results: nothing else writes there.
+"""Makes a committed result from finished runs. Nothing else writes committed results.
 
 python experiments/promote.py srcd_small runs/srcd_small/seed_0 runs/srcd_small/seed_1 ...    # runs that differ by seed
 python experiments/promote.py ablations runs/ablations                                       # a comparison's result
 
-Refused are runs that are unfinished, of a tree with uncommitted changes, of different commits, of equal seeds or of
-different settings. Figures are drawn from the result: `make figures`.
+Runs are refused if they are unfinished, have equal seeds, or differ in commit or settings, and if their code had
+uncommitted changes. `make figures` draws the figures of the result.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from lib import promote, results
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="of the result: experiments/results/NAME")
-    parser.add_argument("workdirs", nargs="+", type=Path, metavar="RUNDIR", help="finished, below runs/")
-    parser.add_argument("--question", help="what the result answers, in one sentence; a new result of runs needs it")
-    parser.add_argument("--command", help="that makes the runs, with SEED for the seed; a new result of runs needs it")
-    parser.add_argument("--note", action="append", default=[], help="what a reader must know; may be repeated")
-    parser.add_argument("--replace", action="store_true", help="put it in the place of a result of another question")
+    parser.add_argument("name", help="name of the result: experiments/results/NAME")
+    parser.add_argument("workdirs", nargs="+", type=Path, metavar="RUNDIR", help="finished runs, below runs/")
+    parser.add_argument("--question", help="question of the result, one sentence; needed for a new result of runs")
+    parser.add_argument("--command", help="command of the runs, with SEED for the seed; needed like --question")
+    parser.add_argument("--note", action="append", default=[], help="note for readers of the result; may be repeated")
+    parser.add_argument("--replace", action="store_true", help="overwrite a result of another question or settings")
     args = parser.parse_args(argv)
     try:
         result = promote.promote(

@@ -1,4 +1,4 @@
-"""Measures how much of attention's output a linear probe of its input gives (CRAM, Eq 1), while a transformer learns.
+"""Measures how well a linear probe predicts attention's output from its input (CRAM, Eq 1), as a transformer learns.
 
 python experiments/redundancy.py --config=experiments/configs/redundancy.py:small --workdir=runs/redundancy
 """
@@ -33,8 +33,12 @@ COMMAND = "python experiments/redundancy.py --config=experiments/configs/redunda
 def look(
     stack: Stack, params: tuple, x_BxTxD: Tokens
 ) -> tuple[Tokens, list[tuple[Tokens, Tokens, Float[Array, "B T H K"]]]]:
-    """(tokens after a transformer's stack; by layer, the state that enters attention, what attention adds, and what
-    each head read before it was projected)."""
+    """Runs a transformer's stack and records its attention.
+
+    Returns:
+      The tokens after the stack, and for each layer: attention's input (B T D), attention's output (B T D), and the
+      output of each head before the projection (B T H K).
+    """
     B, T, _ = x_BxTxD.shape
     seen = []
     for i in range(stack.depth):
@@ -49,7 +53,7 @@ def look(
 
 
 def measured(learner: Learner, run: RunConfig, seed: int, state, tokens: int) -> dict:
-    """Eq 1 of each layer, and of each head by itself, on held-out tokens."""
+    """Returns Eq 1 on held-out tokens, for each layer and for each head alone."""
     embed = lambda params, batch: learner.task.embed(params.task, batch)[0]
     watch = jax.jit(lambda params, batch: look(learner.model, params.model, embed(params, batch))[1])
     batches = [
@@ -80,10 +84,10 @@ def measured(learner: Learner, run: RunConfig, seed: int, state, tokens: int) ->
 
 
 def train(config, workdir: Path) -> list[dict]:
-    """The training, looked at on its way: the looks.
+    """Trains the model, and measures redundancy at the steps `config.redundancy.at`; returns the measurements.
 
     Raises:
-      ValueError: where the model is no transformer, or the steps do not go up to the run's.
+      ValueError: if the model is not a transformer, or the steps do not rise to the run's last step.
     """
     learner, run = text.build(config)
     at = list(config.redundancy.at)
@@ -100,7 +104,7 @@ def train(config, workdir: Path) -> list[dict]:
         done = workdir / f"look_{at_step}.json"
         if not done.exists():
             state = step.init(learner, config.seed, 0)
-            if at_step:  # the schedule is the whole run's, of which this is a piece
+            if at_step:  # a piece of the run, with the schedule of the whole run
                 piece = dataclasses.replace(run, steps=at_step, checkpoint_every=run.log_every)
                 state, _ = loop.train(learner, piece, config.seed, workdir)
             found = measured(learner, run, config.seed, state, config.redundancy.tokens)
@@ -112,7 +116,7 @@ def train(config, workdir: Path) -> list[dict]:
 
 
 def table(looks: list[dict]) -> list[tuple[str, ...]]:
-    """A heading, and a row of each look."""
+    """Returns a heading, and a row for each measurement."""
     rows = [
         (
             "step",

@@ -18,12 +18,12 @@ from cram_jax.training.step import Learner
 
 
 def build(config) -> tuple[Learner, RunConfig]:
-    """What to train and for how long, from the settings."""
+    """Returns what to train, and for how long, from the settings."""
     return runs.build(config, SRCDTask(from_config(SRCDConfig(), config.data), config.dynamics_weight))
 
 
 def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]) -> dict:
-    """The run's summary, with lesions and how often each pattern was asked for."""
+    """Returns the run's summary, with lesions and the exposures of patterns."""
     out = runs.finish(learner, run, seed, state, lines)
     out["dynamics_mse_excess"] = out["dynamics_mse"] - learner.task.data.noise**2
     if learner.model.consolidates:
@@ -38,7 +38,7 @@ def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]
 
 
 def table(out: dict) -> list[tuple[str, ...]]:
-    """Rows of (what, figure) for a person."""
+    """Returns the printed table: rows of (what, number)."""
     shares, attends = partial(summary.shares, out), "attention_tokens" in out
     noise = out["dynamics_mse"] - out["dynamics_mse_excess"]
     errors = {"model": out["dynamics_mse"], "last value repeated": out["dynamics_mse_persistence"], "least": noise}
@@ -61,7 +61,7 @@ def table(out: dict) -> list[tuple[str, ...]]:
 
 
 def consolidation_rows(out: dict) -> list[tuple[str, ...]]:
-    """What a model that consolidates did with its attention."""
+    """Returns rows about attention and recall of a model that consolidates."""
     shares = partial(summary.shares, out)
     peak = out["attention_tokens_peak_after_release"] or float("nan")
     fewer = lambda share: f"{share / max(out['attention_tokens_end'], 1e-9):.1f}x"
@@ -91,7 +91,7 @@ def consolidation_rows(out: dict) -> list[tuple[str, ...]]:
 
 
 def train(config, workdir: Path) -> dict:
-    """One run, or what is left of it: its summary, which is shown and written into the directory, and its figure."""
+    """Trains or resumes one run; prints, writes and returns its summary, and draws its figures."""
     learner, run = build(config)
     title, patterns = f"SRCD, {run.length} events a sequence", learner.task.data.patterns
     out, lines = runs.complete(
@@ -102,7 +102,7 @@ def train(config, workdir: Path) -> dict:
 
 
 def draw(result: dict, folder: Path) -> None:
-    """The figures of a run."""
+    """Draws the figures of a run."""
     for figure in (training.draw, training.details):
         print(f"figure: {figure(result, folder)}")
 

@@ -1,4 +1,4 @@
-"""Trains a model on the bytes of real files, beside n-gram models of the same text, and shows which bytes attend.
+"""Trains a model on the bytes of real files, compares it with n-gram models, and shows which bytes attend.
 
 python experiments/text.py [--files=FOLDER --files='src/**/*.c' ...] [--config.model=transformer] [--workdir=runs/text]
 """
@@ -17,10 +17,10 @@ from cram_jax.training.step import Learner
 
 
 def build(config) -> tuple[Learner, RunConfig]:
-    """What to train and for how long, from the settings; the text is opened, and found long enough.
+    """Returns what to train, and for how long, from the settings. Checks that the files are long enough.
 
     Raises:
-      ValueError, KeyError: for settings out of range, or files that cannot be trained on.
+      ValueError, KeyError: if settings are out of range, or the files cannot be used.
     """
     task = TextTask(tuple(config.files), config.held_out_share)
     learner, run = runs.build(config, task)
@@ -31,7 +31,7 @@ def build(config) -> tuple[Learner, RunConfig]:
 
 
 def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]) -> dict:
-    """The run's summary, and the n-grams' on the same held-out bytes."""
+    """Returns the run's summary, with the scores of n-gram models on the same held-out bytes."""
     corpus = learner.task.corpus
     out = runs.finish(learner, run, seed, state, lines)
     batches = range(run.held_out_batches(run.final_tokens))
@@ -43,7 +43,7 @@ def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]
 
 
 def table(out: dict) -> list[tuple[str, ...]]:
-    """Rows of (what, figure) for a person."""
+    """Returns the printed table: rows of (what, number)."""
     grams = {f"n = {n}": out[f"bits_per_byte_{n}_gram"] for n in ngram.ORDERS}
     rows = [
         ("Task",),
@@ -65,7 +65,7 @@ def table(out: dict) -> list[tuple[str, ...]]:
 
 
 def opened(config, files: tuple[str, ...]):
-    """The settings with the text they are about, which is opened."""
+    """Opens the files and returns the settings with their names and fingerprint."""
     config.files = files or tuple(config.files) or text.python_sources()
     config.corpus = TextTask(config.files, config.held_out_share).corpus.fingerprint
     print(f"text: {config.corpus}")
@@ -73,7 +73,7 @@ def opened(config, files: tuple[str, ...]):
 
 
 def train(config, workdir: Path) -> dict:
-    """One run, or what is left of it: its summary, which is shown, drawn and written into the directory."""
+    """Trains or resumes one run; prints, writes and returns its summary, and draws its figure."""
     learner, run = build(config)
     title = f"Text, {run.length} bytes a window"
     out, lines = runs.complete(config, workdir, learner, run, finish=finish, table=table, title=title)
@@ -82,7 +82,7 @@ def train(config, workdir: Path) -> dict:
 
 
 def draw(result: dict, folder: Path) -> None:
-    """The figure of a run."""
+    """Draws the figure of a run."""
     print(f"figure: {text_figures.one(result, folder)}")
 
 

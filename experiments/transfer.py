@@ -2,7 +2,7 @@
 
 python experiments/transfer.py --config=experiments/configs/transfer.py:tiny --runs=runs/transfer [--data=FOLDER]
 
-The config has the protocol. Each run has a directory of its own below --runs.
+The config file describes the protocol. Each run has its own directory below --runs.
 """
 
 import itertools
@@ -24,13 +24,13 @@ from cram_jax.training.step import Learner
 QUESTION = "Does a model trained on SRCD save attention on another task, against training from scratch?"
 COMMAND = "python experiments/transfer.py --config=experiments/configs/transfer.py:tiny --runs=runs/transfer"
 
-# By model, patterns of the parameters that decide who attends, and of the semantic memory
+# By model: patterns of the parameters that decide which tokens attend, and of semantic memory
 SELECTION = {
     "cram": ("model.*.semantic.*", "model.*.router.*"),
     "seqboat": ("model.*.working.*", "model.*.choice_Dx2", "model.*.log_temperature"),
 }
 SCRATCH, FROZEN, HEAD = WAYS = ("from scratch", "frozen", "head alone")
-# What the result keeps of a run
+# Numbers of a run that the result keeps
 KEPT = (
     "seed", "score", "retrieval_accuracy", "accuracy", "accuracy_recurring", "accuracy_new", "label_nats",
     "realised_new_share", "attention_tokens_start", "attention_tokens_peak", "attention_tokens_end",
@@ -40,18 +40,18 @@ KEPT = (
 
 
 def source_settings(config: ConfigDict, model: str, seed: int) -> ConfigDict:
-    """Of the training on SRCD."""
+    """Returns the settings of the training on SRCD."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         del config.targets
     config.model, config.seed, config.data.table_seed = model, seed, seed
     if model == "seqboat":
-        config.optimizer.weight_decay = 0.01  # that of every baseline, see configs/comparisons.py
+        config.optimizer.weight_decay = 0.01  # as for every baseline, see configs/comparisons.py
     return config
 
 
 def target_settings(config: ConfigDict, target: Target, model: str, way: str, seed: int) -> ConfigDict:
-    """Of one run on a target. What the files hold is part of them, where they are is not."""
+    """Returns the settings of one run on a target. They have a fingerprint of its files, but not their paths."""
     about = config.targets[target.name].copy_and_resolve_references()
     config = source_settings(config, model, seed)
     with config.unlocked():
@@ -71,10 +71,10 @@ def target_settings(config: ConfigDict, target: Target, model: str, way: str, se
 
 
 def build(config: ConfigDict, target: Target) -> tuple[Learner, RunConfig]:
-    """What to train on a target and for how long, from a run's settings.
+    """Returns what to train on a target, and for how long, from a run's settings.
 
     Raises:
-      ValueError, KeyError: for settings out of range, or parts to freeze that the model lacks.
+      ValueError, KeyError: if settings are out of range, or the model lacks parameters that are to be frozen.
     """
     learner, run = runs.build(config, targets.task(config, target))
     jax.eval_shape(lambda: step.init(learner, config.seed, 0))
@@ -82,15 +82,16 @@ def build(config: ConfigDict, target: Target) -> tuple[Learner, RunConfig]:
 
 
 def begin(learner: Learner, seed: int, source: ConfigDict, trained: Path, workdir: Path) -> None:
-    """Puts the layers trained on SRCD into `workdir` as its step 0, unless it has begun.
+    """Writes the layers trained on SRCD to `workdir` as the state at step 0, unless the training there has started.
 
-    The router is trained already, so it decides from the first step. `ConsolidationState` comes with the layers: it is
-    released, and has the statistics that the frozen semantic memory and q-hat belong to. Its means follow the target's
-    retrievals within some 100 steps.
+    The router is already trained, so it decides from the first step. The consolidation state is transferred, too: it is
+    released, and its statistics fit the frozen semantic memory and familiarity head. Its means adapt to the target's
+    retrievals within about 100 steps.
 
-    The price starts anew, by the same rule as from scratch, because it is in units of a loss. The source's loss is far
-    below the target's first ones, and would count as a tolerance broken for ever. The price does not start at once
-    either: while the embedding is fresh nothing is worth attending to, and a price would teach just that.
+    The state of the price is not transferred; the price starts by the same rule as from scratch. It depends on the
+    loss, and the source's best loss is far below the first losses on the target: the tolerance would always be
+    exceeded. The price also does not start at once: while the embedding is untrained, attention is of no use, and a
+    price would teach the model not to attend.
     """
 
     def transferred(fresh):
@@ -104,18 +105,18 @@ def begin(learner: Learner, seed: int, source: ConfigDict, trained: Path, workdi
 
 
 def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict], target: str, way: str) -> dict:
-    """The run's summary, with the score its target is judged by."""
+    """Returns the run's summary, with the target's score."""
     out = runs.finish(learner, run, seed, state, lines)
     if SCORES[target] == "area_under_curve":
         found = loop.evaluate(learner, run, state, seed, run.final_tokens)
         out["area_under_curve"] = area_under_curve(found["negative_bins"], found["positive_bins"])
-    if way != SCRATCH and learner.model.consolidates:  # the release came before the first step, the price's rise later
+    if way != SCRATCH and learner.model.consolidates:  # the router decides from step 0; the price starts later
         out |= {"price_started_step": out["router_released_step"], "router_released_step": 0}
     return out | {"score": out[SCORES[target]]}
 
 
 def train(config: ConfigDict, workdir: Path, target: Target) -> dict:
-    """One run on a target, or what is left of it: its summary, which is shown and written into the directory."""
+    """Trains or resumes one run on a target; prints, writes and returns its summary."""
     learner, run = build(config, target)
     score = SCORES[target.name].replace("_", " ")
     out, _ = runs.complete(
@@ -133,7 +134,7 @@ def train(config: ConfigDict, workdir: Path, target: Target) -> dict:
 
 
 def plan(config: ConfigDict, chosen: list[Target], pairs: list[tuple[str, int]], folder: Path):
-    """(the trainings on SRCD, one a pair of model and seed; the runs on the targets)."""
+    """Returns (the trainings on SRCD, one for each pair of model and seed; the runs on the targets)."""
     sources, tuned = [], []
     for model, seed in pairs:
         name, source = f"{model}_seed_{seed}", source_settings(config, model, seed)
@@ -146,8 +147,10 @@ def plan(config: ConfigDict, chosen: list[Target], pairs: list[tuple[str, int]],
 
 
 def reductions(entries: dict[str, dict]) -> dict[str, dict]:
-    """1 - attention / attention from scratch, of the means and by seed; None where that is 0. By label of what was
-    transferred."""
+    """Returns 1 - attention / attention from scratch for each transferred entry: of the means, and by seed.
+
+    It is None if attention from scratch is 0.
+    """
     less = lambda one, scratch: 1 - one / scratch if scratch else None
     key = lambda settings: (settings.get("target"), settings["model"])
     base = {key(one["settings"]): one for one in entries.values() if one["settings"].get("way") == SCRATCH}
@@ -162,7 +165,7 @@ def reductions(entries: dict[str, dict]) -> dict[str, dict]:
 
 
 def table(entries: dict[str, dict], less: dict[str, dict]) -> list[tuple[str, ...]]:
-    """A heading, and rows of a target, model and way: score, attention and its reduction."""
+    """Returns a heading, and a row for each target, model and way: score, attention and its reduction."""
     rows = [("", "score (source: queries answered right)", "events that attend", "fewer than from scratch")]
     for label, found in entries.items():
         mean, sd = found["mean"], found["sd"]
@@ -179,7 +182,7 @@ def main(args) -> None:
     chosen = [targets.found(name, config, data, folder) for name in args.target or SCORES]
     models = args.model or list(SELECTION)
     for target, model, way in itertools.product(chosen, models, WAYS):
-        build(target_settings(config, target, model, way, 0), target)  # what is wrong shows before the first run
+        build(target_settings(config, target, model, way, 0), target)  # wrong settings show before the first run
     pairs = list(itertools.product(models, range(args.seeds)))
     first, tuned = plan(config, chosen, pairs[grid.part(args.part)], folder)
     trained = settled(first, grid.train(srcd.train, first))
@@ -209,7 +212,7 @@ def main(args) -> None:
 
 
 def settled(todo: list[grid.Run], done: list[dict | None]) -> list[dict]:
-    """The summaries of these runs; ValueError where one diverged."""
+    """Returns the summaries of these runs. Raises ValueError if one diverged."""
     for run, found in zip(todo, done, strict=True):
         if found is None:
             raise ValueError(f"the run in {run.workdir} diverged; lower optimizer.learning_rate for all of them")
@@ -223,8 +226,8 @@ if __name__ == "__main__":
         runs="runs/transfer",
         seeds=3,
         part=grid.WHOLE,
-        model=launch.Flag([], "What to transfer; all by default. May be repeated.", tuple(SELECTION)),
-        target=launch.Flag([], "What to transfer to; all by default. May be repeated.", tuple(SCORES)),
-        data=launch.Flag("", "Folder with the published files. Without, files of the same formats are generated."),
+        model=launch.Flag([], "Model to transfer; all by default. May be repeated.", tuple(SELECTION)),
+        target=launch.Flag([], "Task to transfer to; all by default. May be repeated.", tuple(SCORES)),
+        data=launch.Flag("", "Folder with the published files. Without it, files of the same formats are generated."),
         takes="60 runs of about two minutes each on one CPU core",
     )
