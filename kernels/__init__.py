@@ -1,4 +1,4 @@
-"""Kernels: attention over a plan, which computes only what a router selected, and scans over a recurrent state."""
+"""Kernels: attention that computes only what a plan selects, and scans over a recurrent state."""
 
 from .backends import NotSupported
 from .common import segment_starts

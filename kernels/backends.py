@@ -1,4 +1,4 @@
-"""The registry of backends: what each kernel family has, which of them "auto" takes, and why one cannot run here.
+"""The registry of backends: lists those of each kernel family, chooses one for "auto", and says why one cannot run.
 
 A backend is one file in its family's folder and one line in a table at the end of this file. It is imported when it is
 first used, so a machine without an accelerator imports no accelerator code. The file defines:
@@ -6,11 +6,11 @@ first used, so a machine without an accelerator imports no accelerator code. The
 - `supported(call)`: None, or the reason why this backend cannot run the call here;
 - `preferred(call)`: whether "auto" takes this backend for a call that it supports. A file without it runs by name only,
   so "auto" never picks a kernel whose numbers were not verified;
-- what the family asks for: `forward` and `backward` (skip_attention), or `scan` (ssd, palimpsa).
+- the functions of the family: `forward` and `backward` (skip_attention), or `scan` (ssd, palimpsa).
 
 The backend `NAME` of an accelerator also gives `NAME_interpret`: the same kernels under JAX's interpreter, which runs
-on a CPU, looks for races, and is slow. So a kernel that no test could run is not added. The functions of such a file,
-except `preferred`, take `interpret=True`.
+on a CPU, checks for races, and is slow. So tests can run every kernel. The functions of such a file, except
+`preferred`, take `interpret=True`.
 """
 
 from functools import partial
@@ -21,19 +21,19 @@ import jax
 
 
 class NotSupported(ValueError):
-    """The backend that was named cannot run this call here. The message says why, and what to take instead."""
+    """The chosen backend cannot run this call here. The message says why, and which backend to use instead."""
 
 
 class Call(NamedTuple):
-    """What decides which backends can run a call.
+    """The properties of a call that decide which backends can run it.
 
     Attributes:
-      platform: where it is to run, as JAX names it: "cpu", "gpu" or "tpu".
-      rows: query rows of a sequence; the tokens of a scan.
-      keys: key slots of a sequence; the tokens of a scan.
-      dtype: of queries, keys and values.
-      device: platform of the device that holds the arrays; None if unknown. Traced arrays are on no device: what is
-        made of them may be compiled for a platform other than this machine's.
+      platform: platform that the call will run on, in JAX's names: "cpu", "gpu" or "tpu".
+      rows: number of query rows in a sequence; for a scan, of tokens.
+      keys: number of key slots in a sequence; for a scan, of tokens.
+      dtype: dtype of queries, keys and values.
+      device: platform of the device that holds the arrays; None if unknown. Traced arrays have no device, because the
+        program may be compiled for another platform than this machine's.
     """
 
     platform: str
@@ -44,7 +44,7 @@ class Call(NamedTuple):
 
 
 def device_of(x) -> str | None:
-    """Platform of the device that holds an array; None for a traced array, or one of NumPy."""
+    """Returns the platform of the device that holds an array; None for a traced array or a NumPy array."""
     held = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
     return next(iter(x.devices())).platform if held else None
 
@@ -53,8 +53,8 @@ class Backend(NamedTuple):
     """A line of the registry.
 
     Attributes:
-      name: of the backend and of its file.
-      platform: the accelerator it needs; None for a backend that runs everywhere.
+      name: name of the backend, and of its file.
+      platform: platform of the accelerator that it needs; None for a backend that runs everywhere.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Backend(NamedTuple):
 
 
 class _Interpreted:
-    """The functions of an accelerator's file, with their kernels run by the interpreter."""
+    """The functions of an accelerator's file, with `interpret=True`."""
 
     def __init__(self, module):
         self._module = module
@@ -72,36 +72,36 @@ class _Interpreted:
 
 
 class Backends:
-    """The backends of one family by name; looking one up imports its file.
+    """The backends of one family, by name. A look-up imports the backend's file.
 
     Attributes:
       family: name of the family, and of its folder.
-      names: of all backends, the interpreted ones last.
+      names: names of all backends, the interpreted ones last.
     """
 
     def __init__(self, family: str, *listed: Backend):
-        """Lists the backends in the order in which "auto" tries them; the last one runs everywhere and is preferred."""
+        """Takes the backends in the order in which "auto" tries them. The last must run everywhere and be preferred."""
         self.family, self._platform = family, dict(listed)
         self._interpreted = tuple(f"{name}_interpret" for name, platform in listed if platform)
         self.names = *self._platform, *self._interpreted
 
     def __getitem__(self, name: str):
-        """The functions of a backend. Raises KeyError for an unknown name."""
+        """Returns the functions of a backend. Raises KeyError for an unknown name."""
         if name not in self.names:
             raise KeyError(name)
         module = import_module(f".{self.family}.{name.removesuffix('_interpret')}", __package__)
         return _Interpreted(module) if name in self._interpreted else module
 
     def everywhere(self) -> list[str]:
-        """Names of the backends that need neither an accelerator nor an interpreter."""
+        """Returns the names of the backends that need neither an accelerator nor the interpreter."""
         return [name for name, platform in self._platform.items() if platform is None]
 
     def resolve(self, name: str, call: Call) -> str:
-        """The name of the backend that runs the call: the one named, or the one that "auto" stands for.
+        """Returns the name of the backend that runs the call: `name` itself, or the choice of "auto".
 
         Raises:
-          ValueError: for a name that no backend of the family has.
-          NotSupported: for a backend that was named and cannot run the call here.
+          ValueError: if the family has no backend of that name.
+          NotSupported: if the named backend cannot run the call here.
         """
         if name == "auto":
             return next(name for name in self._platform if self._chosen(name, call))
@@ -118,7 +118,7 @@ class Backends:
         return name
 
     def _chosen(self, name: str, call: Call) -> bool:
-        """Whether "auto" takes the backend. What needs another platform is not even imported."""
+        """Whether "auto" chooses the backend. Backends for other platforms are not imported."""
         if self._platform[name] not in (None, call.platform) or self._why_not(name, call):
             return False
         return getattr(self[name], "preferred", lambda call: False)(call)

@@ -1,8 +1,8 @@
-"""What the scans over a recurrent state share: checks, the choice of a backend, and sequences cut into chunks.
+"""Helpers of the scans over a recurrent state: checks, the choice of a backend, and cutting sequences into chunks.
 
-Sequences may be packed: a token sees nothing of the segments before its own. Inside a chunk, `part` is a number for
-each token: how many segments have started in the chunk so far. 0 is the segment that goes on from the chunk before. A
-start is not written as a decay of minus infinity, because the gradients would be NaN.
+Sequences may be packed: a token sees nothing of earlier segments. Inside a chunk, `part` is a number for each token:
+how many segments have started in the chunk so far. 0 is the segment that continues from the chunk before. A start of a
+segment is not a log decay of minus infinity, because gradients would be NaN.
 """
 
 from functools import partial
@@ -41,15 +41,15 @@ def check_heads(v_BxTxHxV, grouped: dict, by_head: dict) -> None:
 
 
 def run(backends: Backends, backend: str, q_BxTxGxK, *others, scale: float | None, chunk: int | None):
-    """Runs a family's scan on a backend that can run it here.
+    """Runs a family's scan on the chosen backend.
 
     Args:
-      others: what the scan takes after the queries.
-      scale: factor on what is read; K**-0.5 by default.
+      others: arguments of the scan after the queries.
+      scale: factor on the outputs; K**-0.5 by default.
       chunk: tokens in a chunk; the backend's choice by default.
 
     Raises:
-      ValueError: for a chunk below 1, an unknown backend, or one that cannot run here.
+      ValueError: if chunk is below 1, or the backend is unknown or cannot run here.
     """
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1 (or None for the backend's choice), got {chunk}")
@@ -60,31 +60,33 @@ def run(backends: Backends, backend: str, q_BxTxGxK, *others, scale: float | Non
 
 
 def empty_state(v_BxTxHxV, K: int):
-    """Zeros (B H V K), in float32 or wider."""
+    """Returns an empty state: zeros (B H V K), in float32 or wider."""
     B, _, H, V = v_BxTxHxV.shape
     return jnp.zeros((B, H, V, K), accumulator(v_BxTxHxV.dtype))
 
 
 def starts_of(segment_BxT, B: int, T: int):
-    """(B T): where a segment starts and nothing is carried over. None means that all tokens share one segment."""
+    """Returns marks (B T) of the tokens that start a segment. None means that all tokens are in one segment."""
     return jnp.zeros((B, T), bool) if segment_BxT is None else segment_starts(segment_BxT)
 
 
 def to_heads(x_BxTxGxK, H: int):
-    """(B T H K): each head gets the rows of its group."""
+    """Returns (B T H K): each head gets the rows of its group."""
     return jnp.repeat(x_BxTxGxK, H // x_BxTxGxK.shape[2], axis=2)
 
 
 def wide(*arrays):
-    """The arrays in float32 or wider, the dtype of sums over a sequence."""
+    """Returns the arrays in float32 or wider, as sums over a sequence need."""
     return [x.astype(accumulator(x.dtype)) for x in arrays]
 
 
 def in_chunks(x_BxT, chunk: int, fill: int = 0):
-    """(chunks, B, chunk, ...). The last chunk is filled with tokens that write nothing and start no segment.
+    """Cuts (B T ...) into chunks: returns (chunks, B, chunk, ...).
+
+    The last chunk is padded. Padding must write nothing and start no segment.
 
     Args:
-      fill: value of the added tokens. Of a decay it is 1.
+      fill: value of the padding: 1 for decays, 0 for all else.
     """
     B, T = x_BxT.shape[:2]
     widths = [(0, 0), (0, -T % chunk), *[(0, 0)] * (x_BxT.ndim - 2)]
@@ -93,6 +95,6 @@ def in_chunks(x_BxT, chunk: int, fill: int = 0):
 
 
 def from_chunks(x_NxBxQ, T: int):
-    """(B T ...) again: the inverse of `in_chunks`."""
+    """Returns (B T ...): the inverse of `in_chunks`."""
     N, B, Q = x_NxBxQ.shape[:3]
     return x_NxBxQ.swapaxes(0, 1).reshape(B, N * Q, *x_NxBxQ.shape[3:])[:, :T]

@@ -1,4 +1,4 @@
-"""What the TPU kernels share: their interpreter, and a walk over the chunks of a scan."""
+"""Helpers of the TPU kernels: their interpreter, and a walk over the chunks of a scan."""
 
 from typing import NamedTuple
 
@@ -14,12 +14,12 @@ STRICT = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan", ou
 
 
 def interpreter(interpret):
-    """The argument `interpret` of `pallas_call`: the strict interpreter for True; parameters and False stay."""
+    """Returns the argument `interpret` of `pallas_call`: the strict interpreter for True; other values stay."""
     return STRICT if interpret is True else interpret
 
 
 class Walk(NamedTuple):
-    """How a scan's grid is walked.
+    """The grid of a scan, and its order.
 
     Attributes:
       B, H, N: sequences, heads and chunks. The chunks of a head come in order.
@@ -65,21 +65,21 @@ def walk(kernel, name: str, how: Walk, inputs, outputs, scratch=(), scalars=()):
 
 
 def by_head(x_BxTxHxX, chunk: int, fill: int = 0):
-    """(B H N chunk X) of (B T H X)."""
+    """Returns (B H N chunk X) from (B T H X)."""
     return in_chunks(x_BxTxHxX, chunk, fill).transpose(1, 3, 0, 2, 4)
 
 
 def to_tokens(x_BxHxNxQxX, T: int):
-    """(B T H X) again: the inverse of `by_head`."""
+    """Returns (B T H X): the inverse of `by_head`."""
     return from_chunks(x_BxHxNxQxX.transpose(2, 0, 3, 1, 4), T)
 
 
 def across(x_BxTxH, chunk: int, fill: int = 0):
-    """(B H N 1 chunk) of (B T H): tokens along lanes."""
+    """Returns (B H N 1 chunk) from (B T H): tokens lie along lanes."""
     return by_head(x_BxTxH[..., None], chunk, fill).swapaxes(3, 4)
 
 
 def over_group(dx_BxHxNxQxK, x_BxGxNxQxK):
-    """The gradient of x, which the heads of a group share: the sum of theirs."""
+    """Returns the gradient of x, which the heads of a group share: the sum over these heads."""
     B, G = x_BxGxNxQxK.shape[:2]
     return jnp.sum(dx_BxHxNxQxK.reshape(B, G, -1, *x_BxGxNxQxK.shape[2:]), axis=2).astype(x_BxGxNxQxK.dtype)

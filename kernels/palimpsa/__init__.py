@@ -28,30 +28,30 @@ def palimpsa_scan(
     segment_BxT: Int[Array, "B T"] | None = None,
     backend: str = "auto",
 ) -> tuple[Float[Array, "B T H V"], PalimpsaState]:
-    """A mean and an importance for each synapse; an important synapse learns and forgets slowly.
+    """Runs the Palimpsa scan: each synapse has a mean and an importance, and important synapses change slowly.
 
         a_t = exp(-dt_t rate)
         M_t = a_t M_{t-1} + v_t k_t^T          J_t = a_t J_{t-1} + beta_t (k_t^2)^T
         o_t = scale (M_t / (J_t + prior)) q_t
 
-    1 / (J + prior) is the rate at which a synapse learns. With beta = 0 and prior = 1 this is `ssd_scan` with
+    A synapse's learning rate is 1 / (J + prior). With beta = 0 and prior = 1 this is `ssd_scan` with
     log_decay = -dt rate.
 
     Args:
-      beta_BxTxHxV: at least 0: how much importance a write adds.
-      dt_BxTxH, rate_H: at least 0.
-      prior_H: above 0: the precision of a synapse about which nothing is known.
-      state: before the first token, float32; zeros by default. It belongs to the first token's segment.
-      scale: factor on what is read; K**-0.5 by default, 1 in MetaMamba2.
+      beta_BxTxHxV: importance that a write adds, at least 0.
+      dt_BxTxH, rate_H: time step and decay rate, at least 0.
+      prior_H: importance of a synapse before any write, above 0.
+      state: state before the first token, float32; zeros by default. It belongs to the first token's segment.
+      scale: factor on the outputs; K**-0.5 by default, 1 in MetaMamba2.
       chunk: tokens between two states that are kept for the gradient; the backend's choice by default.
       segment_BxT, backend: as in `ssd_scan`.
 
     Returns:
-      What was read, in the values' dtype, and the state after the last token, in float32 or wider.
+      (o, state): the outputs in the values' dtype, and the state after the last token, in float32 or wider.
 
     Raises:
-      ValueError: as `ssd_scan`, and for beta, dt or rate below 0 or a prior not above 0. Their values are checked only
-        on concrete arrays, not under jit.
+      ValueError: as `ssd_scan`, and if beta, dt or rate is below 0, or prior is not above 0. Values are checked only on
+        concrete arrays, not under jit.
     """
     B, T, H, V = v_BxTxHxV.shape
     K = q_BxTxGxK.shape[-1]
@@ -77,9 +77,9 @@ def shared_importance_scan(
     segment_BxT: Int[Array, "B T"] | None = None,
     backend: str = "auto",
 ) -> Float[Array, "B T H V"]:
-    """`palimpsa_scan` from an empty state, if all values of a head share one beta: exact, and in matrix products.
+    """Runs `palimpsa_scan` from an empty state if all values of a head share one beta. It is exact, and faster.
 
-    The importance is then one vector a head, and the queries can be divided by it.
+    The importance is then one vector for each head. Dividing the queries by it leaves matrix products.
 
     Raises:
       ValueError: as `palimpsa_scan`.

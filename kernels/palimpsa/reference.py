@@ -1,4 +1,4 @@
-"""The Palimpsa scan, plain, slow and obviously right: one token after the other. Runs in any float dtype."""
+"""The Palimpsa scan as a plain loop over tokens: slow and easy to check. It runs in any float dtype."""
 
 import jax
 
@@ -8,12 +8,12 @@ from .state import PalimpsaState
 
 
 def supported(call: Call) -> str | None:
-    """None: it runs everywhere."""
+    """Returns None: it runs everywhere."""
     return None
 
 
 def scan(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, beta_BxTxHxV, decay_BxTxH, prior_H, state, *, scale: float, chunk=None):
-    """(o_BxTxHxV, PalimpsaState); decay is 0 where a segment starts. `chunk` is for backends that work in chunks."""
+    """Returns (o_BxTxHxV, PalimpsaState). The decay is 0 where a segment starts. `chunk` is not used here."""
     del chunk
     H, narrow = v_BxTxHxV.shape[2], v_BxTxHxV.dtype
     inputs = wide(to_heads(q_BxTxGxK, H), to_heads(k_BxTxGxK, H), v_BxTxHxV, beta_BxTxHxV, decay_BxTxH)

@@ -1,4 +1,4 @@
-"""Attention of the queries that a plan lists, over the keys that it keeps: the public functions."""
+"""The public functions of skipped attention: only the queries in a plan attend, and only to the keys that it keeps."""
 
 from functools import partial
 
@@ -25,17 +25,17 @@ __all__ = [
 
 
 def resolve(backend: str, rows: int, keys: int, dtype=jnp.float32, platform: str | None = None) -> str:
-    """The name of the backend that "auto" stands for, for a plan with so many rows and slots; other names stay.
+    """Returns the name of the backend that "auto" chooses for a plan with so many rows and slots; other names stay.
 
-    Call it outside `in_buckets`: all buckets must use one backend, as they use one size of tiles (`buckets.py`).
-    Otherwise the last bits of a token's result would depend on how many others attend.
+    Call it outside `in_buckets`: all buckets must use the same backend and the same size of tiles (`buckets.py`).
+    Otherwise the last bits of a token's result would depend on how many other tokens attend.
 
     Args:
-      dtype: of queries, keys and values.
-      platform: "cpu", "gpu" or "tpu"; the platform that JAX uses by default.
+      dtype: dtype of queries, keys and values.
+      platform: "cpu", "gpu" or "tpu"; JAX's default platform by default.
 
     Raises:
-      ValueError: for an unknown name, or a backend that cannot run here.
+      ValueError: if the name is unknown, or the backend cannot run here.
     """
     return SKIP_ATTENTION.resolve(backend, Call(platform or jax.default_backend(), rows, keys, dtype))
 
@@ -49,9 +49,9 @@ def skip_attention(
     scale: float | None = None,
     backend: str = "auto",
 ) -> Float[Array, "B T H V"]:
-    """softmax(scale q.k) v for the plan's queries over the keys that each sees; exact 0 for all other tokens.
+    """Returns softmax(scale q.k) v for each query in the plan, over the keys that it sees.
 
-    A query that sees no key gets exact 0, too.
+    The result is exactly 0 for all other tokens, and for queries that see no key.
 
     Args:
       scale: factor on q.k; K**-0.5 by default.
@@ -60,7 +60,7 @@ def skip_attention(
         "reference" for few rows and keys. "tpu_interpret" and "gpu_interpret" run those kernels on a CPU, slowly.
 
     Raises:
-      ValueError: for arrays that do not fit each other or the plan, an unknown backend, or one that cannot run here.
+      ValueError: if arrays do not fit each other or the plan, or the backend is unknown or cannot run here.
     """
     B, T = q_BxTxHxK.shape[:2]
     (batch, rows), slots = plan.rows_BxC.shape, plan.slots_BxS.shape[1]
@@ -82,7 +82,10 @@ def skip_attention_compact(
     scale: float | None = None,
     backend: str = "auto",
 ) -> Float[Array, "B C H V"]:
-    """`skip_attention` on compact rows: gather (`plan.gather_queries`, `plan.gather_keys`) first, then project."""
+    """Runs `skip_attention` on compact rows, which come from `plan.gather_queries` and `plan.gather_keys`.
+
+    Gather first and project afterwards: then the projection, too, is computed only for these rows.
+    """
     _check_heads(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV)
     if (q_BxCxHxK.shape[:2], k_BxSxGxK.shape[:2]) != (plan.rows_BxC.shape, plan.slots_BxS.shape):
         raise ValueError(
@@ -93,7 +96,7 @@ def skip_attention_compact(
 
 
 def _check_heads(q, k, v) -> None:
-    """Raises ValueError for queries, keys and values that do not fit each other."""
+    """Raises ValueError if queries, keys and values do not fit each other."""
     if k.shape[:3] != v.shape[:3] or (k.shape[0], k.shape[3]) != (q.shape[0], q.shape[3]):
         raise ValueError(f"keys {k.shape} and values {v.shape} must go with queries {q.shape}: (B S G K) and (B S G V)")
     H, G = q.shape[2], k.shape[2]

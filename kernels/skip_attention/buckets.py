@@ -1,9 +1,9 @@
-"""Work over a plan in the smallest of a few buckets, which are lists of static lengths.
+"""Runs work over a plan in the smallest of a few buckets, which are static lengths of the plan's lists.
 
-A plan's lists are as long as they could ever have to be. Work that is done row by row, such as gathers and projections,
-would be done for every place of them. In a bucket it is done for the places of the shortest lists that hold the plan;
-the bucket is chosen at run time. Autodiff of a choice would keep the residuals of every branch. So the gradient is
-written here: it chooses again, and recomputes.
+The lists of a plan have room for the largest possible plan. Work on every row, such as gathers and projections, would
+be done for all of that room. A bucket has shorter lists. At run time the smallest bucket that holds the plan is chosen.
+Autodiff of this choice would keep the residuals of every branch, so the gradient is written here: it chooses again and
+recomputes.
 """
 
 import math
@@ -23,16 +23,16 @@ ROWS = 32  # rows in a tile; a bucket of fewer rows would save less than its com
 
 
 def keys_in_tile(slots: int) -> int:
-    """Keys in a tile of a plan with so many slots, whatever the bucket."""
+    """Returns the number of keys in a tile, for a plan with so many slots. It is the same in all buckets."""
     return min(128 if slots < 512 else 512, slots)
 
 
 def in_buckets(f: Callable, plan: SkipPlan, *arrays, sizes: tuple = SIZES):
-    """f(plan, *arrays), with a plan of the same meaning and shorter lists.
+    """Returns f(plan, *arrays), computed with an equivalent plan that has shorter lists.
 
     Args:
-      f: a function without traced closures. Its results must not depend on the lengths of the plan's lists.
-      arrays: floating-point pytrees; gradients flow to them.
+      f: function without traced closures. Its results must not depend on the lengths of the plan's lists.
+      arrays: floating-point pytrees, which get gradients.
       sizes: shares of the plan's (rows, slots) in each bucket, the smallest bucket first. The last one is (1, 1).
 
     Raises:
@@ -44,7 +44,7 @@ def in_buckets(f: Callable, plan: SkipPlan, *arrays, sizes: tuple = SIZES):
 
 
 def in_smallest(f: Callable, plan: SkipPlan, *arrays, sizes: tuple = SIZES):
-    """f(plan, *arrays) in the smallest bucket that holds every row that sees something and every key that is seen."""
+    """f(plan, *arrays) in the smallest bucket with room for all rows that see something and all keys that are seen."""
     sizes = [size for size in sizes if size == (1, 1) or int(plan.rows_BxC.shape[1] * size[0]) >= ROWS]
     shortened = [partial(_shorten, size=size) for size in sizes]
     branch = lambda shorten: lambda plan, arrays: f(shorten(plan), *arrays)
@@ -52,7 +52,7 @@ def in_smallest(f: Callable, plan: SkipPlan, *arrays, sizes: tuple = SIZES):
 
 
 def _shorten(plan: SkipPlan, size: tuple) -> SkipPlan:
-    """The plan with shorter lists; it means the same if they hold it."""
+    """The plan with shorter lists. It is equivalent if they have room for it."""
     whole_tiles = lambda places, share, tile: min(math.ceil(places * share / tile) * tile, places)
     rows, slots = plan.rows_BxC.shape[1], plan.slots_BxS.shape[1]
     C, S = whole_tiles(rows, size[0], min(ROWS, rows)), whole_tiles(slots, size[1], keys_in_tile(slots))
@@ -71,7 +71,7 @@ def _largest(count):
 
 @_largest.def_vmap
 def _(size, batched, count):
-    """One answer for the whole mapped axis, so that a choice made by it stays a choice. Nested maps repeat this."""
+    """Under vmap: one choice for the whole mapped axis, so that only one branch runs. Nested maps repeat this."""
     return _largest(count), False
 
 

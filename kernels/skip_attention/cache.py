@@ -1,8 +1,8 @@
 """Attention of a streamed token over its cache of keys and values.
 
-A cache has one axis N = B G for sequences and key-value heads; the heads of a sequence are neighbours. A read then goes
-through memory in order, in the shape in which the cache is updated. If the two shapes differed, even by an axis of
-length 1, XLA would copy the cache.
+A cache has one axis N = B G for sequences and key-value heads; the heads of a sequence are neighbours. So a read goes
+through memory in order, and reads and updates use the same shape. If the two shapes differed, even by an axis of length
+1, XLA would copy the cache.
 """
 
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from ..common import accumulator, default_scale, precision
 
 
 def write_cache(cache_NxSxX: Float[Array, "N S X"], new_BxGxX: Float[Array, "B G X"], place_B: Int[Array, "B"]):
-    """The cache with the rows of one token at each sequence's place. A place beyond the end writes nothing."""
+    """Returns the cache with one token's rows written at each sequence's place. Places beyond the end write nothing."""
     N, G = cache_NxSxX.shape[0], new_BxGxX.shape[1]
     rows_NxX = new_BxGxX.reshape(N, -1).astype(cache_NxSxX.dtype)
     return cache_NxSxX.at[jnp.arange(N), jnp.repeat(place_B, G)].set(rows_NxX, mode="drop")
@@ -26,7 +26,7 @@ def read_cache(
     *,
     scale: float | None = None,
 ) -> Float[Array, "B H V"]:
-    """Attention of one query a sequence over the first `end_B` slots of its cache; exact 0 if there are none.
+    """Returns the attention of one query for each sequence over the first `end_B` slots of its cache; 0 for no slots.
 
     Args:
       scale: factor on q.k; K**-0.5 by default.

@@ -1,4 +1,4 @@
-"""The plan: which query rows attend to which kept keys, as sorted lists. All backends execute it.
+"""The plan: sorted lists that say which query rows attend to which kept keys. All backends execute the same plan.
 
 A plan never holds a T x T mask. Kept keys are numbered 0, 1, ... in order of position; these numbers are "slots". A
 routed query sees one contiguous range of slots. The range ends at the last key kept at or before the query. It starts
@@ -19,10 +19,10 @@ class SkipPlan(NamedTuple):
     """Attributes:
     rows_BxC: positions of routed queries, ascending; T in unused places.
     slots_BxS: positions of kept keys, ascending; T in unused places.
-    start_BxC: first slot the row sees.
-    end_BxC: one past the last slot the row sees; `end <= start` if it sees nothing.
-    dropped_B: number of routed queries beyond capacity (lowest score first); their result is 0.
-    dropped_kept_B: number of kept keys beyond their capacity (oldest first); no query sees them.
+    start_BxC: first slot that the row sees.
+    end_BxC: one past the last slot that the row sees; `end <= start` if it sees nothing.
+    dropped_B: number of routed queries dropped because of `capacity`, lowest score first; their result is 0.
+    dropped_kept_B: number of kept keys dropped because of `kept_capacity`, oldest first; no query sees them.
     """
 
     rows_BxC: Int[Array, "B C"]
@@ -33,19 +33,19 @@ class SkipPlan(NamedTuple):
     dropped_kept_B: Int[Array, "B"]
 
     def gather_queries(self, x_BxTxX: Float[Array, "B T ..."]) -> Float[Array, "B C ..."]:
-        """Rows of routed queries; unused places read 0."""
+        """Returns the rows of routed queries; 0 in unused places."""
         return _take(x_BxTxX, self.rows_BxC)
 
     def gather_keys(self, x_BxTxX: Float[Array, "B T ..."]) -> Float[Array, "B S ..."]:
-        """Rows of kept keys; unused places read 0."""
+        """Returns the rows of kept keys; 0 in unused places."""
         return _take(x_BxTxX, self.slots_BxS)
 
     def scatter(self, x_BxCxX: Shaped[Array, "B C ..."], T: int) -> Shaped[Array, "B T ..."]:
-        """Compact rows at their positions; exact 0 elsewhere."""
+        """Puts compact rows back at their positions; exactly 0 elsewhere."""
         return _put(T, x_BxCxX, self.rows_BxC)
 
     def scatter_keys(self, x_BxSxX: Shaped[Array, "B S ..."], T: int) -> Shaped[Array, "B T ..."]:
-        """Compact slots at their positions; exact 0 elsewhere."""
+        """Puts compact slots back at their positions; exactly 0 elsewhere."""
         return _put(T, x_BxSxX, self.slots_BxS)
 
 
@@ -105,22 +105,23 @@ def make_plan(
     kept_capacity: int | None = None,
     segment_BxT: Int[Array, "B T"] | None = None,
 ) -> SkipPlan:
-    """Lists the work of an attention call.
+    """Returns the plan of an attention call.
 
     Args:
-      routed_BxT: queries that attend.
-      kept_BxT: keys that may be seen; all of them by default. A query also sees a key kept at its own position.
-      score_BxT: decides which routed queries stay within `capacity`: the highest scores; by default the earliest.
+      routed_BxT: marks of the queries that attend.
+      kept_BxT: marks of the keys that may be seen; all by default. A query also sees a key kept at its own position.
+      score_BxT: if there are more routed queries than `capacity`, those with the highest scores stay; by default the
+        earliest.
       window: a query sees at most this many positions, its own included.
       memory: a query sees at most the last `memory` kept keys (first in, first out).
-      capacity: most routed queries in a sequence; T by default. Queries beyond it are dropped and counted. Which ones
-        depends on the whole sequence, also on later tokens: use a capacity below T only in training.
-      kept_capacity: most kept keys in a sequence; T by default. The latest ones stay, so later keys take keys away from
-        early queries: use a capacity below T only in training.
+      capacity: largest number of routed queries in a sequence; T by default. Others are dropped and counted. Which
+        ones depends on later tokens, too, so use a capacity below T only in training.
+      kept_capacity: largest number of kept keys in a sequence; T by default. The latest ones stay. So early queries
+        lose keys to later ones: use a capacity below T only in training.
       segment_BxT: a query sees only keys of its own segment; segments are contiguous.
 
     Raises:
-      ValueError: for shapes that do not match, or a window, memory or capacity below 1.
+      ValueError: if shapes do not match, or a window, memory or capacity is below 1.
     """
     if routed_BxT.ndim != 2:
         raise ValueError(f"routed_BxT must have shape (batch, time), got {routed_BxT.shape}")

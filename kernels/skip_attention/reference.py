@@ -1,4 +1,4 @@
-"""Plain, slow, obviously right attention over a plan, over all rows and keys. Runs in any float dtype, also float64."""
+"""Plain attention over a plan, of all rows to all keys: slow and easy to check. It runs in any float dtype."""
 
 from functools import partial
 
@@ -9,19 +9,19 @@ from ..backends import Call
 from ..common import accumulator, precision
 from .plan import SkipPlan
 
-# Up to so many rows and keys, one product over all of them is faster than a loop over tiles, by platform. A GPU
-# launches every product of the loop separately: with 1.6% of 8 x 2048 rows routed, in bfloat16, the loop takes 2.9 ms
-# and this 0.9 ms (`others_2048` of `experiments/gpu.py`, an H200). The logits take rows x keys numbers a head.
+# By platform: up to so many rows and keys, one product over all of them is faster than a loop over tiles. A GPU
+# launches each product of the loop separately: with 1.6% of 8 x 2048 rows routed, in bfloat16, the loop takes 2.9 ms and
+# this 0.9 ms (`others_2048` of `experiments/gpu.py`, on an H200). The logits need rows x keys numbers for each head.
 SHORT = {"cpu": 128, "gpu": 2048}
 
 
 def supported(call: Call) -> str | None:
-    """None: it runs everywhere."""
+    """Returns None: it runs everywhere."""
     return None
 
 
 def preferred(call: Call) -> bool:
-    """Where rows and keys are few."""
+    """True if there are few rows and keys."""
     return max(call.rows, call.keys) <= SHORT.get(call.platform, 0)
 
 

@@ -18,23 +18,22 @@ def ssd_scan(
     segment_BxT: Int[Array, "B T"] | None = None,
     backend: str = "auto",
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H V K"]]:
-    """S_t = exp(log_decay_t) S_{t-1} + v_t k_t^T and o_t = scale S_t q_t: a token reads after it writes.
+    """Runs the scan S_t = exp(log_decay_t) S_{t-1} + v_t k_t^T, o_t = scale S_t q_t. A token reads its own write, too.
 
     Args:
-      log_decay_BxTxH: at most 0, and finite. To forget everything at once, start a segment.
+      log_decay_BxTxH: log of the decay, at most 0 and finite. To forget everything, start a segment.
       state: S before the first token, float32; zeros by default. It belongs to the first token's segment.
-      scale: factor on what is read; K**-0.5 by default, 1 in Mamba-2.
-      chunk: tokens whose matrix products are taken at once; the backend's choice by default.
-      segment_BxT: a token sees only tokens of its own segment; segments are contiguous.
+      scale: factor on the outputs; K**-0.5 by default, 1 in Mamba-2.
+      chunk: tokens in a chunk, which is computed with matrix products; the backend's choice by default.
+      segment_BxT: number of each token's segment. Segments are contiguous. A token sees only its own segment.
       backend: "auto" is "tpu" on TPUs (verified by interpreter and compiler) and "xla" elsewhere. Or "xla", "tpu",
         "reference", or "tpu_interpret": the TPU's kernels on a CPU, checked for races, and slow.
 
     Returns:
-      What was read, in the values' dtype, and the state after the last token, in float32 or wider.
+      (o, state): the outputs in the values' dtype, and the state after the last token, in float32 or wider.
 
     Raises:
-      ValueError: for shapes that do not fit each other, a chunk below 1, an unknown backend, or one that cannot run
-        here.
+      ValueError: if shapes do not fit each other, chunk is below 1, or the backend is unknown or cannot run here.
     """
     B, T, H, V = v_BxTxHxV.shape
     K = q_BxTxGxK.shape[-1]

@@ -1,4 +1,4 @@
-"""The SSD scan, plain, slow and obviously right: one token after the other. Runs in any float dtype, also float64."""
+"""The SSD scan as a plain loop over tokens: slow and easy to check. It runs in any float dtype, also float64."""
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,12 @@ from ..recurrent import exact_einsum, to_heads, wide
 
 
 def supported(call: Call) -> str | None:
-    """None: it runs everywhere."""
+    """Returns None: it runs everywhere."""
     return None
 
 
 def scan(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, log_decay_BxTxH, start_BxT, state_BxHxVxK, *, scale: float, chunk=None):
-    """(o_BxTxHxV, state_BxHxVxK); `chunk` is for backends that work in chunks."""
+    """Returns (o_BxTxHxV, state_BxHxVxK). `chunk` is not used here."""
     del chunk
     H, narrow = v_BxTxHxV.shape[2], v_BxTxHxV.dtype
     q, k, v, log_decay, state = wide(

@@ -1,6 +1,6 @@
-"""The SSD scan, chunk after chunk: matrix products inside a chunk, the state from one to the next.
+"""The SSD scan in chunks: matrix products inside a chunk, and a state from one chunk to the next.
 
-Dao and Gu 2024, section 6. The gradient keeps the states between chunks and recomputes the rest of a chunk, so its
+See Dao and Gu 2024, section 6. The gradient keeps the states between chunks and recomputes the rest of a chunk, so its
 memory grows with T / chunk.
 """
 
