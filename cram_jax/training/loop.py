@@ -24,7 +24,8 @@ class RunConfig:
     """steps: number of training steps.
     length, batch: tokens in a sequence, and sequences in a batch, after the curriculum.
     curriculum: stages before that, each (steps, length, batch). All models of a comparison get the same stages.
-    log_every: steps between logged lines. Each line has an evaluation on `held_out_tokens` held-out tokens.
+    log_every: steps between logged lines. Each line has an evaluation on held-out data.
+    held_out_tokens: tokens of each of these evaluations.
     probe_batches: number of batches in which the quality of every token is measured at each logged step.
     checkpoint_every: steps between checkpoints, a multiple of log_every.
     final_tokens: held-out tokens of the last evaluation.

@@ -20,7 +20,8 @@ from cram_jax.models.stack import Stack
 class OptimizerConfig:
     """learning_rate: peak of the learning rate.
     warmup: steps of the linear rise from 0 to the peak.
-    steps: steps of the schedule, warmup included. After the warmup a cosine falls to `final` times the peak.
+    steps: steps of the schedule, warmup included. After the warmup the rate falls as a cosine.
+    final: learning rate after `steps` steps, as a share of the peak.
     weight_decay: weight decay of matrices, except those in a layer's `no_decay`. Vectors and scalars do not decay.
     clip: largest global norm of the gradient.
     rates: pairs (pattern, factor). The factor multiplies the learning rate of the parameters that the pattern matches.

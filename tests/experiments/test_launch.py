@@ -38,9 +38,9 @@ def test_help_shows_every_setting_with_its_meaning():
     lines = out.splitlines()
     settings = [i for i, line in enumerate(lines) if line.startswith("    ") and " = " in line and line[4] != " "]
     assert len(settings) > 80
-    # Two are explained where another setting names them, and one in the task's docstring
+    # The task's docstring explains it
     unexplained = [lines[i].split()[0] for i in settings if not lines[i + 1].startswith(" " * 8)]
-    assert set(unexplained) <= {"optimizer.final", "run.held_out_tokens", "dynamics_weight"}
+    assert set(unexplained) <= {"dynamics_weight"}
 
 
 @pytest.mark.parametrize("main", [main for main in MAINS if "launch.run(" in (EXPERIMENTS / f"{main}.py").read_text()])
