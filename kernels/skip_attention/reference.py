@@ -10,8 +10,8 @@ from ..common import accumulator, precision
 from .plan import SkipPlan
 
 # By platform: up to so many rows and keys, one product over all of them is faster than a loop over tiles. A GPU
-# launches each product of the loop separately: with 1.6% of 8 x 2048 rows routed, in bfloat16, the loop takes 2.9 ms and
-# this 0.9 ms (`others_2048` of `experiments/gpu.py`, on an H200). The logits need rows x keys numbers for each head.
+# launches each product of the loop separately: with 1.6% of 8 x 2048 rows routed, in bfloat16, the loop takes 2.9 ms
+# and this 0.9 ms (`others_2048` of `experiments/gpu.py`, on an H200). The logits take rows x keys numbers a head.
 SHORT = {"cpu": 128, "gpu": 2048}
 
 
