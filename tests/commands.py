@@ -1,4 +1,4 @@
-"""Experiments as a person starts them, run in the tests' own process: nothing is imported or compiled twice."""
+"""Runs experiments with command lines, in the process of the tests, so that nothing is imported or compiled twice."""
 
 import contextlib
 import io
@@ -15,13 +15,13 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(main: str, *flags: str, **settings) -> str:
-    """What `python experiments/MAIN.py FLAGS` prints.
+    """Returns what `python experiments/MAIN.py FLAGS` prints.
 
     Args:
-      settings: of --config, by dotted names; give them as **{"run.steps": 20}.
+      settings: settings of --config, by dotted names; give them as **{"run.steps": 20}.
 
     Raises:
-      SystemExit: where it ends in an error, with what it says of it.
+      SystemExit: if it ends in an error, with the message.
     """
     argv = [f"experiments/{main}.py", *flags, *(f"--config.{name}={value}" for name, value in settings.items())]
     out = io.StringIO()
@@ -36,17 +36,17 @@ def run(main: str, *flags: str, **settings) -> str:
 
 
 def refused(main: str, *flags: str, **settings) -> str:
-    """What such a command says when it ends in an error."""
+    """Returns the error message of such a command."""
     with pytest.raises(SystemExit) as ended:
         run(main, *flags, **settings)
     return ended.value.args[0]
 
 
 def written(folder: Path) -> dict[Path, int]:
-    """When each summary below a folder was written: a run that is finished is not trained again."""
+    """Returns when each summary below a folder was written, to show that finished runs are not trained again."""
     return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("summary.json"))}
 
 
 def environment() -> dict[str, str]:
-    """Of a command in a process of its own."""
+    """Returns the environment of a command in a process of its own."""
     return {**os.environ, "JAX_PLATFORMS": "cpu"}

@@ -28,7 +28,7 @@ jaxtyping.install_import_hook("cram_jax", "beartype.beartype")
 
 @pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items):
-    """Tests of a file run in one process, and so do those of files of one group: what they share is compiled once."""
+    """Runs all tests of a file, or of a group of files, in one process, so that shared programs are compiled once."""
     for item in items:
         if not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.location[0]))
@@ -36,14 +36,14 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def x64():
-    """Float64 for one test."""
+    """Enables float64 for one test."""
     with jax.enable_x64(True):
         yield
 
 
 @pytest.fixture
 def unchecked():
-    """What a user meets who wrote a wrong shape: the library's own error, not that of the run-time shape checks."""
+    """Turns run-time shape checks off, so that a wrong shape raises the library's own error, as for a user."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,4 +1,4 @@
-"""Notebooks are committed with what they show, and it is what they would show today."""
+"""Committed outputs of the notebooks equal those of a new execution."""
 
 import copy
 import json
@@ -14,7 +14,7 @@ IN_FULL = "figure_2"  # runs to the end: its short training, too
 
 @pytest.fixture(scope="module")
 def today() -> dict:
-    """By notebook, its code cells run today, in one kernel after one another; without those that train, but for one."""
+    """Returns newly executed code cells, by notebook. Cells that train are executed in the notebook IN_FULL only."""
     ran = {name: copy.deepcopy(notebooks.code(COMMITTED[name], rerun=name == IN_FULL)) for name in NAMES}
     forget = notebooks.cell("%reset -f")  # what one notebook defines is not there for the next
     notebooks.run([cell for cells in ran.values() for cell in (*cells, forget)])

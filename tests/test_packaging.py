@@ -31,7 +31,7 @@ build_meta.build_editable("dist/e")
 
 
 def python(code: str, cwd: Path) -> str:
-    """What the code prints, run by this interpreter as a user's would: neither the clone nor its tests on the path."""
+    """Returns what the code prints in this interpreter, as for a user: the clone and its tests are not on the path."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     run = subprocess.run([sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -1,4 +1,4 @@
-"""README and the pages in docs/: their code runs as it is printed, their links lead somewhere."""
+"""README and the pages in docs/: their code runs as printed, and their links exist."""
 
 import re
 from pathlib import Path

@@ -15,13 +15,13 @@ ALL = bool(os.environ.get("TEST_ALL_TPUS"))  # also chips and sizes that add not
 
 
 def device_of(chip: str):
-    """A device of a chip that is not here; programs compile for it. Skips the test where there is no compiler."""
+    """Returns a virtual device of a chip, for which programs compile. Skips the test if there is no compiler."""
     pytest.importorskip("libtpu", reason="the TPU's compiler")
     return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices[0]
 
 
 def alone(f):
-    """f with nothing else running. The interpreter computes with JAX itself, and waits for ever for a busy CPU."""
+    """Returns f, with nothing else running. The interpreter uses JAX itself, and would wait for ever for a busy CPU."""
 
     def call(*arguments):
         jax.block_until_ready(arguments)

@@ -1,4 +1,4 @@
-"""Bytes carried from token to token, against counts made by hand."""
+"""Tests that counts of bytes carried from token to token equal counts made by hand."""
 
 import jax.numpy as jnp
 import pytest

@@ -1,4 +1,4 @@
-"""What is shown of metaplasticity is what the scan holds."""
+"""Tests that statistics of importance equal those of the state that the scan carries."""
 
 import jax
 import jax.numpy as jnp

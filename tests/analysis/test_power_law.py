@@ -1,4 +1,4 @@
-"""Each curve is found in data made from it, and is told from the others."""
+"""Tests that the fit finds each curve in data made from it, and prefers it to the other curves."""
 
 import numpy as np
 import pytest

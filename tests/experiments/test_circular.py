@@ -1,4 +1,4 @@
-"""The ablation that reads Eq 7 literally: its router sees the quality of recall itself, and every token pays for it."""
+"""The ablation that takes Eq 7 literally: its router sees the quality of recall, and every retrieval is counted."""
 
 import dataclasses
 

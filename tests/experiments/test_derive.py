@@ -1,4 +1,4 @@
-"""What is computed from results: Eq 14's fits and the theorems where the answer is known, and a look at a Palimpsa."""
+"""Derived results: fits of Eq 14 and theorems on data with known answers, and statistics of a trained Palimpsa."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ from cram_jax.training.checkpoints import Checkpoints
 
 
 def lines(chance):
-    """A run of 20 steps whose bins of exposures hold 100 queries a step each; chance: to attend, by bin."""
+    """Logged lines of 20 steps with 100 queries a step in each bin of exposures; chance: share that attends, by bin."""
     bins = probes.OCTAVE * probes.OCTAVES
     count = np.where(np.arange(bins) < 18, 100.0, 0.0)
     line = {"train/exposed": count.tolist(), "train/exposed_episodic": (count * chance).tolist()}

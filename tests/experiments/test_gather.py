@@ -1,4 +1,4 @@
-"""What a result keeps of finished runs; runs are added up only where they are runs of one thing."""
+"""Entries of results are made from finished runs, and only from runs with one setting and one commit."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The GPU's benchmark, with XLA in the kernel's place on a CPU: it finds what is known of XLA."""
+"""The GPU's benchmark, run on a CPU with XLA in place of the kernel: it finds the known errors of XLA."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Rates are chosen on what is not reported, diverged runs are never chosen, and what does not compare is refused."""
+"""Rates are chosen on data that is not reported, never where a run diverged, and other code or settings are refused."""
 
 import json
 
@@ -17,7 +17,7 @@ def of_one_commit(monkeypatch):
 
 
 def trainer(commit="abc", diverges=()):
-    """(a training that takes no time, the rates and seeds it was called with)."""
+    """Returns (a fake training, the list of rates and seeds that it was called with)."""
     calls = []
 
     def train(config, workdir):

@@ -82,7 +82,7 @@ def test_without_its_layers_a_model_reads_its_embedding():
 
     @jax.jit
     def logits(state):
-        """Of the whole model, and of its read-out alone."""
+        """Returns the logits of the whole model, and of its read-out alone."""
         x_BxTxD, gap_BxT = LEARNER.task.embed(state.params.task, batch)
         y_BxTxD, _ = LEARNER.model.apply(state.params.model, state.consolidation, x_BxTxD, gap_BxT=gap_BxT)
         return [LEARNER.task.read(state.params.task, z_BxTxD, batch)[0] for z_BxTxD in (y_BxTxD, x_BxTxD)]

@@ -1,4 +1,4 @@
-"""The settings of the MQAR experiment: models that carry alike. tests/experiments/test_compare.py trains one."""
+"""Settings of the MQAR experiment: its models have states of equal size. test_compare.py trains one of them."""
 
 import jax
 import mqar

@@ -1,4 +1,4 @@
-"""Into the committed results come finished runs of one clean commit only."""
+"""Only finished runs of one clean commit become committed results."""
 
 import copy
 import json

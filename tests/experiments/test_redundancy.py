@@ -1,4 +1,4 @@
-"""Redundancy as a person measures it: on a transformer in training, which it does not disturb."""
+"""The redundancy experiment measures a transformer during training, and does not change the training."""
 
 import jax
 import numpy as np

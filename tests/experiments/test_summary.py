@@ -1,4 +1,4 @@
-"""Figures of a run's table, from lines whose answer is known."""
+"""Numbers of a run's summary, from logged lines with known answers."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The text experiment as a person runs it, on a folder of generated files, and on files that cannot serve."""
+"""The text experiment from the command line, on generated files, and on files that it must refuse."""
 
 import json
 
@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(folder, tmp_path_factory):
-    """Where a CRAM was trained, and what that printed."""
+    """Returns (directory of a trained CRAM, what the training printed)."""
     workdir = tmp_path_factory.mktemp("run")
     return workdir, run("text", f"--workdir={workdir}", f"--files={folder}", **SMALLEST)
 

@@ -1,4 +1,4 @@
-"""The TPU kernels' tiles are those that the committed schedules speak for."""
+"""The TPU kernels use the tiles that the committed schedules mark as shipped."""
 
 import pytest
 from lib import results

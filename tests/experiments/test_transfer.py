@@ -1,4 +1,4 @@
-"""The transfer experiment: what goes over from the source, what is frozen, what is counted, and what is said of it."""
+"""The transfer experiment: which parameters are transferred and frozen, what is counted, and what is reported."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Irregular series: what is read of the two formats, what is said of files that cannot serve, no leak, no padding."""
+"""Irregular series: both formats are read, wrong files are reported, splits do not leak, and nothing is padded."""
 
 import itertools
 from pathlib import Path
@@ -132,7 +132,7 @@ def test_a_wrong_line_of_a_recording_is_named(tmp_path, old, new, said):
 
 @pytest.fixture(scope="module", params=irregular.FORMATS)
 def task(request, tmp_path_factory):
-    """On 20 generated series of about 100 events."""
+    """A task on 20 generated series of about 100 events."""
     folder = tmp_path_factory.mktemp(request.param)
     return IrregularTask(request.param, write_generated(request.param, folder, 20, 100))
 

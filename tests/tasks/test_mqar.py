@@ -1,4 +1,4 @@
-"""MQAR has the structure and statistics it promises; a fixed set is walked as it says; only queries are scored."""
+"""MQAR has the documented structure and statistics, visits a fixed set once an epoch, and scores only queries."""
 
 import hypothesis
 import hypothesis.strategies as st

@@ -1,4 +1,4 @@
-"""Real files as data: which bytes are drawn, the split, what is said of files that cannot serve; and the task."""
+"""Text from real files: windows, the split, errors for files that cannot be used, and the task."""
 
 import os
 from pathlib import Path

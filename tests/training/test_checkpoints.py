@@ -1,4 +1,4 @@
-"""What comes back from disk is what was saved, or is refused."""
+"""A restored state equals the saved one; damaged saves and other models are refused."""
 
 import logging
 from typing import NamedTuple
@@ -25,7 +25,7 @@ def state(value: float, width: int = 64) -> State:
 
 @pytest.fixture
 def saved(tmp_path):
-    """Saves of steps 1 and 2."""
+    """Returns saves of steps 1 and 2."""
     saves = Checkpoints(tmp_path / "checkpoints", keep=3)
     for step in (1, 2):
         saves.save(step, state(step))

@@ -1,4 +1,4 @@
-"""The loop notices what a person would want to know of."""
+"""The training loop reports losses that are not finite, and handles signals."""
 
 import dataclasses
 import os
@@ -23,7 +23,7 @@ RUN = RunConfig(steps=20, length=16, batch=2, log_every=20, checkpoint_every=20,
 
 @dataclasses.dataclass(frozen=True)
 class Broken(SRCDTask):
-    """Training batches from step 2 on are not finite, so many of them."""
+    """A task in which some training batches, from step 2 on, are not finite."""
 
     bad: int = 0
 
@@ -51,7 +51,7 @@ def test_ten_bad_steps_in_a_row_end_a_run_though_good_ones_follow(tmp_path):
 
 @dataclasses.dataclass(frozen=True)
 class Signalled(SRCDTask):
-    """While batch 7 is made, the process gets a signal, so many times."""
+    """A task that sends signals to the process while batch 7 is made."""
 
     number: int = 0
     times: int = 0
@@ -66,7 +66,7 @@ class Signalled(SRCDTask):
 
 @pytest.fixture
 def heard():
-    """SIGINT as in the foreground, however the tests were started."""
+    """Lets SIGINT arrive as in the foreground, even if the tests run in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""What is noted of the machine that trains."""
+"""The description of the machine that trains."""
 
 from cram_jax.training import machine
 

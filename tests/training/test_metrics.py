@@ -1,4 +1,4 @@
-"""Logged lines: means over what was counted, and no line twice."""
+"""Logged lines: means are total sum / total count, and no line is written twice."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A layer that nothing in the library knows is stacked, trained, counted, streamed and consolidated beside CRAM."""
+"""A layer that the library does not know works beside CRAM: in stacks, training, counts, streams, consolidation."""
 
 import dataclasses
 from typing import ClassVar, NamedTuple

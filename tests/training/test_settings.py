@@ -1,4 +1,4 @@
-"""Settings go to the command line and back, and a directory belongs to one set of them."""
+"""Settings become flags and return unchanged, and a run directory accepts only one set of settings."""
 
 import pytest
 

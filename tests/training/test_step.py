@@ -1,4 +1,4 @@
-"""One training step: what it reads, what it changes, and what it refuses to change."""
+"""One training step: what it reads, what it changes, and what it leaves unchanged."""
 
 import dataclasses
 
