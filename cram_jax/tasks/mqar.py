@@ -50,7 +50,7 @@ class MQARConfig:
             )
         if self.vocabulary % 2 or self.vocabulary < 2 * (self.pairs + 1):
             raise ValueError(
-                "vocabulary must be even, and its lower half must hold the filler and a key for each pair, "
+                "vocabulary must be even and its lower half must hold the filler and a key for each pair, "
                 f"got vocabulary={self.vocabulary} and pairs={self.pairs}: give at least {2 * (self.pairs + 1)}"
             )
         if not 0 < self.power < math.inf:
