@@ -1,1 +1,1 @@
-"""The measurements of experiments/bench.py, a file each."""
+"""The measurements of experiments/bench.py, one file for each."""

@@ -18,12 +18,12 @@ WAYS = ("forward", "forward_backward")
 
 
 def inputs(T: int):
-    """Queries, keys and values of one sequence."""
+    """Returns random queries, keys and values of one sequence."""
     return [jax.random.normal(jax.random.key(i), (1, T, HEADS, DIM)) for i in range(3)]
 
 
 def routed(T: int, share: float, pattern: str):
-    """(1, T) marks of that share of the tokens: "random" ones, or "clustered" in runs of 32."""
+    """Returns marks (1 T) of that share of the tokens: "random" ones, or "clustered" in runs of 32."""
     run = 1 if pattern == "random" else 32
     order = np.random.default_rng(0).permutation(T // run)
     return jnp.asarray(np.repeat(order < round(share * T / run), run)[None])
@@ -37,27 +37,27 @@ def naive(q, k, v):
 
 
 def skipping(q, k, v, routed_BxT, kept_BxT):
-    """All that a skipped read costs: plan, gather, attention, scatter."""
+    """A whole call of skipped attention: plan, gather, attention, scatter."""
     return kernels.skip_attention(q, k, v, kernels.make_plan(routed_BxT, kept_BxT=kept_BxT))
 
 
 def both_ways(f):
-    """(forward, forward and backward) of f(q, k, v, ...), compiled."""
+    """Returns two compiled functions of f(q, k, v, ...): forward, and forward with backward."""
     value = lambda q, k, v, *rest: jnp.sum(f(q, k, v, *rest) ** 2)
     return jax.jit(f), jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2)))
 
 
 def library(q, k, v):
-    """The dense attention that JAX offers."""
+    """JAX's own dense attention."""
     return jax.nn.dot_product_attention(q, k, v, is_causal=True)
 
 
 def times(rounds: int) -> dict:
-    """Times by share of tokens that attend, for each length, pattern and direction.
+    """Returns times by share of tokens that attend, for each length, pattern and direction.
 
-    `cheaper` is the time with all tokens attending over the time. `efficiency` is the share times `cheaper`: 1 where
-    time is in proportion to the share. Dense attention is timed in rounds of its own, beside ours with all tokens
-    attending. Its T x T matrices empty the caches, which would slow the small calls.
+    `cheaper` is the time with all tokens attending, divided by the time. `efficiency` is the share times `cheaper`; it
+    is 1 if time is proportional to the share. Dense attention is timed in separate rounds, together with ours with all
+    tokens attending, because its T x T matrices empty the caches and would slow the small calls.
     """
     out = {}
     for T in LENGTHS:
@@ -78,7 +78,7 @@ def times(rounds: int) -> dict:
 
 
 def kept(rounds: int) -> dict:
-    """Times with 1.6% of the tokens attending, to all keys and to 15% of them."""
+    """Returns times with 1.6% of the tokens attending, to all keys and to 15% of the keys."""
     T = LENGTHS[-1]
     marks, read = routed(T, 0.016, "random"), jax.jit(skipping)
     some = {share: jnp.asarray(np.random.default_rng(1).random((1, T)) < share) for share in (0.15, 1.0)}
@@ -87,7 +87,7 @@ def kept(rounds: int) -> dict:
 
 
 def memory() -> dict:
-    """Megabytes that the compiled programs need beside arguments and results, by length. Nothing is run."""
+    """Returns the megabytes of working memory of the compiled programs, by length. It runs nothing."""
     out = {}
     for T in (1024, 2048, 4096, 8192):
         qkv = jax.eval_shape(partial(inputs, T))

@@ -1,4 +1,4 @@
-"""Times that can be compared, and the memory of compiled programs."""
+"""Measures times of several calls in turn, and the memory of compiled programs."""
 
 import time
 from collections.abc import Callable
@@ -8,13 +8,13 @@ import numpy as np
 
 
 def timed(calls: dict[str, Callable], rounds: int = 9, per: int = 1) -> dict[str, dict[str, float]]:
-    """Milliseconds of each call: {"ms": median, "low": lower quartile, "high": upper quartile}.
+    """Returns the milliseconds of each call: {"ms": median, "low": lower quartile, "high": upper quartile}.
 
-    Every call is made once before, so that it is compiled. Then all are made in turn, `rounds` times: what slows the
-    machine for a while slows all of them.
+    Each call runs once first, to be compiled. Then all calls run in turn, `rounds` times. So if the machine is slow for
+    a while, all calls are slowed.
 
     Args:
-      per: the times are divided by it. It says how many steps, tokens or programs one call runs.
+      per: number of steps, tokens or programs in one call. Times are divided by it.
     """
     times = {name: [] for name in calls}
     for call in calls.values():
@@ -29,5 +29,5 @@ def timed(calls: dict[str, Callable], rounds: int = 9, per: int = 1) -> dict[str
 
 
 def megabytes(program: jax.stages.Compiled) -> float:
-    """What a compiled program needs beside its arguments and results."""
+    """Returns the working memory of a compiled program in megabytes, without arguments and results."""
     return program.memory_analysis().temp_size_in_bytes / 1e6

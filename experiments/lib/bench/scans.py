@@ -2,12 +2,12 @@
 
 | call | what |
 |---|---|
-| ssd, palimpsa | what a user gets |
-| ..._tokens | the same, token after token in `lax.scan`, its gradient by JAX |
-| ssd_mamba2_jax_N | the PyPI package mamba2-jax in chunks of N, if it is installed; it has one group a head here |
-| palimpsa_floor | decay, write, divide, multiply and add of states that stay where they are: nothing else |
+| ssd, palimpsa | the library's scans with the backend "auto" |
+| ..._tokens | the same scan token by token in `lax.scan`, with JAX's gradient |
+| ssd_mamba2_jax_N | the PyPI package mamba2-jax in chunks of N, if it is installed; here with one group for each head |
+| palimpsa_floor | only the arithmetic on the state of Palimpsa, a lower bound of its time |
 
-Each is timed forward alone, and forward and backward.
+Each call is timed forward, and forward with backward.
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ RATE_H, PRIOR_H = np.linspace(1, 16, H, dtype=np.float32), np.ones(H, np.float32
 
 
 def inputs(T: int) -> dict:
-    """Arguments of `palimpsa_scan` by name."""
+    """Returns random arguments of `palimpsa_scan`, by name."""
     keys = jax.random.split(jax.random.key(0), 5)
     normal = lambda i, *shape: jax.random.normal(keys[i], (B, T, H, *shape))
     return {
@@ -50,7 +50,7 @@ def ssd(backend: str, given: dict):
 
 
 def for_mamba2_jax(given: dict) -> dict:
-    """The arguments as mamba2-jax takes them: values before discretisation, dt before its softplus."""
+    """Returns the arguments for mamba2-jax: values before discretisation, and dt before its softplus."""
     v, dt = given["v_BxTxHxV"], given["dt_BxTxH"]
     return given | {"v_BxTxHxV": v / dt[..., None], "dt_BxTxH": jnp.log(jnp.expm1(dt))}
 
@@ -79,15 +79,15 @@ def floor(given: dict):
 
 
 def with_gradient(f):
-    """Value and gradient of f's squared output, for all arguments."""
+    """Returns a function that gives the value and all gradients of f's squared output."""
     return jax.value_and_grad(lambda given: jnp.sum(f(given) ** 2))
 
 
 def scans(rounds: int) -> dict:
-    """Times by call, their ratios, and megabytes that the compiled gradients need, by length.
+    """Returns, by length: times of the calls, their ratios, and the megabytes that compiled gradients need.
 
     Raises:
-      ValueError: if mamba2-jax computes something else than our scan.
+      ValueError: if mamba2-jax and our scan give different outputs.
     """
     ours = {"ssd": partial(ssd, "xla"), "ssd_tokens": partial(ssd, "reference")}
     ours |= {"palimpsa": partial(palimpsa, "xla"), "palimpsa_tokens": partial(palimpsa, "reference")}

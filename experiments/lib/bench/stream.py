@@ -1,4 +1,4 @@
-"""Time of a token in a stream, against the length of its context."""
+"""Measures the time of a token in a stream against the length of its context."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ PIECES = {"cram": 64, "dense": 8}  # tokens a call
 
 
 class Stream:
-    """A model that reads on. Its caches are full and donated. Each call reads the next tokens, as many as `piece`."""
+    """A model that reads a stream. Its caches are full, and donated. Each call reads the next `piece` tokens."""
 
     def __init__(self, stack: Stack, batch: int, context: int, piece: int):
         params, states = stack.init(jax.random.key(0)), stack.release(stack.init_state())
@@ -31,12 +31,12 @@ class Stream:
 
     @property
     def megabytes(self) -> float:
-        """Of the caches, and of what the program needs beside them."""
+        """Returns the megabytes of the caches, and of the program's other memory."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self.caches)) / 1e6 + megabytes(self.run)
 
 
 def _after(cache, context: int):
-    """The cache as if so many tokens had been read and all of them kept, so that a read finds it full."""
+    """Returns the cache as if `context` tokens had been read and all of them kept, so that a read uses all of it."""
     cache = cache._replace(position=jnp.asarray(context, jnp.int32))
     if hasattr(cache, "episodic"):
         ring = cache.episodic
@@ -45,10 +45,10 @@ def _after(cache, context: int):
 
 
 def stream(rounds: int) -> dict:
-    """Milliseconds a token, and megabytes, by batch and length of the context.
+    """Returns milliseconds per token, and megabytes, by batch and length of the context.
 
-    All contexts of one model and batch are timed in turn. The dense model is timed by itself: its caches, of half a
-    gigabyte, would empty the processor's caches between two calls of CRAM.
+    All contexts of one model and batch are timed in turn. The dense model is timed separately: its caches of half a
+    gigabyte would empty the processor's caches between two calls of CRAM.
     """
     # An untrained router never attends, so only audits do: 1.6% of the tokens, as many as after training.
     routing = RoutingConfig(evaluation_audit_rate=0.016)

@@ -1,12 +1,12 @@
-"""What skipping changes in a training step of a trained model: the time, and nothing else.
+"""Measures a training step of a trained model with and without skipping: its time, and whether the loss is the same.
 
 | name | what |
 |---|---|
-| skipping | CRAM as it trains: audits and sampled writes included |
-| all_attend | the same step while every token attends, as before the release, to the events that the gate keeps |
-| no_episodic | the same without buffer, write gate, retrieval and what is learned from it: skipping's floor |
+| skipping | CRAM's usual training step, with audits and sampled writes |
+| all_attend | the same step with every token attending, as before the release, to the events that the gate keeps |
+| no_episodic | the same step without buffer, write gate, retrieval and its losses: a lower bound for skipping |
 | transformer | a dense model of the same width, depth, data and loss |
-| agreement | 20 steps with skipping and 20 with everything computed, from one state: the difference of their losses |
+| agreement | difference of the losses of 20 steps with skipping and 20 steps without, from one state |
 """
 
 import contextlib
@@ -30,13 +30,13 @@ STEPS, TIMED = 20, 4  # compared for agreement; timed in one call
 
 
 def compiled_step(learner: Learner, state, batch):
-    """A training step that leaves its argument alone."""
+    """Returns a compiled training step that does not donate its argument."""
     return jax.jit(partial(training.train_step.__wrapped__, learner)).lower(state, batch).compile()
 
 
 @contextlib.contextmanager
 def no_episodic():
-    """Inside, what is compiled has no episodic path."""
+    """Inside, models are compiled without their episodic memory."""
 
     def decide_writes(params, x, novelty, uniform, *, cfg):
         zero = jnp.zeros_like(novelty)
@@ -61,7 +61,7 @@ def no_episodic():
 
 
 def step_times(learner: Learner, dense: Learner, seed: int, state, batches, rounds: int) -> dict:
-    """Milliseconds a step of each, and their ratios."""
+    """Returns the milliseconds of each kind of step, and their ratios."""
     dense_state = training.init(dense, seed, state.exposures_P.shape[0])
     unreleased = tuple(one._replace(released=jnp.zeros_like(one.released)) for one in state.consolidation)
     step = compiled_step(learner, state, batches[0])
@@ -80,8 +80,10 @@ def step_times(learner: Learner, dense: Learner, seed: int, state, batches, roun
 
 
 def agreement(learner: Learner, state, batches) -> dict:
-    """The largest relative difference of the losses of steps that skip and of steps that compute everything; and the
-    shares of tokens that attended and were kept meanwhile, audits included."""
+    """Returns the largest relative difference between the losses of steps with and without skipping.
+
+    Also returns the shares of tokens that attended and that were kept in these steps, audits included.
+    """
     plain = lambda layer: dataclasses.replace(layer, episodic=dataclasses.replace(layer.episodic, backend="reference"))
     masking = dataclasses.replace(learner, model=learner.model.replace(plain))
     steps = {"skipping": compiled_step(learner, state, batches[0])}
@@ -104,7 +106,7 @@ def agreement(learner: Learner, state, batches) -> dict:
 
 
 def measure(trained: Trained, dense: Learner, rounds: int) -> dict:
-    """All of the table above, for the last state of a run.
+    """Returns all numbers of the table above, for the last state of a run.
 
     Args:
       dense: the transformer, on the same task.
