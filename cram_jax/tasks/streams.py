@@ -131,9 +131,8 @@ def schedule(cfg: StreamsConfig, row_B: Int[Array, "B"], step: Number) -> tuple[
     offset_B = row_B * stride % round_length
     rounds_B, place_B = jnp.divmod(step + offset_B, round_length)
     lifetime_B = jnp.searchsorted(end_X, place_B, side="right")
-    first_B = jnp.searchsorted(end_X, offset_B, side="right")  # the lifetime at which the row began
-    count_B = rounds_B * len(cfg.lifetimes) + lifetime_B - first_B  # streams that the row has left behind
-    visit_B = jnp.minimum(place_B - jnp.asarray(start_X)[lifetime_B], step)
+    count_B = rounds_B * len(cfg.lifetimes) + lifetime_B  # grows by one from a row's stream to its next
+    visit_B = jnp.minimum(place_B - jnp.asarray(start_X)[lifetime_B], step)  # the first stream begins at step 0
     return row_B * STREAMS_PER_ROW + count_B, visit_B
 
 
