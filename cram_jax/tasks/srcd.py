@@ -121,18 +121,21 @@ class SRCDBatch(NamedTuple):
 
 def answer_table(cfg: SRCDConfig) -> Int[Array, "P"]:
     """The answers of the recurring patterns; the same for every sequence."""
-    first, other = jax.random.key(cfg.table_seed), jax.random.fold_in(jax.random.key(cfg.table_seed), 1)
-    table_P = jax.random.randint(first, (cfg.patterns,), 0, cfg.answers)
-    shift_P = jax.random.randint(other, (cfg.patterns,), 1, max(cfg.answers, 2))
-    return jnp.where(jnp.arange(cfg.patterns) < cfg.changed, (table_P + shift_P) % cfg.answers, table_P)
+    return drawn_answers(jax.random.key(cfg.table_seed), cfg, cfg.changed)
 
 
-def _bindings(key: Key, cfg: SRCDConfig, binding_T):
+def drawn_answers(key: Key, cfg: SRCDConfig, changed: int | Int[Array, ""]) -> Int[Array, "P"]:
+    """An answer for each pattern; the first `changed` patterns have another one than they have at changed = 0."""
+    table_P = jax.random.randint(key, (cfg.patterns,), 0, cfg.answers)
+    shift_P = jax.random.randint(jax.random.fold_in(key, 1), (cfg.patterns,), 1, max(cfg.answers, 2))
+    return jnp.where(jnp.arange(cfg.patterns) < changed, (table_P + shift_P) % cfg.answers, table_P)
+
+
+def _bindings(key: Key, cfg: SRCDConfig, binding_T, table_P, recurring):
     """(key, value, is new) of every event, meaningful where it binds."""
     pick, renew, order, answer = jax.random.split(key, 4)
     T, P = cfg.length, cfg.patterns
-    table_P = answer_table(cfg)
-    pattern_T = jax.random.randint(pick, (T,), 0, max(P, 1))
+    pattern_T = jax.random.randint(pick, (T,), 0, jnp.maximum(recurring, 1))
     if cfg.new_keys == "shared":  # a subset of the ids gets another answer in this sequence
         rebound_P = jax.random.permutation(order, P) < round(cfg.new_share * P)
         shift_P = jax.random.randint(answer, (P,), 1, cfg.answers)
@@ -162,14 +165,16 @@ def _process(key: Key, cfg: SRCDConfig):
     return gap_T, previous_T, target_T
 
 
-def _sequence(key: Key, cfg: SRCDConfig) -> SRCDBatch:
+def sequence(key: Key, cfg: SRCDConfig, table_P: Int[Array, "P"], recurring: int | Int[Array, ""]) -> SRCDBatch:
+    """One sequence, without the axis of the batch. Pattern p has the answer table_P[p]; the first `recurring` of the
+    patterns are bound and asked for, each alike."""
     kinds, bindings, asked, process = jax.random.split(key, 4)
     T = cfg.length
     # The first event binds, so that every later query can be answered; queries make up for that one place.
     uniform_T = jax.random.uniform(kinds, (T,)).at[0].set(1.0)
     query_T = uniform_T < cfg.query_share * T / (T - 1)
     binding_T = ((uniform_T >= 1 - cfg.binding_share) & ~query_T).at[0].set(True)
-    key_T, value_T, new_T = _bindings(bindings, cfg, binding_T)
+    key_T, value_T, new_T = _bindings(bindings, cfg, binding_T, table_P, recurring)
 
     # A query asks for one of the bindings before it, each alike.
     place_T = jnp.sort(jnp.where(binding_T, jnp.arange(T), T))
@@ -195,4 +200,5 @@ def _sequence(key: Key, cfg: SRCDConfig) -> SRCDBatch:
 
 def sample(key: Key, cfg: SRCDConfig) -> SRCDBatch:
     """A batch of sequences, a pure function of the key. jit with `cfg` static."""
-    return jax.vmap(lambda k: _sequence(k, cfg))(jax.random.split(key, cfg.batch))
+    table_P = answer_table(cfg)
+    return jax.vmap(lambda k: sequence(k, cfg, table_P, cfg.patterns))(jax.random.split(key, cfg.batch))

@@ -18,7 +18,7 @@ VERDICTS = {
     "partly": "part of it is as the paper says, or under a condition",
     "not reproduced": "measured, and not as the paper says",
     "not well posed": "the statement contradicts itself, or nothing could contradict it",
-    "pending": "not yet measured on what the paper measured it on",
+    "pending": "a measurement of the paper's, and ours lacks its data or is below a tenth of its size",
     "ours": "no claim of a paper: something we add",
 }
 

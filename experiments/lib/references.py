@@ -6,6 +6,7 @@
 | `mean±sd` in PATH | mean and standard deviation: 99.98% ± 0.04%; of a single run, its number alone |
 | `*` in PATH | every number of a list, in order: 99.92%, 99.86%, 99.99% |
 | `{A / B:FORMAT}`, `{A - B:FORMAT}` | ratio or difference of two numbers; A and B are NAME:PATH |
+| `{NAME:PATH:+.1p}` | a share in percentage points, without a unit: +3.6 |
 | `{tests/FILE.py:TEXT}` | TEXT, such as a tolerance; an error if that file does not contain it |
 
 PATH is a path as in `lib/results.py`: names and list indices, with dots between them.
@@ -21,7 +22,7 @@ from lib import results
 ROOT = Path(__file__).parents[2]
 REFERENCE = re.compile(r"\{([^{}]+)\}")
 OPERATOR = re.compile(r" ([/-]) (?=\w+:)")  # only in front of NAME:, because names in a path may contain " / "
-FORMAT = re.compile(r"\+?,?(\.\d+)?[f%e]")
+FORMAT = re.compile(r"\+?,?(\.\d+)?[f%ep]")
 
 Load = Callable[[str], dict]
 
@@ -43,6 +44,11 @@ def numbers(operand: str, load: Load) -> list[float]:
             if not found:
                 raise
             return found
+
+
+def shown(number: float, form: str) -> str:
+    """Returns the number in a format of Python, or in percentage points (p)."""
+    return format(100 * number, f"{form[:-1]}f") if form.endswith("p") else format(number, form)
 
 
 def written(reference: str, load: Load) -> str:
@@ -68,10 +74,10 @@ def written(reference: str, load: Load) -> str:
         return " ± ".join(written(f"{one}:{form}", load) for one in ([mean] if alone else [mean, sd]))
     left, *more = OPERATOR.split(expression)
     if not more:
-        return ", ".join(format(number, form) for number in numbers(left, load))
+        return ", ".join(shown(number, form) for number in numbers(left, load))
     operator, right = more
     (a,), (b,) = numbers(left, load), numbers(right, load)
-    return format(a / b if operator == "/" else a - b, form)
+    return shown(a / b if operator == "/" else a - b, form)
 
 
 def filled(text: str, load: Load) -> str:

@@ -143,6 +143,7 @@ RESULT = {
         ("{r:entries.a (1 / 2), rate 0.01.runs.*.x:.2f}", "0.50, 0.75"),
         ("{r:entries.alone.mean.x / r:entries.a (1 / 2), rate 0.01.sd.x:.0f} times", "4 times"),
         ("{r:entries.alone.mean.x - r:entries.a (1 / 2), rate 0.01.runs.1.x:+.0%}", "-25%"),
+        ("{r:entries.a (1 / 2), rate 0.01.runs.1.x - r:entries.alone.mean.x:+.1p} points", "+25.0 points"),
         ("{tests/experiments/test_claims.py:1e-13}", "1e-13"),
     ],
 )

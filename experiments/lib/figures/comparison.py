@@ -113,8 +113,9 @@ def _figure(result: dict, groups: Rows, unchanged: dict | None = None) -> Figure
 def _row(axis, y: float, found: dict, name: str) -> None:
     seeds = [100 * run[name] for run in found["runs"] if run.get(name) is not None]
     if name == "attention_tokens_end" and found["mean"].get(name) is None:
-        no_router = axis.annotate("no router", (0.98, y), xycoords=("axes fraction", "data"), ha="right", va="center")
-        style.on_white(no_router)
+        said = "all attend" if found["mean"].get("attention_flops") else "none attend"
+        how = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "center"}
+        style.on_white(axis.annotate(said, (0.98, y), **how))
         return
     if not seeds:
         return
@@ -150,7 +151,9 @@ def _legend(entries: list[dict], unchanged: dict | None) -> list[Line2D]:
     handles = [mark("a seed", marker="|", color=style.BLACK, ms=7)] * (several > 1)
     handles += [mark("mean of the seeds" if several > 1 else "one seed", marker="o", color=style.BLUE, ms=4)]
     if any(found["mean"].get("attention_tokens_end") and found["mean"].get("realised_new_share") for found in entries):
-        handles += [mark("floor: queries of new bindings", marker="x", color=style.RED, ms=4)]
+        without = any(found["mean"].get("realised_new_share") == 0 for found in entries)
+        said = "floor: queries of new bindings" + " (0 is not drawn)" * without
+        handles += [mark(said, marker="x", color=style.RED, ms=4)]
     if unchanged:
         handles += [mark("unchanged (band: its seeds)", color=style.BLUE, ls="--", lw=1.0)]
     return handles

@@ -40,4 +40,7 @@ def _line(head: int) -> dict:
 def _quantiles(axis, values_TxHx3: np.ndarray) -> None:
     for head, (low_T, middle_T, high_T) in enumerate(np.transpose(values_TxHx3, (1, 2, 0))):
         axis.plot(np.arange(len(middle_T)), middle_T, **_line(head))
-        axis.fill_between(np.arange(len(middle_T)), low_T, high_T, color=_line(head)["color"], alpha=0.2, lw=0)
+        color, ls = _line(head)["color"], _line(head)["ls"]
+        axis.fill_between(np.arange(len(middle_T)), low_T, high_T, color=color, alpha=0.15, lw=0)
+        for edge_T in (low_T, high_T):  # bands overlap: outlines tell them apart
+            axis.plot(np.arange(len(edge_T)), edge_T, color=color, ls=ls, lw=0.6)

@@ -21,8 +21,8 @@ def draw(result: dict) -> Figure:
         left.plot(steps, [look["layers"][layer]["mean"] for look in looks], label=f"R, layer {layer + 1}", **line)
     mean = {"color": "0.6", "lw": 3, "zorder": 1}
     left.plot(steps, [look["mean"] for look in looks], label="R, mean of layers", **mean)
-    left.plot(steps, [look["explained"] for look in looks], ls=":", label="R squared, mean of layers", **mean)
-    left.set(xlabel="training step", ylabel="redundancy R", ylim=(0, 1))
+    left.plot(steps, [look["explained"] for look in looks], ls=":", label="variance explained, mean", **mean)
+    left.set(xlabel="training step", ylabel="redundancy R; variance explained", ylim=(0, 1))
     heads = np.array(looks[-1]["heads"])
     for layer, row in enumerate(heads):
         one = layer == 0

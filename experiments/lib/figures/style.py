@@ -47,8 +47,8 @@ NAMES = {
     "jamba": "Jamba",
     "palimpsa": "Palimpsa",
     "metamamba2": "MetaMamba2",
-    "gated_linear": "gated linear attention",
-    "gated_delta": "gated delta rule",
+    "gated_linear": "Palimpsa without importance",
+    "gated_delta": "Gated DeltaNet",
     "ssd": "SSD",
     "srcd": "SRCD",
 }

@@ -56,11 +56,11 @@ def _static(axis, found: dict, condition: str) -> None:
 def _consolidation(axis, found: dict) -> None:
     tried = {name: of for name, of in found.items() if name != "least_error"}
     for (name, of), line in zip(tried.items(), style.SERIES, strict=False):
-        axis.plot(of["step"], of["error"], label=f"step size {name}".replace("^2", "²"), **line | {"marker": ""})
-    bound = tried["1 / L^2"]
-    axis.plot(bound["step"], bound["bound"], color="0.6", lw=3, zorder=1, label="bound C / (T η) at 1 / L²")
-    axis.set(xlabel="steps of gradient descent, T", xscale="log", yscale="log", ylim=(1e-8, 1e4))
-    axis.set(ylabel="error above the least", title="Theorem 2, a linear memory of fixed retrievals")
+        share_T = np.divide(of["error"], of["bound"])  # each step size η has a bound of its own
+        axis.plot(of["step"], share_T, label=f"step size {name}".replace("^2", "²"), **line | {"marker": ""})
+    style.level(axis, 1, "bound: 1", color=style.BLACK, ls="--")
+    axis.set(xlabel="steps of gradient descent, T", xscale="log", yscale="log", ylim=(1e-6, 1e3))
+    axis.set(ylabel="error above the least / bound C / (T η)", title="Theorem 2, a linear memory of fixed retrievals")
     axis.minorticks_off()
 
 

@@ -30,21 +30,25 @@ def only(result: dict) -> tuple[str, dict]:
     return next(iter(entries.items()))
 
 
-def band(axis, curves: list[dict], name: str, label: str, line: dict, scale: float = 100.0) -> None:
+def band(
+    axis, curves: list[dict], name: str, label: str, line: dict, scale: float = 100.0, steps: bool = False
+) -> None:
     """`name` over steps, times `scale`: a line for the median of the seeds that have it, a band from the lowest to the
     highest. Nothing where no seed has it.
 
     Args:
       curves: by seed, columns of logged numbers, None where a step has none.
+      steps: each number holds up to the next logged one, so that what changes at once is not drawn as a slope.
     """
     if name not in curves[0]:
         return
     values_NxT = scale * np.array([curve[name] for curve in curves], float)
     seen_T = np.any(np.isfinite(values_NxT), axis=0)
-    steps, values_NxT = np.array(curves[0]["step"])[seen_T], values_NxT[:, seen_T]
-    axis.plot(steps, np.nanmedian(values_NxT, axis=0), label=label, **line)
+    at_T, values_NxT = np.array(curves[0]["step"])[seen_T], values_NxT[:, seen_T]
+    drawn = "steps-post" if steps else "default"
+    axis.plot(at_T, np.nanmedian(values_NxT, axis=0), label=label, drawstyle=drawn, **line)
     low, high = np.nanmin(values_NxT, axis=0), np.nanmax(values_NxT, axis=0)
-    axis.fill_between(steps, low, high, color=line["color"], alpha=0.2, lw=0)
+    axis.fill_between(at_T, low, high, color=line["color"], alpha=0.2, lw=0, step="post" if steps else None)
 
 
 def came(axis, found: dict, name: str, what: str, label: str | None, **how) -> None:
@@ -126,7 +130,11 @@ def _headline(mean: dict, tokens: int) -> str:
 
 def _attention(axis, found: dict) -> None:
     curves, mean = found["curves"], found["mean"]
-    band(axis, curves, "held_out/attention_tokens", "tokens that attend in any layer", {"color": style.BLUE, "ls": "-"})
+    label, line = "tokens that attend in any layer", {"color": style.BLUE, "ls": "-"}
+    if "attention_tokens_peak_after_release" in mean:
+        peak = style.percent(mean["attention_tokens_peak_after_release"])
+        label = f"tokens that attend in any layer: 100% up to the\nrelease by design, at most {peak} after it"
+    band(axis, curves, "held_out/attention_tokens", label, line, steps=True)
     style.level(axis, 100, "dense transformer: 100%", color=style.BLACK, ls="--")
     # That of the tokens on which the curve was measured, where it was logged; else that of the last evaluation.
     logged = FLOOR in curves[0]
@@ -139,8 +147,8 @@ def _attention(axis, found: dict) -> None:
     last, end = curves[0]["step"][-1], 100 * mean["attention_tokens_end"]
     if 0 < end < 50:
         axis.annotate("", (0.94 * last, 1.1 * end), (0.94 * last, 97), arrowprops={"arrowstyle": "->", "lw": 1.0})
-        fewer = axis.annotate(f"{100 / end:.0f} times\nfewer", (0.92 * last, 10 * np.sqrt(end)))
-        style.on_white(fewer, ha="right", va="center", color="k", weight="bold")
+        fewer = axis.annotate(f"{100 / end:.0f} times fewer\nthan all", (0.92 * last, 10 * np.sqrt(end)))
+        style.on_white(fewer, ha="right", va="center", color="k")
     axis.set_ylabel("held-out tokens that attend (%)")
     _shares(axis, curves, "held_out/attention_tokens", below=0.7)
 
@@ -179,7 +187,7 @@ def details(result: dict) -> Figure:
 def _pairs(axis, found: dict) -> None:
     end = style.percent(found["mean"]["attention_utilisation_end"])
     label, line = f"(token, layer) pairs: {end} at the end", {"color": style.BLUE, "ls": "-"}
-    band(axis, found["curves"], "held_out/attention_utilisation", label, line)
+    band(axis, found["curves"], "held_out/attention_utilisation", label, line, steps=True)
     axis.set_ylabel("held-out pairs that attend (%)")
     _shares(axis, found["curves"], "held_out/attention_utilisation", below=0.4)
 
