@@ -6,6 +6,7 @@ from .palimpsa import PalimpsaState, palimpsa_scan, shared_importance_scan
 from .skip_attention import (
     SkipPlan,
     in_buckets,
+    in_smallest,
     make_plan,
     read_cache,
     resolve,
@@ -20,6 +21,7 @@ __all__ = [
     "PalimpsaState",
     "SkipPlan",
     "in_buckets",
+    "in_smallest",
     "make_plan",
     "palimpsa_scan",
     "read_cache",

@@ -1,5 +1,6 @@
 """Tests run on the CPU, unless JAX_PLATFORMS says otherwise; shapes of public signatures are checked at run time."""
 
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -8,6 +9,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported
 # Programs that a test launches several times compile once.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # a seventh of the time of a trace
 # Tests compile much and compute little: code that is optimised less is ready in a fifth of the time. jax 0.12 has no
 # other emitters to choose, and refuses flags that it does not know.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -23,6 +25,9 @@ import jax
 import jaxtyping
 import pytest
 
+# Tracing makes millions of objects and few cycles: by default the collector takes a fifth of the time of a test.
+gc.set_threshold(200_000, 50, 100)
+
 jaxtyping.install_import_hook("cram_jax", "beartype.beartype")
 
 
@@ -32,6 +37,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.location[0]))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgets_what_it_compiled():
+    """The next file shares little of it, and all of it together takes gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -131,8 +131,8 @@ class CRAMConfig(Layer):
             init_feed_forward(ff, D, self.F),
         )
 
-    def init_state(self) -> ConsolidationState:
-        """Every token attends until `release`."""
+    def init_state(self, streams: int | None = None) -> ConsolidationState:
+        """Every token attends until `release`. One for all streams: its semantic memory is in the parameters."""
         return consolidation.init_state(self.D, self.consolidation)
 
     def init_cache(self, batch: int) -> CRAMCache:
@@ -154,7 +154,7 @@ class CRAMConfig(Layer):
         sigma2 = consolidation.variance(state)
         novelty, logit_BxT = self._novelty(params, z_BxTxD)
         sampled = uniform_BxTx5[..., 4] if train and uniform_BxTx5 is not None else None
-        writes = episodic.decide_writes(params.episodic, z_BxTxD, novelty, sampled, cfg=self.episodic)
+        writes = episodic.decide_writes(params.episodic.write, z_BxTxD, novelty, sampled, cfg=self.episodic)
 
         def retrieve(attended_BxT) -> Retrieval:
             plan = episodic.plan_reads(writes, attended_BxT, segment_BxT, cfg=self.episodic)
@@ -176,6 +176,7 @@ class CRAMConfig(Layer):
         sums = MemorySums(
             tokens=jnp.asarray(B * T, stats.count.dtype),
             retrieved=stats.count,
+            needed=jnp.zeros((), stats.count.dtype),
             episodic=jnp.sum(gates.mean_BxTx3[..., routing.EPISODIC]),
             semantic=jnp.sum(gates.mean_BxTx3[..., routing.SEMANTIC] * (1 - novelty)),
             # While every token attends, reads say nothing about an event's value: the gate does not learn yet.
@@ -201,7 +202,7 @@ class CRAMConfig(Layer):
         recalled_BxD = semantic.recall(computed.semantic, c_BxD).astype(x_BxD.dtype)
         sigma2 = consolidation.variance(state)
         novelty, _ = self._novelty(params, z_BxD)
-        writes = episodic.decide_writes(params.episodic, z_BxD, novelty, None, cfg=self.episodic)
+        writes = episodic.decide_writes(params.episodic.write, z_BxD, novelty, None, cfg=self.episodic)
         ring = episodic.write(
             computed.episodic, cache.episodic, c_BxD, writes.kept_BxT, cache.position, cfg=self.episodic
         )
@@ -281,9 +282,7 @@ class CRAMConfig(Layer):
     def attentive(self, length: int) -> "CRAMConfig":
         """Every token is audited, over a buffer that keeps all events."""
         write_bias = self.episodic.write_bias + OPEN
-        opened = dataclasses.replace(
-            self.episodic, memory=max(length, self.episodic.memory), write_bias=write_bias
-        )
+        opened = dataclasses.replace(self.episodic, memory=max(length, self.episodic.memory), write_bias=write_bias)
         return dataclasses.replace(self.audited(), episodic=opened)
 
 

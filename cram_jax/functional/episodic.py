@@ -112,7 +112,7 @@ class Writes(NamedTuple):
 
 
 def decide_writes(
-    params: EpisodicParams,
+    gate: FeedForward,
     x: Float[Array, "... D"],
     novelty: Float[Array, "..."],
     uniform: Float[Array, "..."] | None,
@@ -126,7 +126,7 @@ def decide_writes(
     matches, the attention weight is 1 whatever the bias.
     """
     seen = jnp.concatenate([jax.lax.stop_gradient(x), novelty[..., None]], axis=-1)
-    logit = feed_forward(params.write, seen)[..., 0] + cfg.write_bias
+    logit = feed_forward(gate, seen)[..., 0] + cfg.write_bias
     if uniform is None:
         return Writes(logit, logit > 0, jnp.zeros_like(logit))
     chance = jax.lax.stop_gradient(jnp.clip(jnp.exp(logit), cfg.write_audit_rate, 1))

@@ -79,8 +79,12 @@ class Layer(abc.ABC):
     def init(self, key: Key) -> Params:
         """Fresh parameters."""
 
-    def init_state(self) -> State:
-        """What the layer learns outside its parameters; () by default."""
+    def init_state(self, streams: int | None = None) -> State:
+        """What the layer learns outside its parameters; () by default.
+
+        Args:
+          streams: a state for each sequence of a batch, where the layer keeps one for a stream; None: one for all.
+        """
         return ()
 
     @abc.abstractmethod
@@ -126,6 +130,10 @@ class Layer(abc.ABC):
 
     def update(self, state: State, stats: Any, axis_name: str | None = None) -> State:
         """The state after a training step; `axis_name` sums the statistics over that mapped axis first."""
+        return state
+
+    def reset(self, state: State, fresh_S: Bool[Array, "S"]) -> State:
+        """The state in which the marked streams begin anew; unchanged in a layer that keeps nothing of streams."""
         return state
 
     def release(self, state: State, when: Bool[Array, "*layers"] | bool = True) -> State:

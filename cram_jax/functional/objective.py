@@ -1,7 +1,8 @@
 """The total loss (CRAM, Eq 8): the task, the price of attention, the reward of familiar recall, and consolidation.
 
 L = L_task + lambda_E mean pi^E - lambda_S mean pi^S q-hat + gamma L_cons + L_write + the losses of the familiarity
-head and of the uncertainty read-out. pi^E and pi^S are the probabilities of episodic and semantic memory, pi^(2) and
+head and of the uncertainty read-out. A router in two stages also pays a part of lambda_E for each token that needs
+memory. pi^E and pi^S are the probabilities of episodic and semantic memory, pi^(2) and
 pi^(3) in the paper.
 
 Means are over (token, layer) pairs; those of L_cons and of familiarity are over the pairs that retrieved. Eq 8 has q_t
@@ -24,6 +25,7 @@ class MemorySums(NamedTuple):
       tokens: number of tokens.
       retrieved: tokens that retrieved something, audits included.
       episodic: sum of pi^E, the router's probability of episodic memory, which is priced.
+      needed: sum of the probability that a token needs memory, in a router of two stages; else 0.
       semantic: sum of pi^S q-hat: use of semantic memory where it is good.
       write: sum of exp(logit) of the write gate.
       reads: 0, with the gradient of the attention that kept events received from routed queries (`episodic.py`).
@@ -35,6 +37,7 @@ class MemorySums(NamedTuple):
 
     tokens: Float[Array, "*layers"]
     retrieved: Float[Array, "*layers"]
+    needed: Float[Array, "*layers"]
     episodic: Float[Array, "*layers"]
     semantic: Float[Array, "*layers"]
     write: Float[Array, "*layers"]
@@ -50,6 +53,7 @@ class MemorySums(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
     """semantic_reward: lambda_S. distillation: gamma.
+    need_price: this times lambda_E is the price of needing memory, so that only tokens that must ask do.
     write_price: lambda_W: an event is worth keeping if its expected reads are at least this many times those of an
         average event. So at most 1 / lambda_W of all events can be kept. It must be above 0, since without a price the
         write gate's loss has no minimum.
@@ -58,6 +62,7 @@ class ObjectiveConfig:
     """
 
     semantic_reward: float = 0.01
+    need_price: float = 0.05
     distillation: float = 0.1
     write_price: float = 1.0
     familiarity: float = 0.1
@@ -101,6 +106,7 @@ def memory_loss(
     mean = lambda sum_, count: sum_ / jnp.maximum(count, 1)
     parts = {
         "expected_episodic": mean(total.episodic, total.tokens),
+        "expected_needed": mean(total.needed, total.tokens),
         "expected_semantic": mean(total.semantic, total.tokens),
         "write": write_loss(sums, cfg),
         "distillation": mean(total.distillation, total.retrieved),
@@ -108,7 +114,7 @@ def memory_loss(
         "prediction": mean(total.prediction, total.predicted),
     }
     loss = (
-        price * parts["expected_episodic"]
+        price * (parts["expected_episodic"] + cfg.need_price * parts["expected_needed"])
         - cfg.semantic_reward * parts["expected_semantic"]
         + parts["write"]
         + cfg.distillation * parts["distillation"]

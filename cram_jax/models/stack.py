@@ -66,10 +66,10 @@ class Stack:
         keys = jax.random.split(key, self.depth).reshape(self.repeats, len(self.layers))
         return tuple(jax.vmap(layer.init)(keys[:, place]) for place, layer in enumerate(self.layers))
 
-    def init_state(self) -> tuple:
-        """Returns the initial states of all layers."""
+    def init_state(self, streams: int | None = None) -> tuple:
+        """Returns the initial states of all layers; `streams`: see `Layer.init_state`."""
         repeat = lambda leaf: jnp.repeat(leaf[None], self.repeats, axis=0)
-        return tuple(jax.tree.map(repeat, layer.init_state()) for layer in self.layers)
+        return tuple(jax.tree.map(repeat, layer.init_state(streams)) for layer in self.layers)
 
     def init_cache(self, batch: int) -> tuple:
         """Returns empty streaming caches of all layers."""
@@ -149,6 +149,10 @@ class Stack:
         """Returns the states after a training step. Call it once a step, with aux summed over all micro-batches."""
         of_layers = zip(self.layers, states, aux, strict=True)
         return tuple(layer.update(state, one.stats, axis_name) for layer, state, one in of_layers)
+
+    def reset(self, states: tuple, fresh_S: Bool[Array, "S"]) -> tuple:
+        """States in which the marked streams begin anew."""
+        return tuple(layer.reset(state, fresh_S) for layer, state in zip(self.layers, states, strict=True))
 
     def release(self, states: tuple, when: Bool[Array, ""] | bool = True) -> tuple:
         """Returns states in which the routers are released, if `when` is true."""

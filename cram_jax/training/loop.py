@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from cram_jax.functional.common import check_at_least_one
 from cram_jax.training import optimizer
@@ -15,6 +16,7 @@ from cram_jax.training.checkpoints import Checkpoints
 from cram_jax.training.machine import peak_memory_mb, versions
 from cram_jax.training.metrics import Records, clock, means
 from cram_jax.training.step import Learner, TrainState
+from cram_jax.training.task import StreamTask
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +75,37 @@ class Interrupted(Exception):
 def evaluate(
     learner: Learner, run: RunConfig, state: TrainState, seed: int, tokens: int, split: str = "held_out"
 ) -> dict[str, float]:
-    """Returns the means of all metrics over held-out data at full length, with evaluation audits."""
+    """Returns the means of all metrics over held-out data at full length, with evaluation audits.
+
+    Held-out streams are fresh: their memory is empty at their first visit, and learns from visit to visit.
+    """
     sums, learner = [], _evaluated(learner)
+    in_streams = streams(learner, run)
+    states = None
+    if in_streams:  # a copy, since each visit is given the states of the one before to overwrite
+        states = learner.model.reset(jax.tree.map(jnp.copy, state.consolidation), jnp.ones(in_streams, bool))
     for index in range(run.held_out_batches(tokens)):
         batch = learner.task.batch(split, seed, index, run.length, run.batch)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), training.EVALUATION), index)
-        sums.append(jax.device_get(training.evaluate_step(learner, state, batch, key)))
+        if in_streams:
+            states, found = training.visit_step(learner, state.params, states, batch, key)
+        else:
+            found = training.evaluate_step(learner, state, batch, key)
+        sums.append(jax.device_get(found))
     return means(sums)
+
+
+def streams(learner: Learner, run: RunConfig) -> int | None:
+    """Returns how many streams a training keeps a memory for: a batch's rows; None if its task has no streams.
+
+    Raises:
+      ValueError: for a curriculum, in which the number of rows changes.
+    """
+    if not isinstance(learner.task, StreamTask):
+        return None
+    if run.curriculum:
+        raise ValueError(f"run.curriculum must be () for a task in streams, whose rows stay, got {run.curriculum}")
+    return run.batch
 
 
 def _evaluated(learner: Learner) -> Learner:
@@ -113,7 +139,7 @@ def train(
       Interrupted: after SIGTERM or SIGINT, once the current step has finished and the state is saved. A second signal
         ends the program at once. When the run is resumed, its next logged line averages over the steps since then.
     """
-    state = training.init(learner, seed, patterns)
+    state = training.init(learner, seed, patterns, streams(learner, run))
     saves = Checkpoints(workdir / "checkpoints")
     restored = saves.restore(state)
     if restored is not None:
@@ -153,11 +179,13 @@ def train(
 def _steps(learner, run, seed, state, records, saves, stopped: list) -> TrainState:
     """Runs all remaining steps. Writes a logged line and a checkpoint whenever one is due."""
     first, before, start = int(state.step), records.seconds, time.perf_counter()
-    reports, compiled = [], set()
+    reports, compiled, in_streams = [], set(), streams(learner, run)
     timed_step, timed_from = first, start
     for step in range(first, run.steps):
         length, size = run.shape(step)
-        state, report = training.train_step(learner, state, learner.task.batch("train", seed, step, length, size))
+        batch = learner.task.batch("train", seed, step, length, size)
+        fresh_B = learner.task.fresh("train", step, size) if in_streams else None
+        state, report = training.train_step(learner, state, batch, fresh_B)
         reports.append(report)
         done = step + 1
         if (length, size) not in compiled:  # this step was compiled, so its time does not count

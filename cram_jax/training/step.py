@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cram_jax.dims import Array, Int, Key
+from cram_jax.dims import Array, Bool, Int, Key
 from cram_jax.functional import objective
 from cram_jax.functional.layer import check_inputs
 from cram_jax.functional.objective import ObjectiveConfig
@@ -64,16 +64,22 @@ class TrainState(NamedTuple):
     skipped: Int[Array, ""]
 
 
-@partial(jax.jit, static_argnums=(0, 2))
-def init(learner: Learner, seed: int | Int[Array, ""], patterns: int) -> TrainState:
-    """Returns a fresh state. The seed decides parameters and noise; `patterns` is the number of recurring patterns."""
+@partial(jax.jit, static_argnums=(0, 2, 3))
+def init(learner: Learner, seed: int | Int[Array, ""], patterns: int, streams: int | None = None) -> TrainState:
+    """Returns a fresh state.
+
+    Args:
+      seed: decides parameters and noise.
+      patterns: the number of recurring patterns.
+      streams: rows of a batch, if each is a stream with a memory of its own; None if all share what they consolidate.
+    """
     task, model, noise = jax.random.split(jax.random.fold_in(jax.random.key(seed), INIT), 3)
     params = Params(learner.task.init(task, learner.model.D), learner.model.init(model))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.build(learner.optimizer, learner.model).init(params),
-        consolidation=learner.model.init_state(),
+        consolidation=learner.model.init_state(streams),
         price=controller.init_price(),
         exposures_P=jnp.zeros(patterns, jnp.int32),
         key=noise,
@@ -105,14 +111,22 @@ def forward(learner: Learner, params: Params, states: tuple, batch, key: Key | N
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
-def train_step(learner: Learner, state: TrainState, batch) -> tuple[TrainState, Sums]:
+def train_step(
+    learner: Learner, state: TrainState, batch, fresh_B: Bool[Array, "B"] | None = None
+) -> tuple[TrainState, Sums]:
     """Does one optimizer step on Eq 8, then updates consolidation state and price.
 
     If loss or gradient is not finite, only `step` and `skipped` change.
 
+    Args:
+      fresh_B: rows that begin a stream: their memory is reset before the step.
+
     Returns:
       The new state, and the step's metrics as (sum, count).
     """
+
+    if fresh_B is not None:
+        state = state._replace(consolidation=learner.model.reset(state.consolidation, fresh_B))
 
     def total(params):
         key = jax.random.fold_in(state.key, state.step)
@@ -154,6 +168,17 @@ def evaluate_step(learner: Learner, state: TrainState, batch, key: Key) -> Sums:
     """Returns the metrics of a batch. Decisions are hard and without noise. Evaluation audits count as attention."""
     _, metrics, aux = forward(learner, state.params, state.consolidation, batch, key, train=False)
     return metrics | probes.routed(learner.model, aux, learner.task.groups(batch))
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def visit_step(learner: Learner, params: Params, states: tuple, batch, key: Key) -> tuple[tuple, Sums]:
+    """Evaluates a visit of each stream and consolidates what it retrieved: no label, no gradient, fixed parameters.
+
+    Returns:
+      The consolidation states after the visit, and the metrics of `evaluate_step`.
+    """
+    _, metrics, aux = forward(learner, params, states, batch, key, train=False)
+    return learner.model.update(states, aux), metrics | probes.routed(learner.model, aux, learner.task.groups(batch))
 
 
 @partial(jax.jit, static_argnums=0)

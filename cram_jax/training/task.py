@@ -2,7 +2,7 @@
 
 from typing import Protocol, runtime_checkable
 
-from cram_jax.dims import Array, Int, Key, Scalar
+from cram_jax.dims import Array, Bool, Int, Key, Scalar
 
 Sums = dict[str, tuple[Array, Array]]  # (sum, count) by name; the host takes means over all batches
 
@@ -37,3 +37,11 @@ class Task(Protocol):
 
     def asked(self, batch) -> Int[Array, "B T"]:
         """Returns the recurring pattern that each token asks for; -1 for none."""
+
+
+@runtime_checkable
+class StreamTask(Protocol):
+    """A `Task` whose batches are visits: row b of batch i + 1 goes on with the stream of row b of batch i."""
+
+    def fresh(self, split: str, index: int, size: int) -> Bool[Array, "B"]:
+        """Returns which rows of batch `index` begin a new stream; their memory is reset before it."""

@@ -15,6 +15,7 @@ from .plan import SkipPlan, make_plan
 __all__ = [
     "SkipPlan",
     "in_buckets",
+    "in_smallest",
     "make_plan",
     "read_cache",
     "resolve",

@@ -182,7 +182,7 @@ def test_an_event_earns_its_place_by_the_attention_it_gets():
         gate = params.episodic.write
         moved = params.episodic._replace(write=gate._replace(out_FxD=gate.out_FxD * 0))
         cfg = CONFIG.episodic
-        writes = episodic.decide_writes(moved, x_BxTxD, jnp.zeros((B, T)), uniform_BxT, cfg=cfg)
+        writes = episodic.decide_writes(moved.write, x_BxTxD, jnp.zeros((B, T)), uniform_BxT, cfg=cfg)
         read_weight_BxT = (bias - jax.lax.stop_gradient(bias)) * jnp.ones((B, T))
         plan = episodic.plan_reads(writes, jnp.ones((B, T), bool), None, cfg=cfg)
         return jnp.sum(episodic.read(moved, plan, x_BxTxD, read_weight_BxT, cfg=cfg)[1])
@@ -203,7 +203,7 @@ def test_the_write_gate_settles_where_it_keeps_what_is_read_more_than_it_costs(r
     def loss(logit):
         said = params._replace(write=write._replace(out_FxD=write.out_FxD.at[0].set(logit / 10)))
         uniform_BxT = jax.random.uniform(jax.random.key(1), shape)
-        writes = episodic.decide_writes(said, jnp.zeros((*shape, D)), jnp.zeros(shape), uniform_BxT, cfg=cfg)
+        writes = episodic.decide_writes(said.write, jnp.zeros((*shape, D)), jnp.zeros(shape), uniform_BxT, cfg=cfg)
         read_BxT = jnp.where(writes.kept_BxT, reads, 0)
         nothing = MemorySums(*(jnp.zeros(1) for _ in MemorySums._fields))
         sums = nothing._replace(

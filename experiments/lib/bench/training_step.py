@@ -38,7 +38,7 @@ def compiled_step(learner: Learner, state, batch):
 def no_episodic():
     """Inside, models are compiled without their episodic memory."""
 
-    def decide_writes(params, x, novelty, uniform, *, cfg):
+    def decide_writes(gate, x, novelty, uniform, *, cfg):
         zero = jnp.zeros_like(novelty)
         return episodic.Writes(zero, zero > 0, zero)
 
@@ -49,7 +49,7 @@ def no_episodic():
     def read(params, plan, x_BxTxD, read_weight_BxT, *, cfg):
         return jnp.zeros_like(x_BxTxD), jnp.zeros_like(read_weight_BxT)
 
-    def distill(f, plan, params, z_BxTxD, retrieved_BxTxD, *, sizes):
+    def distill(f, plan, params, z_BxTxD, retrieved_BxTxD, sigma2, *, sizes):
         zero = jnp.zeros(())
         return zero, consolidation.ConsolidationStats(jnp.zeros(z_BxTxD.shape[-1]), zero, zero)
 

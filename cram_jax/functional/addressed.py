@@ -1,0 +1,233 @@
+"""Episodic memory whose keys and queries are one address, so that a semantic memory can be asked at either.
+
+An address is a unit vector for each head. A query attends by the similarity of addresses (Eq 3), and semantic memory
+answers at the same address (`posterior.py`). Because an event that binds a key has the address of the queries for it,
+the event alone tells whether semantic memory would answer them wrongly: a **contradiction**. Nothing is retrieved for
+that.
+"""
+
+import dataclasses
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cram_jax import kernels
+from cram_jax.dims import Array, Bool, Float, Int, Key, Marks, Segments, Tokens
+from cram_jax.functional import posterior
+from cram_jax.functional.common import FeedForward, init_feed_forward, normal
+from cram_jax.functional.episodic import BUCKET_SIZES, EpisodicConfig
+from cram_jax.functional.posterior import Posterior, PosteriorConfig, PosteriorSums
+
+SHARPNESS = 15.0  # initial inverse temperature of attention between unit addresses
+KNOWN, APART = 0.25, 0.5  # of a contradiction: see `contradict`
+
+
+class AddressedParams(NamedTuple):
+    """Attributes:
+    address_DxHxK: from a token to its address. sharpness_H: inverse temperature of attention.
+    v_DxHxV, o_HxVxD: values and the output projection, without the coordinate of the write gate.
+    write: the write gate, from a token to a logit (`episodic.Writes`).
+    frequencies_ExR: of the semantic memory's features; fixed.
+    """
+
+    address_DxHxK: Float[Array, "D H K"]
+    sharpness_H: Float[Array, "H"]
+    v_DxHxV: Float[Array, "D H V"]
+    o_HxVxD: Float[Array, "H V D"]
+    write: FeedForward
+    frequencies_ExR: Float[Array, "E R"]
+
+
+class Contradictions(NamedTuple):
+    """The first G kept events of a sequence that contradict what semantic memory would recall for them.
+
+    Attributes:
+      address_BxGxE: their addresses.
+      position_BxG: where they stand; T in unused places.
+    """
+
+    address_BxGxE: Float[Array, "B G E"]
+    position_BxG: Int[Array, "B G"]
+
+
+def init(key: Key, D: int, cfg: EpisodicConfig, memory: PosteriorConfig) -> AddressedParams:
+    """Unit-variance projections; almost all events are kept."""
+    H, K = cfg.heads, cfg.head_dim
+    a, v, o, w, f = jax.random.split(key, 5)
+    gate = init_feed_forward(w, D + 1, cfg.width, 1)
+    return AddressedParams(
+        normal(a, (D, H, K), D),
+        jnp.full(H, SHARPNESS),
+        normal(v, (D, H, K - 1), D),
+        normal(o, (H, K - 1, D), H * K),
+        gate._replace(out_FxD=jnp.zeros_like(gate.out_FxD)),
+        posterior.frequencies(f, H * K, memory),
+    )
+
+
+def addresses(params: AddressedParams, x: Float[Array, "... D"]) -> Float[Array, "... H K"]:
+    """A unit vector for each head."""
+    a = jnp.einsum("...d,dhk->...hk", x, params.address_DxHxK)
+    return a * jax.lax.rsqrt(jnp.sum(a**2, axis=-1, keepdims=True) + 1e-12)
+
+
+def joined(a: Float[Array, "... H K"]) -> Float[Array, "... E"]:
+    """All heads' addresses as one unit vector of E = H K numbers."""
+    return a.reshape(*a.shape[:-2], -1) * a.shape[-2] ** -0.5
+
+
+def values(params: AddressedParams, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """What a query retrieves from this event if it attends to nothing else."""
+    return jnp.einsum("...d,dhv,hvo->...o", x, params.v_DxHxV, params.o_HxVxD)
+
+
+def contradict(recalled: Float[Array, "... D"], value: Float[Array, "... D"]) -> Bool[Array, "..."]:
+    """Whether semantic memory recalls something for an event, and something else than the event's own value.
+
+    At an unknown address the recall is near 0 and says nothing, so it counts from a quarter of the value's square on. It
+    differs where the squared distance is above half of the sum of the two squares; for unrelated vectors it is the sum.
+    """
+    square = lambda x: jnp.sum(x**2, axis=-1)
+    known = square(recalled) > KNOWN * square(value)
+    return known & (square(recalled - value) > APART * (square(recalled) + square(value)))
+
+
+def plan_lists(looks_BxT: Marks, kept_BxT: Marks, segment_BxT: Segments | None, memory: int) -> kernels.SkipPlan:
+    """The tokens that look something up, and for each the last `memory` events kept before it, its own left out.
+
+    With one address for keys and queries, a token that is kept would attend to itself.
+    """
+    plan = kernels.make_plan(looks_BxT, kept_BxT=kept_BxT, segment_BxT=segment_BxT)
+    own_BxC = plan.gather_queries(kept_BxT.astype(jnp.float32)) > 0
+    end_BxC = plan.end_BxC - own_BxC
+    return plan._replace(start_BxC=jnp.maximum(plan.start_BxC, end_BxC - memory), end_BxC=end_BxC)
+
+
+def read(
+    params: AddressedParams,
+    plan: kernels.SkipPlan,
+    x_BxTxD: Tokens,
+    read_weight_BxT: Float[Array, "B T"],
+    *,
+    cfg: EpisodicConfig,
+) -> tuple[Tokens, Float[Array, "B T"]]:
+    """(r^E of the plan's rows (Eq 3), the reads that the write gate learns from); 0 elsewhere. See `episodic.read`."""
+    T, kind = x_BxTxD.shape[1], jnp.result_type(x_BxTxD, params.v_DxHxV)
+    cfg = dataclasses.replace(cfg, backend=kernels.resolve(cfg.backend, T, T, kind))
+    return kernels.in_buckets(partial(_read, cfg), plan, params, x_BxTxD, read_weight_BxT, sizes=BUCKET_SIZES)
+
+
+def query(params: AddressedParams, address: Float[Array, "... H K"]) -> Float[Array, "... H K"]:
+    """The address, scaled so that q.k / sqrt(K) is sharpness times the cosine."""
+    return address * (params.sharpness_H * address.shape[-1] ** 0.5)[:, None]
+
+
+def keys_values(params: AddressedParams, x: Float[Array, "... D"], read_weight: Float[Array, "..."]):
+    """(keys, values), the values with the coordinate of the write gate."""
+    v = jnp.einsum("...d,dhv->...hv", x, params.v_DxHxV)
+    weight = jnp.broadcast_to(read_weight[..., None, None], (*v.shape[:-1], 1)).astype(v.dtype)
+    return addresses(params, x), jnp.concatenate([v, weight], axis=-1)
+
+
+def output(params: AddressedParams, o: Float[Array, "... H K"]):
+    """(r^E; reads: 0, with the gradient of the read weights of the events that were read)."""
+    return jnp.einsum("...hv,hvd->...d", o[..., :-1], params.o_HxVxD), jnp.mean(o[..., -1], axis=-1)
+
+
+def _read(cfg: EpisodicConfig, plan, params, x_BxTxD, read_weight_BxT):
+    T = x_BxTxD.shape[1]
+    q = query(params, addresses(params, plan.gather_queries(x_BxTxD)))
+    k, v = keys_values(params, plan.gather_keys(x_BxTxD), plan.gather_keys(read_weight_BxT))
+    r_BxCxD, reads_BxC = output(params, kernels.skip_attention_compact(q, k, v, plan, backend=cfg.backend))
+    return plan.scatter(r_BxCxD, T), plan.scatter(reads_BxC, T)
+
+
+def contradictions(
+    params: AddressedParams, memory: Posterior, kept_BxT: Marks, x_BxTxD: Tokens, count: int
+) -> Contradictions:
+    """Compares each kept event's own value with the recall at its address; lists the first `count` contradictions."""
+    T = x_BxTxD.shape[1]
+    last_BxT = jnp.broadcast_to(jnp.arange(T) == T - 1, kept_BxT.shape)  # one row, which sees all that is kept
+    plan = kernels.make_plan(last_BxT, kept_BxT=kept_BxT)
+    marks_BxT = kernels.in_smallest(_contradictions, plan, params, memory.up_SxFxD, x_BxTxD, sizes=BUCKET_SIZES)
+    position_BxG = jnp.sort(jnp.where(marks_BxT, jnp.arange(T), T), axis=1)[:, :count].astype(jnp.int32)
+    x_BxGxD = jax.vmap(lambda x, at: x.at[at].get(mode="fill", fill_value=0))(x_BxTxD, position_BxG)
+    return Contradictions(joined(addresses(params, x_BxGxD)), position_BxG)
+
+
+def contradicts(params: AddressedParams, up_SxFxD, x: Float[Array, "... D"]) -> Bool[Array, "..."]:
+    """Whether semantic memory contradicts an event, were it kept."""
+    phi = posterior.features(params.frequencies_ExR, joined(addresses(params, x)))
+    return contradict(phi @ up_SxFxD, values(params, x))
+
+
+def _contradictions(plan, params, up_SxFxD, x_BxTxD):
+    marks_BxS = contradicts(params, up_SxFxD, plan.gather_keys(x_BxTxD))
+    return plan.scatter_keys(marks_BxS, x_BxTxD.shape[1])
+
+
+class Lookup(NamedTuple):
+    """What semantic memory says at a token's address; 0 for tokens that do not look anything up.
+
+    Attributes:
+      recalled_BxTxD: r^S.
+      u_BxT: its uncertainty, after contradictions.
+    """
+
+    recalled_BxTxD: Float[Array, "*shape D"]
+    u_BxT: Float[Array, "*shape"]
+
+
+def look_up(
+    params: AddressedParams,
+    memory: Posterior,
+    plan: kernels.SkipPlan,
+    x_BxTxD: Tokens,
+    first_BxT: Int[Array, "B T"],
+    against: Contradictions,
+    bandwidth: float,
+) -> Lookup:
+    """Recall and uncertainty for the plan's rows. No gradient.
+
+    Args:
+      first_BxT: where each token's segment starts. against: what a later token of the segment must not believe.
+    """
+    f = partial(_look_up, bandwidth)
+    return kernels.in_smallest(f, plan, params, memory, x_BxTxD, first_BxT, against, sizes=BUCKET_SIZES)
+
+
+def _look_up(bandwidth: float, plan, params, memory, x_BxTxD, first_BxT, against) -> Lookup:
+    T = x_BxTxD.shape[1]
+    a_BxCxE = joined(addresses(params, plan.gather_queries(x_BxTxD)))
+    first_BxC = jax.vmap(lambda first, rows: first.at[rows].get(mode="fill", fill_value=0))(first_BxT, plan.rows_BxC)
+    recalled, u = ask(params, memory, a_BxCxE, plan.rows_BxC, first_BxC, against, bandwidth)
+    return Lookup(plan.scatter(recalled, T), plan.scatter(u, T))
+
+
+def ask(params, memory: Posterior, a_BxCxE, position_BxC, first_BxC, against: Contradictions, bandwidth: float):
+    """(recall, uncertainty) at addresses of one segment each; near an earlier contradiction nothing is certain."""
+    phi_BxCxF = posterior.features(params.frequencies_ExR, a_BxCxE)
+    # The kernel that phi . phi' approximates: |a - a'|^2 = 2 - 2 a.a'
+    near_BxCxG = jnp.exp(-(bandwidth**2) * (1 - jnp.einsum("bce,bge->bcg", a_BxCxE, against.address_BxGxE)))
+    at_BxCxG = against.position_BxG[:, None, :]
+    seen_BxCxG = (at_BxCxG <= position_BxC[..., None]) & (at_BxCxG >= first_BxC[..., None])
+    doubt_BxC = jnp.max(jnp.where(seen_BxCxG, near_BxCxG**2, 0), axis=-1)
+    return posterior.recall(memory, phi_BxCxF), jnp.maximum(posterior.uncertainty(memory, phi_BxCxF), doubt_BxC)
+
+
+def written(
+    params: AddressedParams,
+    plan: kernels.SkipPlan,
+    x_BxTxD: Tokens,
+    value_BxTxD: Tokens,
+    weight_BxT: Float[Array, "B T"],
+) -> PosteriorSums:
+    """The sums, for each sequence, of what the plan's rows write into semantic memory."""
+    return kernels.in_smallest(_written, plan, params, x_BxTxD, value_BxTxD, weight_BxT, sizes=BUCKET_SIZES)
+
+
+def _written(plan, params, x_BxTxD, value_BxTxD, weight_BxT) -> PosteriorSums:
+    phi_BxCxF = posterior.features(params.frequencies_ExR, joined(addresses(params, plan.gather_queries(x_BxTxD))))
+    return posterior.writes(phi_BxCxF, plan.gather_queries(value_BxTxD), plan.gather_queries(weight_BxT))

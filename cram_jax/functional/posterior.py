@@ -1,0 +1,236 @@
+"""Semantic memory as a posterior: Eq 4 with W_up solved from sums, and familiarity as a variance.
+
+Eq 4 is r^S = W_up phi(address), and Eq 5 is a least-squares loss in W_up. So W_up needs no gradient. It is the mean of
+a Bayesian linear regression of retrievals on features of an address, with a ridge lambda as prior:
+
+    A = sum w phi phi^T,  C = sum w phi r^T,  P = (A + lambda I)^-1,  W_up = P C,  u(phi) = lambda phi^T P phi
+
+u is the posterior variance of the recall over its prior variance: 1 at an address like none before, near 0 at one that
+was written. It needs no retrieval. A and C are sums, so they add over tokens, micro-batches, devices and visits.
+
+A stream (a user, a repository, a sensor) has a memory of its own: arrays have the streams' axes in front, S where
+there is one.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cram_jax.dims import Array, Bool, Float, Key
+from cram_jax.functional.common import check_at_least_one
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class PosteriorConfig:
+    """features: F, random Fourier features of an address; even.
+    bandwidth: of their Gaussian kernel, exp(-(bandwidth distance)^2 / 2) between two unit addresses.
+    ridge: lambda. A first write of weight 1 leaves u = lambda / (lambda + 1).
+    keep: what `forget` multiplies the sums by, once a visit.
+    """
+
+    features: int = 512
+    bandwidth: float = 2.5
+    ridge: float = 0.03
+    keep: float = 0.97
+
+    def __post_init__(self):
+        check_at_least_one(self, "features")
+        if self.features % 2:
+            raise ValueError(f"features must be even (a cosine and a sine of each frequency), got {self.features}")
+        if not self.ridge > 0 or not self.bandwidth > 0:
+            raise ValueError(f"ridge and bandwidth must be above 0, got {self.ridge} and {self.bandwidth}")
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep must be in (0, 1], got {self.keep}; 1 forgets nothing")
+
+
+class PosteriorSums(NamedTuple):
+    """What a set of writes adds to the memory of each stream.
+
+    Attributes:
+      A_SxFxF: sum of w phi phi^T.
+      C_SxFxD: sum of w phi r^T.
+    """
+
+    A_SxFxF: Float[Array, "*streams F F"]
+    C_SxFxD: Float[Array, "*streams F D"]
+
+
+class Posterior(NamedTuple):
+    """The memory of each stream. Only the sums are information; the rest is solved from them.
+
+    Attributes:
+      sums: A and C.
+      root_SxFxF: M with M^T M = P. A square root, so that no rounding makes a variance negative.
+      up_SxFxD: W_up.
+      ridge: lambda, as configured; data, so that `update` needs no config.
+      keep: likewise.
+    """
+
+    sums: PosteriorSums
+    root_SxFxF: Float[Array, "*streams F F"]
+    up_SxFxD: Float[Array, "*streams F D"]
+    ridge: Float[Array, "*streams"]
+    keep: Float[Array, "*streams"]
+
+
+def init(D: int, cfg: PosteriorConfig, streams: tuple[int, ...] = ()) -> Posterior:
+    """Nothing written: every recall is 0 and every address is new (u = 1)."""
+    F = cfg.features
+    ridge, keep = (jnp.full(streams, value, jnp.float32) for value in (cfg.ridge, cfg.keep))
+    root_SxFxF = jnp.broadcast_to(jnp.eye(F) * cfg.ridge**-0.5, (*streams, F, F))
+    sums = PosteriorSums(jnp.zeros((*streams, F, F)), jnp.zeros((*streams, F, D)))
+    return Posterior(sums, root_SxFxF, jnp.zeros((*streams, F, D)), ridge, keep)
+
+
+def frequencies(key: Key, width: int, cfg: PosteriorConfig) -> Float[Array, "E R"]:
+    """Random frequencies for addresses of that width, never trained."""
+    return cfg.bandwidth * jax.random.normal(key, (width, cfg.features // 2))
+
+
+def features(frequencies_ExR: Float[Array, "E R"], address: Float[Array, "... E"]) -> Float[Array, "... F"]:
+    """phi: cosines and sines of random projections, of norm 1 (Rahimi and Recht, 2007).
+
+    phi . phi' is about the Gaussian kernel of the two addresses.
+    """
+    angle = address @ frequencies_ExR
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1) * frequencies_ExR.shape[1] ** -0.5
+
+
+def recall(memory: Posterior, phi_SxTxF: Float[Array, "*streams T F"]) -> Float[Array, "*streams T D"]:
+    """r^S = W_up phi: what the memory believes attention would return (Eq 4)."""
+    return phi_SxTxF @ memory.up_SxFxD
+
+
+def uncertainty(memory: Posterior, phi_SxTxF: Float[Array, "*streams T F"]) -> Float[Array, "*streams T"]:
+    """u: the posterior variance of the recall over its prior variance, above 0 and, but for rounding, at most 1."""
+    half_SxTxF = phi_SxTxF @ jnp.swapaxes(memory.root_SxFxF, -1, -2)
+    return memory.ridge[..., None] * jnp.sum(half_SxTxF**2, axis=-1)
+
+
+def free_share(memory: Posterior) -> Float[Array, "*streams"]:
+    """The mean of u over all directions: lambda tr(P) / F. 1 in an empty memory, near 0 in a full one."""
+    return memory.ridge * jnp.sum(memory.root_SxFxF**2, axis=(-1, -2)) / memory.root_SxFxF.shape[-1]
+
+
+def unbiased(recalled_SxTxD, u_SxT, most: float = 0.3) -> Float[Array, "*streams T D"]:
+    """The recall without the ridge's pull towards 0, a factor 1 - u; for u of at most `most`, since it adds noise."""
+    return recalled_SxTxD / (1 - jnp.minimum(u_SxT, most))[..., None]
+
+
+def writes(
+    phi_SxTxF: Float[Array, "*streams T F"],
+    r_SxTxD: Float[Array, "*streams T D"],
+    weight_SxT: Float[Array, "*streams T"],
+) -> PosteriorSums:
+    """The sums of writes with these weights. Rows of weight 0 are not looked at, NaN included. No gradient."""
+    phi, r = (jnp.where(weight_SxT[..., None] != 0, a, 0) for a in (phi_SxTxF, r_SxTxD))
+    weighted = jnp.swapaxes(weight_SxT[..., None] * phi, -1, -2)
+    return jax.lax.stop_gradient(PosteriorSums(weighted @ phi, weighted @ r))
+
+
+def solve(memory: Posterior, sums: PosteriorSums) -> Posterior:
+    """The memory of these sums: root and W_up, by a Cholesky factorisation of A + lambda I.
+
+    A is a sum of squares and lambda above 0, so the factorisation exists. In float32 it holds as long as the largest
+    eigenvalue of A is below some 10^5 lambda; `forget` bounds it.
+    """
+    F = sums.A_SxFxF.shape[-1]
+    eye = jnp.eye(F, dtype=sums.A_SxFxF.dtype)
+    lower = jnp.linalg.cholesky(sums.A_SxFxF + memory.ridge[..., None, None] * eye)
+    root = jax.scipy.linalg.solve_triangular(lower, jnp.broadcast_to(eye, lower.shape), lower=True)
+    return memory._replace(sums=sums, root_SxFxF=root, up_SxFxD=jnp.swapaxes(root, -1, -2) @ (root @ sums.C_SxFxD))
+
+
+def update(memory: Posterior, sums: PosteriorSums, axis_name: str | None = None) -> Posterior:
+    """The memory after these writes, nothing forgotten.
+
+    Args:
+      axis_name: adds the sums over that mapped axis first.
+    """
+    if axis_name is not None:
+        sums = jax.tree.map(lambda s: jax.lax.psum(s, axis_name), sums)
+    return solve(memory, jax.tree.map(jnp.add, memory.sums, sums))
+
+
+def write_one(
+    memory: Posterior,
+    phi_SxF: Float[Array, "*streams F"],
+    r_SxD: Float[Array, "*streams D"],
+    weight_S: Float[Array, "*streams"],
+) -> Posterior:
+    """`update` with one write a stream in F (F + D) operations: the square-root form of recursive least squares.
+
+    In float32 its rounding adds up. The sums stay exact, so `solve` refreshes root and W_up, say once a visit.
+    """
+    sums = jax.tree.map(jnp.add, memory.sums, writes(phi_SxF[..., None, :], r_SxD[..., None, :], weight_S[..., None]))
+    phi_SxF, r_SxD = (jnp.where(weight_S[..., None] != 0, a, 0) for a in (phi_SxF, r_SxD))
+    half_SxF = jnp.einsum("...gf,...f->...g", memory.root_SxFxF, phi_SxF)
+    across_SxF = jnp.einsum("...gf,...g->...f", memory.root_SxFxF, half_SxF)  # P phi
+    variance_S = jnp.sum(half_SxF**2, axis=-1)
+    grown_S = 1 + weight_S * variance_S
+    # (I - shrink h h^T)^2 = I - weight / grown h h^T
+    shrink_S = (1 - grown_S**-0.5) / jnp.maximum(variance_S, jnp.finfo(phi_SxF.dtype).tiny)
+    root = memory.root_SxFxF - shrink_S[..., None, None] * half_SxF[..., :, None] * across_SxF[..., None, :]
+    error_SxD = r_SxD - jnp.einsum("...f,...fd->...d", phi_SxF, memory.up_SxFxD)
+    gain_SxF = (weight_S / grown_S)[..., None] * across_SxF
+    up = memory.up_SxFxD + gain_SxF[..., :, None] * error_SxD[..., None, :]
+    return memory._replace(sums=sums, root_SxFxF=root, up_SxFxD=up)
+
+
+def forget(memory: Posterior, sums: PosteriorSums) -> PosteriorSums:
+    """Sums that weigh less: what is not written again fades, and its share of the memory is free again."""
+    return jax.tree.map(lambda s: memory.keep[..., None, None] * s, sums)
+
+
+def unlearn(
+    memory: Posterior, phi_SxKxF: Float[Array, "*streams K F"], mark_SxK: Bool[Array, "*streams K"]
+) -> PosteriorSums:
+    """The sums without what was written at the marked addresses: u is 1 there again, and the recall 0.
+
+    A write of weight w at an address of its own leaves u = lambda / (lambda + w), and a recall of (1 - u) times its
+    value. So w = lambda (1 / u - 1) is taken out, with the value recall / (1 - u). What is recalled at other addresses
+    stays: to project the direction out of A instead would take something from each of them. One address after the
+    other: the second of two that are alike has u = 1 by then, and takes nothing. A + lambda I stays positive definite,
+    since 1 - w phi^T P phi = u is above 0.
+    """
+    phi_SxKxF = jnp.where(mark_SxK[..., None], phi_SxKxF, 0)
+    half_SxKxF = phi_SxKxF @ jnp.swapaxes(memory.root_SxFxF, -1, -2)
+    gram_SxKxK = half_SxKxF @ jnp.swapaxes(half_SxKxF, -1, -2)  # phi^T P phi' of all pairs, kept up to date
+    ridge_S, tiny = memory.ridge, jnp.finfo(phi_SxKxF.dtype).tiny
+
+    def one(carry, k):
+        gram_SxKxK, recalled_SxKxD = carry
+        column_SxK = gram_SxKxK[..., k]
+        variance_S = jnp.maximum(column_SxK[..., k], tiny)
+        u_S = jnp.clip(ridge_S * variance_S, 0, 1)
+        weight_S = jnp.where(mark_SxK[..., k], ridge_S * (1 / jnp.maximum(u_S, tiny) - 1), 0)
+        value_SxD = recalled_SxKxD[..., k, :] / jnp.maximum(1 - u_S, tiny)[..., None]
+        value_SxD = jnp.where(weight_S[..., None] > 0, value_SxD, 0)
+        gain_SxK = (weight_S / (1 - weight_S * variance_S))[..., None] * column_SxK
+        change_SxD = value_SxD - recalled_SxKxD[..., k, :]
+        gram_SxKxK = gram_SxKxK + gain_SxK[..., :, None] * column_SxK[..., None, :]
+        recalled_SxKxD = recalled_SxKxD - gain_SxK[..., :, None] * change_SxD[..., None, :]
+        return (gram_SxKxK, recalled_SxKxD), (weight_S, value_SxD)
+
+    K = mark_SxK.shape[-1]
+    _, (weight_KxS, value_KxSxD) = jax.lax.scan(one, (gram_SxKxK, phi_SxKxF @ memory.up_SxFxD), jnp.arange(K))
+    taken = writes(phi_SxKxF, jnp.moveaxis(value_KxSxD, 0, -2), jnp.moveaxis(weight_KxS, 0, -1))
+    return jax.tree.map(jnp.subtract, memory.sums, taken)
+
+
+def reset(memory: Posterior, fresh_S: Bool[Array, "*streams"]) -> Posterior:
+    """Nothing written in the marked streams; the others as they are."""
+    F = memory.root_SxFxF.shape[-1]
+    wide_S = fresh_S[..., None, None]
+    blank = lambda a: jnp.where(wide_S, 0, a)
+    empty = memory.ridge[..., None, None] ** -0.5 * jnp.eye(F, dtype=memory.root_SxFxF.dtype)
+    root = jnp.where(wide_S, empty, memory.root_SxFxF)
+    return memory._replace(sums=jax.tree.map(blank, memory.sums), root_SxFxF=root, up_SxFxD=blank(memory.up_SxFxD))
+
+
+def merge(memory: Posterior, other: Posterior) -> Posterior:
+    """One memory of what two streams wrote; both must be made with one configuration and one set of frequencies."""
+    return update(memory, other.sums)

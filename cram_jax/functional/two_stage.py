@@ -1,0 +1,157 @@
+"""A router in two stages: does a token need memory, and if so, is it familiar to semantic memory (CRAM, Eq 7)?
+
+The three probabilities are products: pi^E = need (1 - known), pi^S = need known, and the rest is working memory only.
+Only tokens that need memory, or are audited, look anything up; so both memories are sparse.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cram_jax.dims import Array, Bool, Float, Int, Key
+from cram_jax.functional.common import FeedForward, check_at_least_one, feed_forward, init_feed_forward
+from cram_jax.functional.routing import EPISODIC, SEMANTIC, WORKING
+
+NEED, KNOWN = 2.0, -3.0  # initial logits: most tokens need memory, and nothing is known
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class TwoStageConfig:
+    """width: hidden units of the first stage. known_width: of the second.
+    audit_rate: in training, share of tokens routed elsewhere that retrieve all the same, so that the router learns what
+        retrieval would have given them. They count as attention.
+    audit_gain: this times the probability of episodic memory is added to the rate.
+    evaluation_audit_rate: the rate outside training, if a key is given.
+    """
+
+    width: int = 64
+    known_width: int = 16
+    audit_rate: float = 0.02
+    audit_gain: float = 2.0
+    evaluation_audit_rate: float = 0.0
+
+    def __post_init__(self):
+        check_at_least_one(self, "width", "known_width")
+        if not 0 < self.audit_rate <= 1:
+            raise ValueError(f"audit_rate must be in (0, 1]: audits carry the router's gradient; got {self.audit_rate}")
+
+
+class RouterParams(NamedTuple):
+    """Attributes: `need`, from a token and its gap to a logit; `known`, from uncertainties to a logit."""
+
+    need: FeedForward
+    known: FeedForward
+
+
+class Stage(NamedTuple):
+    """A decision.
+
+    Attributes:
+      logit: without noise. hard: what is done. soft: its probability given the noise, which carries the gradient.
+    """
+
+    logit: Float[Array, "*shape"]
+    hard: Bool[Array, "*shape"]
+    soft: Float[Array, "*shape"]
+
+    @property
+    def mean(self) -> Float[Array, "*shape"]:
+        """The probability without noise."""
+        return jax.nn.sigmoid(self.logit)
+
+
+def init(key: Key, D: int, cfg: TwoStageConfig) -> RouterParams:
+    """Indifferent to the token and to what is known: output weights are zero."""
+    need, known = jax.random.split(key)
+    silent = lambda net: net._replace(out_FxD=jnp.zeros_like(net.out_FxD))
+    return RouterParams(
+        silent(init_feed_forward(need, D + 1, cfg.width, 1)), silent(init_feed_forward(known, 3, cfg.known_width, 1))
+    )
+
+
+def _decide(logit, uniform) -> Stage:
+    noisy = logit if uniform is None else logit + jnp.log(uniform) - jnp.log1p(-uniform)
+    return Stage(logit, noisy > 0, jax.nn.sigmoid(noisy))
+
+
+def need(params: RouterParams, x: Float[Array, "... D"], gap: Float[Array, "..."], uniform: Array | None) -> Stage:
+    """Whether a token needs memory, from the token and its gap alone.
+
+    Args:
+      uniform: a random number for each token, in training; None decides by the sign of the logit.
+    """
+    seen = jnp.concatenate([x, jnp.log1p(gap)[..., None]], axis=-1)
+    return _decide(feed_forward(params.need, seen)[..., 0] + NEED, uniform)
+
+
+def known(params: RouterParams, u: Float[Array, "..."], free: Array, looked: Bool[Array, "..."], uniform) -> Stage:
+    """Whether semantic memory knows the address, from its uncertainty there and the share of it that is free.
+
+    A memory that fills up is less uncertain everywhere, so u is seen beside its mean, too. Tokens that did not look
+    anything up know nothing.
+    """
+    u = jnp.where(looked, u, 1)
+    log_u, log_free = jnp.log(jnp.maximum(u, 1e-6)), jnp.broadcast_to(jnp.log(free), u.shape)
+    seen = jax.lax.stop_gradient(jnp.stack([log_u, log_u - log_free, log_free], axis=-1))
+    decided = _decide(feed_forward(params.known, seen)[..., 0] + KNOWN, uniform)
+    never = Stage(jnp.full_like(u, -jnp.inf), jnp.zeros_like(looked), jnp.zeros_like(u))
+    return jax.tree.map(lambda a, b: jnp.where(looked, a, b), decided, never)
+
+
+class Decisions(NamedTuple):
+    """Attributes:
+    choice_BxT: WORKING, EPISODIC or SEMANTIC.
+    audited_BxT: chose another, and retrieves all the same.
+    weight_BxT: 1 / (chance of an audit).
+    need, known: the stages.
+    """
+
+    choice_BxT: Int[Array, "*shape"]
+    audited_BxT: Bool[Array, "*shape"]
+    weight_BxT: Float[Array, "*shape"]
+    need: Stage
+    known: Stage
+
+    @property
+    def attended_BxT(self) -> Bool[Array, "*shape"]:
+        """Routed to episodic memory, or audited."""
+        return (self.choice_BxT == EPISODIC) | self.audited_BxT
+
+    @property
+    def episodic_BxT(self) -> Float[Array, "*shape"]:
+        """pi^E without noise."""
+        return self.need.mean * (1 - self.known.mean)
+
+    @property
+    def semantic_BxT(self) -> Float[Array, "*shape"]:
+        """pi^S without noise."""
+        return self.need.mean * self.known.mean
+
+
+def audits(uniform: Array | None, among: Bool[Array, "..."], chance, train: bool, cfg: TwoStageConfig):
+    """(who of `among` is audited, the rate), for tokens with that probability of episodic memory."""
+    rate = jnp.full(among.shape, cfg.evaluation_audit_rate)
+    if train:
+        rate = jax.lax.stop_gradient(jnp.minimum(cfg.audit_rate + cfg.audit_gain * chance, 1))
+    audited = jnp.zeros_like(among) if uniform is None else among & (uniform < rate)
+    return audited, rate
+
+
+def mix(made: Decisions, worked_BxTxD: Array, retrieved_BxTxD: Array, recalled_BxTxD: Array) -> Array:
+    """Working memory, plus retrieval or recall where it was chosen, with a straight-through gradient (Eq 7).
+
+    Retrieval is known of tokens that attended, recall of tokens that looked up. What is not known gives neither value
+    nor gradient; an audit gives the gradient for all that were not audited, so it is weighted by one over its chance.
+    """
+    through = lambda soft: soft - jax.lax.stop_gradient(soft)  # 0, with the gradient of soft
+    soft_E = through(made.need.soft * (1 - made.known.soft))
+    soft_S = through(made.need.soft * made.known.soft)
+    weight_BxT = jnp.where(made.audited_BxT, made.weight_BxT, 1)
+    weight_S = jnp.where(made.choice_BxT == WORKING, weight_BxT, 1)
+    gate_E = (made.choice_BxT == EPISODIC) + weight_BxT * soft_E
+    gate_S = (made.choice_BxT == SEMANTIC) + weight_S * soft_S
+    r_BxTxD = jnp.where(made.attended_BxT[..., None], retrieved_BxTxD, 0)
+    return worked_BxTxD + gate_E[..., None] * r_BxTxD + gate_S[..., None] * recalled_BxTxD
