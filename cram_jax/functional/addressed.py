@@ -86,8 +86,8 @@ def values(params: AddressedParams, x: Float[Array, "... D"]) -> Float[Array, ".
 def contradict(recalled: Float[Array, "... D"], value: Float[Array, "... D"]) -> Bool[Array, "..."]:
     """Whether semantic memory recalls something for an event, and something else than the event's own value.
 
-    At an unknown address the recall is near 0 and says nothing, so it counts from a quarter of the value's square on. It
-    differs where the squared distance is above half of the sum of the two squares; for unrelated vectors it is the sum.
+    At an unknown address the recall is near 0 and says nothing, so its square must be a quarter of the value's. The two
+    differ if their squared distance is above half of the sum of their squares; for unrelated vectors it is the sum.
     """
     square = lambda x: jnp.sum(x**2, axis=-1)
     known = square(recalled) > KNOWN * square(value)
@@ -173,11 +173,13 @@ class Lookup(NamedTuple):
 
     Attributes:
       recalled_BxTxD: r^S.
-      u_BxT: its uncertainty, after contradictions.
+      u_BxT: its uncertainty.
+      doubt_BxT: how near the address is to an earlier contradiction, from 0 to 1, in units of u.
     """
 
     recalled_BxTxD: Float[Array, "*shape D"]
     u_BxT: Float[Array, "*shape"]
+    doubt_BxT: Float[Array, "*shape"]
 
 
 def look_up(
@@ -202,19 +204,21 @@ def _look_up(bandwidth: float, plan, params, memory, x_BxTxD, first_BxT, against
     T = x_BxTxD.shape[1]
     a_BxCxE = joined(addresses(params, plan.gather_queries(x_BxTxD)))
     first_BxC = jax.vmap(lambda first, rows: first.at[rows].get(mode="fill", fill_value=0))(first_BxT, plan.rows_BxC)
-    recalled, u = ask(params, memory, a_BxCxE, plan.rows_BxC, first_BxC, against, bandwidth)
-    return Lookup(plan.scatter(recalled, T), plan.scatter(u, T))
+    found = ask(params, memory, a_BxCxE, plan.rows_BxC, first_BxC, against, bandwidth)
+    return jax.tree.map(lambda a: plan.scatter(a, T), found)
 
 
-def ask(params, memory: Posterior, a_BxCxE, position_BxC, first_BxC, against: Contradictions, bandwidth: float):
-    """(recall, uncertainty) at addresses of one segment each; near an earlier contradiction nothing is certain."""
+def ask(
+    params, memory: Posterior, a_BxCxE, position_BxC, first_BxC, against: Contradictions, bandwidth: float
+) -> Lookup:
+    """What semantic memory says at addresses."""
     phi_BxCxF = posterior.features(params.frequencies_ExR, a_BxCxE)
     # The kernel that phi . phi' approximates: |a - a'|^2 = 2 - 2 a.a'
     near_BxCxG = jnp.exp(-(bandwidth**2) * (1 - jnp.einsum("bce,bge->bcg", a_BxCxE, against.address_BxGxE)))
     at_BxCxG = against.position_BxG[:, None, :]
     seen_BxCxG = (at_BxCxG <= position_BxC[..., None]) & (at_BxCxG >= first_BxC[..., None])
     doubt_BxC = jnp.max(jnp.where(seen_BxCxG, near_BxCxG**2, 0), axis=-1)
-    return posterior.recall(memory, phi_BxCxF), jnp.maximum(posterior.uncertainty(memory, phi_BxCxF), doubt_BxC)
+    return Lookup(posterior.recall(memory, phi_BxCxF), posterior.uncertainty(memory, phi_BxCxF), doubt_BxC)
 
 
 def written(

@@ -28,13 +28,13 @@ class PosteriorConfig:
     """features: F, random Fourier features of an address; even.
     bandwidth: of their Gaussian kernel, exp(-(bandwidth distance)^2 / 2) between two unit addresses.
     ridge: lambda. A first write of weight 1 leaves u = lambda / (lambda + 1).
-    keep: what `forget` multiplies the sums by, once a visit.
+    keep: what `update` multiplies the sums by, once a visit.
     """
 
     features: int = 512
     bandwidth: float = 2.5
     ridge: float = 0.03
-    keep: float = 0.97
+    keep: float = 0.95
 
     def __post_init__(self):
         check_at_least_one(self, "features")
@@ -79,7 +79,7 @@ class Posterior(NamedTuple):
 def init(D: int, cfg: PosteriorConfig, streams: tuple[int, ...] = ()) -> Posterior:
     """Nothing written: every recall is 0 and every address is new (u = 1)."""
     F = cfg.features
-    ridge, keep = (jnp.full(streams, value, jnp.float32) for value in (cfg.ridge, cfg.keep))
+    ridge, keep = (jnp.full(streams, value, float) for value in (cfg.ridge, cfg.keep))
     root_SxFxF = jnp.broadcast_to(jnp.eye(F) * cfg.ridge**-0.5, (*streams, F, F))
     sums = PosteriorSums(jnp.zeros((*streams, F, F)), jnp.zeros((*streams, F, D)))
     return Posterior(sums, root_SxFxF, jnp.zeros((*streams, F, D)), ridge, keep)
@@ -135,7 +135,7 @@ def solve(memory: Posterior, sums: PosteriorSums) -> Posterior:
     """The memory of these sums: root and W_up, by a Cholesky factorisation of A + lambda I.
 
     A is a sum of squares and lambda above 0, so the factorisation exists. In float32 it holds as long as the largest
-    eigenvalue of A is below some 10^5 lambda; `forget` bounds it.
+    eigenvalue of A is below some 10^5 lambda; `keep` bounds it.
     """
     F = sums.A_SxFxF.shape[-1]
     eye = jnp.eye(F, dtype=sums.A_SxFxF.dtype)
@@ -145,14 +145,16 @@ def solve(memory: Posterior, sums: PosteriorSums) -> Posterior:
 
 
 def update(memory: Posterior, sums: PosteriorSums, axis_name: str | None = None) -> Posterior:
-    """The memory after these writes, nothing forgotten.
+    """The memory after a visit with these writes. What was there before weighs `keep` times as much from now on.
+
+    So what is not written again fades, and its share of the memory is free again.
 
     Args:
       axis_name: adds the sums over that mapped axis first.
     """
     if axis_name is not None:
         sums = jax.tree.map(lambda s: jax.lax.psum(s, axis_name), sums)
-    return solve(memory, jax.tree.map(jnp.add, memory.sums, sums))
+    return solve(memory, jax.tree.map(lambda old, new: memory.keep[..., None, None] * old + new, memory.sums, sums))
 
 
 def write_one(
@@ -161,9 +163,10 @@ def write_one(
     r_SxD: Float[Array, "*streams D"],
     weight_S: Float[Array, "*streams"],
 ) -> Posterior:
-    """`update` with one write a stream in F (F + D) operations: the square-root form of recursive least squares.
+    """The memory after one write to each stream, nothing forgotten: recursive least squares in square-root form.
 
-    In float32 its rounding adds up. The sums stay exact, so `solve` refreshes root and W_up, say once a visit.
+    It takes F (F + D) operations. In float32 its rounding adds up; the sums stay exact, so `solve` refreshes root and
+    W_up, say once a visit.
     """
     sums = jax.tree.map(jnp.add, memory.sums, writes(phi_SxF[..., None, :], r_SxD[..., None, :], weight_S[..., None]))
     phi_SxF, r_SxD = (jnp.where(weight_S[..., None] != 0, a, 0) for a in (phi_SxF, r_SxD))
@@ -180,47 +183,6 @@ def write_one(
     return memory._replace(sums=sums, root_SxFxF=root, up_SxFxD=up)
 
 
-def forget(memory: Posterior, sums: PosteriorSums) -> PosteriorSums:
-    """Sums that weigh less: what is not written again fades, and its share of the memory is free again."""
-    return jax.tree.map(lambda s: memory.keep[..., None, None] * s, sums)
-
-
-def unlearn(
-    memory: Posterior, phi_SxKxF: Float[Array, "*streams K F"], mark_SxK: Bool[Array, "*streams K"]
-) -> PosteriorSums:
-    """The sums without what was written at the marked addresses: u is 1 there again, and the recall 0.
-
-    A write of weight w at an address of its own leaves u = lambda / (lambda + w), and a recall of (1 - u) times its
-    value. So w = lambda (1 / u - 1) is taken out, with the value recall / (1 - u). What is recalled at other addresses
-    stays: to project the direction out of A instead would take something from each of them. One address after the
-    other: the second of two that are alike has u = 1 by then, and takes nothing. A + lambda I stays positive definite,
-    since 1 - w phi^T P phi = u is above 0.
-    """
-    phi_SxKxF = jnp.where(mark_SxK[..., None], phi_SxKxF, 0)
-    half_SxKxF = phi_SxKxF @ jnp.swapaxes(memory.root_SxFxF, -1, -2)
-    gram_SxKxK = half_SxKxF @ jnp.swapaxes(half_SxKxF, -1, -2)  # phi^T P phi' of all pairs, kept up to date
-    ridge_S, tiny = memory.ridge, jnp.finfo(phi_SxKxF.dtype).tiny
-
-    def one(carry, k):
-        gram_SxKxK, recalled_SxKxD = carry
-        column_SxK = gram_SxKxK[..., k]
-        variance_S = jnp.maximum(column_SxK[..., k], tiny)
-        u_S = jnp.clip(ridge_S * variance_S, 0, 1)
-        weight_S = jnp.where(mark_SxK[..., k], ridge_S * (1 / jnp.maximum(u_S, tiny) - 1), 0)
-        value_SxD = recalled_SxKxD[..., k, :] / jnp.maximum(1 - u_S, tiny)[..., None]
-        value_SxD = jnp.where(weight_S[..., None] > 0, value_SxD, 0)
-        gain_SxK = (weight_S / (1 - weight_S * variance_S))[..., None] * column_SxK
-        change_SxD = value_SxD - recalled_SxKxD[..., k, :]
-        gram_SxKxK = gram_SxKxK + gain_SxK[..., :, None] * column_SxK[..., None, :]
-        recalled_SxKxD = recalled_SxKxD - gain_SxK[..., :, None] * change_SxD[..., None, :]
-        return (gram_SxKxK, recalled_SxKxD), (weight_S, value_SxD)
-
-    K = mark_SxK.shape[-1]
-    _, (weight_KxS, value_KxSxD) = jax.lax.scan(one, (gram_SxKxK, phi_SxKxF @ memory.up_SxFxD), jnp.arange(K))
-    taken = writes(phi_SxKxF, jnp.moveaxis(value_KxSxD, 0, -2), jnp.moveaxis(weight_KxS, 0, -1))
-    return jax.tree.map(jnp.subtract, memory.sums, taken)
-
-
 def reset(memory: Posterior, fresh_S: Bool[Array, "*streams"]) -> Posterior:
     """Nothing written in the marked streams; the others as they are."""
     F = memory.root_SxFxF.shape[-1]
@@ -233,4 +195,4 @@ def reset(memory: Posterior, fresh_S: Bool[Array, "*streams"]) -> Posterior:
 
 def merge(memory: Posterior, other: Posterior) -> Posterior:
     """One memory of what two streams wrote; both must be made with one configuration and one set of frequencies."""
-    return update(memory, other.sums)
+    return solve(memory, jax.tree.map(jnp.add, memory.sums, other.sums))

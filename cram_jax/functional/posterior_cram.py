@@ -63,18 +63,15 @@ class PosteriorCRAMState(NamedTuple):
 
 
 class PosteriorCRAMStats(NamedTuple):
-    """What a visit teaches; for each sequence.
+    """What a visit teaches. Sums: they add over tokens and micro-batches.
 
     Attributes:
       retrievals: sums of what was retrieved.
-      written: sums of what is written into semantic memory.
-      phi_BxGxF, wrong_BxG: features of the events that contradict it, and which of the places hold one.
+      written: sums of what is written into semantic memory, for each sequence.
     """
 
     retrievals: ConsolidationStats
     written: PosteriorSums
-    phi_BxGxF: Float[Array, "*shape G F"]
-    wrong_BxG: Bool[Array, "*shape G"]
 
 
 class PosteriorCRAMCache(NamedTuple):
@@ -94,12 +91,15 @@ class PosteriorCRAMCache(NamedTuple):
 
 
 NEVER = jnp.iinfo(jnp.int32).max  # the position of a contradiction that there is not
+LEAST = 1e-6  # of u, which is divided by
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class PosteriorCRAMConfig(Layer):
     """D: width. F: hidden units of the feed-forward network. The others: see their files.
+    first, growth: a retrieval is written with the weight first + growth times what is written at its address already.
+        So what is met once takes little of the memory, and a new value outweighs the one that it contradicts.
     rehearsal: weight of the write of a token that semantic memory answered. It writes its own recall again, so what
         is used stays, and what is not fades.
     contradictions: most contradictions noticed in a sequence, the first ones.
@@ -110,6 +110,8 @@ class PosteriorCRAMConfig(Layer):
     D: int = 64
     F: int = 128
     compute_dtype: str | None = None
+    first: float = 0.2
+    growth: float = 2.0
     rehearsal: float = 0.5
     contradictions: int = 16
     working: WorkingConfig = WorkingConfig()
@@ -178,7 +180,7 @@ class PosteriorCRAMConfig(Layer):
         plan = addressed.plan_lists(looks_BxT, writes.kept_BxT, segment_BxT, self.episodic.memory)
         first_BxT = _first(segment_BxT, (B, T))
         asked = addressed.look_up(*fixed[:2], plan, fixed[2], first_BxT, against, self.semantic.bandwidth)
-        made = self._decide(params, state, need, looks_BxT, asked.u_BxT, audited_BxT, rate_BxT, noise(1), doubt, train)
+        made = self._decide(params, state, need, looks_BxT, asked, audited_BxT, rate_BxT, noise(1), doubt, train)
 
         attends = addressed.plan_lists(made.attended_BxT, writes.kept_BxT, segment_BxT, self.episodic.memory)
         computed, c_BxTxD = cast(params.episodic, self.compute_dtype), cast(z_BxTxD, self.compute_dtype)
@@ -191,8 +193,6 @@ class PosteriorCRAMConfig(Layer):
         stats = PosteriorCRAMStats(
             consolidation.statistics(r_BxTxD, found_BxT),
             addressed.written(fixed[0], plan, fixed[2], value_BxTxD, weight_BxT),
-            posterior.features(fixed[0].frequencies_ExR, against.address_BxGxE),
-            against.position_BxG < T,
         )
         routes, familiarity_BxT = self._report(state, made, writes, found_BxT, r_BxTxD, asked)
         zero, count = jnp.zeros((), z_BxTxD.dtype), lambda marks: jnp.sum(marks, dtype=z_BxTxD.dtype)
@@ -216,7 +216,7 @@ class PosteriorCRAMConfig(Layer):
     def mix_token(
         self, params: PosteriorCRAMParams, state, cache: PosteriorCRAMCache, x_BxD: Token, gap_B: Gap, *, key
     ):
-        """The three memories for one token. `aux.stats` has what it teaches; add them up over a visit (`together`)."""
+        """The three memories for one token. `aux.stats` has what it teaches; add it up over a visit."""
         B = x_BxD.shape[0]
         z_BxD = rms_norm(params.norm_D, x_BxD)
         uniform_Bx4 = None if key is None else uniforms(key, cache.position[None], B, 4)[:, 0]
@@ -231,7 +231,7 @@ class PosteriorCRAMConfig(Layer):
         audited_B, rate_B = two_stage.audits(doubt, ~need.hard, need.mean, False, self.routing)
         looks_B = need.hard | audited_B | ~state.retrievals.released
         place_Bx1 = jnp.full((B, 1), cache.position)
-        recalled_Bx1xD, u_Bx1 = addressed.ask(
+        asked = addressed.ask(
             params.episodic,
             state.memory,
             address_BxE[:, None],
@@ -240,10 +240,8 @@ class PosteriorCRAMConfig(Layer):
             against,
             self.semantic.bandwidth,
         )
-        asked = addressed.Lookup(
-            jnp.where(looks_B[:, None], recalled_Bx1xD[:, 0], 0), jnp.where(looks_B, u_Bx1[:, 0], 0)
-        )
-        made = self._decide(params, state, need, looks_B, asked.u_BxT, audited_B, rate_B, None, doubt, False)
+        asked = jax.tree.map(lambda a: jnp.where(looks_B.reshape(-1, *[1] * (a.ndim - 2)), a[:, 0], 0), asked)
+        made = self._decide(params, state, need, looks_B, asked, audited_B, rate_B, None, doubt, False)
 
         computed, c_BxD = cast(params.episodic, self.compute_dtype), cast(z_BxD, self.compute_dtype)
         ring = cache.episodic
@@ -260,8 +258,6 @@ class PosteriorCRAMConfig(Layer):
         stats = PosteriorCRAMStats(
             consolidation.statistics(r_BxD[:, None], found_B[:, None]),
             posterior.writes(phi_Bx1xF, value_BxD[:, None], weight_B[:, None]),
-            phi_Bx1xF,
-            wrong_B[:, None],
         )
         routes, _ = self._report(state, made, writes, found_B, r_BxD, asked)
         return (
@@ -273,10 +269,10 @@ class PosteriorCRAMConfig(Layer):
     def _decide_writes(self, params: PosteriorCRAMParams, z, uniform) -> Writes:
         return episodic.decide_writes(params.episodic.write, z, jnp.ones(z.shape[:-1]), uniform, cfg=self.episodic)
 
-    def _decide(self, params, state, need, looks, u, audited, rate, noise, doubt, train: bool) -> Decisions:
+    def _decide(self, params, state, need, looks, asked, audited, rate, noise, doubt, train: bool) -> Decisions:
         """Both stages together. A token that semantic memory answers may be audited, too."""
-        free = posterior.free_share(state.memory)
-        free = free.reshape(free.shape + (1,) * (u.ndim - free.ndim)) if free.ndim else free
+        u = jnp.maximum(asked.u_BxT, asked.doubt_BxT)
+        free = _beside(posterior.free_share(state.memory), u)
         known = two_stage.known(params.router, u, free, looks, noise)
         released = state.retrievals.released
         choice = jnp.where(need.hard, jnp.where(known.hard, SEMANTIC, EPISODIC), 0)
@@ -291,7 +287,9 @@ class PosteriorCRAMConfig(Layer):
         """(weight, value) of what each token writes: its retrieval if it needed memory, or what it recalled, again."""
         needs = (made.choice_BxT != 0) & state.retrievals.released
         rehearses = needs & (made.choice_BxT == SEMANTIC) & ~made.audited_BxT
-        weight = jnp.where(found & needs, 1.0, jnp.where(rehearses, self.rehearsal, 0.0))
+        # u = lambda / (lambda + w) after writes of weight w at an address of its own
+        there = _beside(state.memory.ridge, asked.u_BxT) * (1 / jnp.maximum(asked.u_BxT, LEAST) - 1)
+        weight = jnp.where(rehearses, self.rehearsal, jnp.where(found & needs, self.first + self.growth * there, 0))
         value = jnp.where(rehearses[..., None], posterior.unbiased(asked.recalled_BxTxD, asked.u_BxT), r)
         return jax.lax.stop_gradient((weight, value))
 
@@ -318,20 +316,15 @@ class PosteriorCRAMConfig(Layer):
         return x + feed_forward(network, cast(rms_norm(params.norm_ff_D, x), self.compute_dtype)).astype(x.dtype)
 
     def update(self, state: PosteriorCRAMState, stats: PosteriorCRAMStats, axis_name: str | None = None):
-        """The state after a visit: contradictions are taken out, all that is left fades, and what was written is added.
+        """The state after a visit: what is there fades a little, and what was written is added.
 
         If one memory serves all sequences, their writes are added up.
         """
-        written, phi, wrong = stats.written, stats.phi_BxGxF, stats.wrong_BxG
+        written = stats.written
         if state.memory.ridge.ndim < written.A_SxFxF.ndim - 2:
             written = jax.tree.map(lambda a: jnp.sum(a, axis=-3), written)
-            phi, wrong = phi.reshape(*phi.shape[:-3], -1, phi.shape[-1]), wrong.reshape(*wrong.shape[:-2], -1)
-            if axis_name is not None:
-                written = jax.lax.psum(written, axis_name)
-                phi = jax.lax.all_gather(phi, axis_name, axis=phi.ndim - 2, tiled=True)
-                wrong = jax.lax.all_gather(wrong, axis_name, axis=wrong.ndim - 1, tiled=True)
-        kept = posterior.forget(state.memory, posterior.unlearn(state.memory, phi, wrong))
-        memory = posterior.solve(state.memory, jax.tree.map(jnp.add, kept, written))
+            written = written if axis_name is None else jax.lax.psum(written, axis_name)
+        memory = posterior.update(state.memory, written)
         return PosteriorCRAMState(consolidation.update(state.retrievals, stats.retrievals, axis_name), memory)
 
     def release(self, state: PosteriorCRAMState, when=True) -> PosteriorCRAMState:
@@ -376,6 +369,12 @@ class PosteriorCRAMConfig(Layer):
             + network(D, self.F, D)
         )
         return Operations(attended, attended + memory + operations.per_token(beside, work.tokens, train))
+
+
+def _beside(of_stream: Array, of_token: Array) -> Array:
+    """A number of each stream, or of all together, with the axes of tokens."""
+    axes = (1,) * (of_token.ndim - of_stream.ndim) if of_stream.ndim else ()
+    return of_stream.reshape(of_stream.shape + axes)
 
 
 def _first(segment_BxT, shape) -> Int[Array, "B T"]:

@@ -114,7 +114,9 @@ def blocks(counts: dict[str, np.ndarray], width: int = 10) -> list[dict]:
     """Returns what a person reads of each block of visits: shares of tokens and of queries."""
     rows = []
     for first in range(0, len(counts["tokens"]), width):
-        total = {name: float(values[first : first + width].sum()) for name, values in counts.items() if values.ndim == 1}
+        total = {
+            name: float(values[first : first + width].sum()) for name, values in counts.items() if values.ndim == 1
+        }
         recurring = total["queries"] - total["new_queries"]
         rows.append(
             {

@@ -14,6 +14,7 @@ from cram_jax.functional.layer import Layer
 from cram_jax.functional.mamba2 import Mamba2Config
 from cram_jax.functional.objective import ObjectiveConfig
 from cram_jax.functional.palimpsa import PalimpsaConfig
+from cram_jax.functional.posterior_cram import PosteriorCRAMConfig
 from cram_jax.functional.seqboat import SeqBoatConfig
 from cram_jax.models.stack import Stack, jamba_pattern
 from cram_jax.training import loop, step
@@ -31,6 +32,7 @@ from lib.circular import CircularCRAMConfig
 PROBED = 16  # batches in the last probe
 LAYERS: dict[str, type[Layer]] = {  # sections of settings that hold a layer
     "cram": CRAMConfig,
+    "posterior_cram": PosteriorCRAMConfig,
     "transformer": AttentionConfig,
     "mamba2": Mamba2Config,
     "metamamba2": Mamba2Config,

@@ -15,22 +15,27 @@ from cram_jax.functional.routing import RoutingConfig
 
 def test_equation_8_by_hand():
     # Given the sums of two layers
-    each = {name: jnp.array([value, 2.0 * value]) for name, value in zip(MemorySums._fields, range(1, 12), strict=True)}
+    each = {name: jnp.array([value, 2.0 * value]) for name, value in zip(MemorySums._fields, range(1, 13), strict=True)}
     cfg = ObjectiveConfig(
-        semantic_reward=0.5, distillation=0.25, write_price=0.125, familiarity=0.0625, prediction=0.03125
+        semantic_reward=0.5,
+        need_price=0.75,
+        distillation=0.25,
+        write_price=0.125,
+        familiarity=0.0625,
+        prediction=0.03125,
     )
     loss, parts = objective.memory_loss(MemorySums(**each), jnp.asarray(7.0), cfg)
     # Then each is a mean over what it counts: 3 tokens, of which 6 retrieved, and 30 predictions
     tokens, retrieved = 3 * 1, 3 * 2
     mean = lambda name, count: 3 * (MemorySums._fields.index(name) + 1) / count
     by_hand = (
-        7.0 * mean("episodic", tokens)
+        7.0 * (mean("episodic", tokens) + 0.75 * mean("needed", tokens))
         - 0.5 * mean("semantic", tokens)
-        # each layer has its own average event; here 7 reads a token, then 7 again
-        + (0.125 * 7 * (5 + 10) - (6 + 12)) / 3
+        # each layer has its own average event; here 8 reads a token, then 8 again
+        + (0.125 * 8 * (6 + 12) - (7 + 14)) / 3
         + 0.25 * mean("distillation", retrieved)
         + 0.0625 * mean("familiarity", retrieved)
-        + 0.03125 * mean("prediction", 3 * 11)
+        + 0.03125 * mean("prediction", 3 * 12)
     )
     np.testing.assert_allclose(loss, by_hand, rtol=1e-6)
     np.testing.assert_allclose(parts["expected_episodic"], mean("episodic", tokens), rtol=1e-6)
@@ -54,6 +59,7 @@ TEACHES = {
     "distillation": {"semantic"},
     "familiarity": {"familiarity"},
     "prediction": {"uncertainty_DxU"},
+    "needed": set(),  # a router of two stages has it, this layer none
     "tokens": set(),
     "retrieved": set(),
     "routed": set(),

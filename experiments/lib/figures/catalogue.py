@@ -21,6 +21,7 @@ from lib.figures import (
     plasticity,
     recall,
     redundancy,
+    streams,
     text,
     theorems,
     training,
@@ -43,6 +44,7 @@ FIGURES: dict[str, Drawer] = {
     "redundancy": redundancy.draw,
     "theorems": theorems.draw,
     "transfer": transfer.draw,
+    "streams": streams.draw,
     **{f"kernels_{part}": draw for part, draw in kernels.BENCHMARKS.items()},
 }
 
