@@ -18,6 +18,8 @@ _PUBLIC = {
     "cram_jax.layers": ("linen", "nnx"),
     "cram_jax.layers.nnx": ("CRAM", "Attention", "CRAMMixer", "Mamba2", "Palimpsa", "SeqBoat"),
     "cram_jax.functional.cram": ("CRAMConfig",),
+    "cram_jax.functional.posterior_cram": ("PosteriorCRAMConfig",),
+    "cram_jax.functional.posterior": ("PosteriorConfig",),
     "cram_jax.functional.attention": ("AttentionConfig",),
     "cram_jax.functional.mamba2": ("Mamba2Config",),
     "cram_jax.functional.palimpsa": ("PalimpsaConfig",),

@@ -10,8 +10,11 @@ from cram_jax.functional.episodic import EpisodicConfig
 from cram_jax.functional.layer import Layer, apply, step
 from cram_jax.functional.mamba2 import Mamba2Config
 from cram_jax.functional.palimpsa import PalimpsaConfig
+from cram_jax.functional.posterior import PosteriorConfig
+from cram_jax.functional.posterior_cram import PosteriorCRAMConfig
 from cram_jax.functional.routing import RoutingConfig
 from cram_jax.functional.seqboat import SeqBoatConfig
+from cram_jax.functional.two_stage import TwoStageConfig
 from cram_jax.functional.working import WorkingConfig
 
 B, T, D = 2, 24, 8
@@ -23,6 +26,14 @@ LAYERS = {
         working=WorkingConfig(body="gated_scan", width=8),  # a body that carries a state
         episodic=EpisodicConfig(heads=2, head_dim=4, memory=6, write_bias=0.0),
         routing=RoutingConfig(features=INPUTS, evaluation_audit_rate=0.3),  # so that 48 tokens show some audits
+    ),
+    "posterior cram": PosteriorCRAMConfig(
+        D=D,
+        F=16,
+        working=WorkingConfig(body="gated_scan", width=8),
+        episodic=EpisodicConfig(heads=2, head_dim=4, memory=6, write_bias=0.0),
+        semantic=PosteriorConfig(features=16),
+        routing=TwoStageConfig(need_bias=0.0, evaluation_audit_rate=0.3),
     ),
     "attention": ATTENTION,
     "rotary attention": AttentionConfig(D=D, F=16, heads=2, head_dim=4, context=T, rotary=True),
@@ -72,7 +83,7 @@ def streamed(cfg: Layer):
     def run(params, state, x_BxTxD, gap_BxT, key):
         def one(cache, now):
             y_BxD, cache, aux = step(params, state, cache, now[0], cfg=cfg, gap_B=now[1], key=key)
-            return cache, (y_BxD, aux)
+            return cache, (y_BxD, aux._replace(stats=()))  # sums, which have no axis of tokens
 
         _, out = jax.lax.scan(one, cfg.init_cache(B), (x_BxTxD.swapaxes(0, 1), gap_BxT.T))
         return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), out)

@@ -21,6 +21,7 @@ from cram_jax.functional.episodic import BUCKET_SIZES, EpisodicConfig
 from cram_jax.functional.posterior import Posterior, PosteriorConfig, PosteriorSums
 
 SHARPNESS = 15.0  # initial inverse temperature of attention between unit addresses
+NEVER = jnp.iinfo(jnp.int32).max  # the position of a contradiction that there is not
 KNOWN, APART = 0.25, 0.5  # of a contradiction: see `contradict`
 
 
@@ -45,7 +46,7 @@ class Contradictions(NamedTuple):
 
     Attributes:
       address_BxGxE: their addresses.
-      position_BxG: where they stand; T in unused places.
+      position_BxG: where they stand; T, or NEVER in a cache, in unused places.
     """
 
     address_BxGxE: Float[Array, "B G E"]
@@ -145,16 +146,44 @@ def _read(cfg: EpisodicConfig, plan, params, x_BxTxD, read_weight_BxT):
 
 
 def contradictions(
-    params: AddressedParams, memory: Posterior, kept_BxT: Marks, x_BxTxD: Tokens, count: int
+    params: AddressedParams, memory: Posterior, kept_BxT: Marks, x_BxTxD: Tokens, count: int, used: Bool[Array, ""]
 ) -> Contradictions:
-    """Compares each kept event's own value with the recall at its address; lists the first `count` contradictions."""
+    """Compares each kept event's own value with the recall at its address; lists the first `count` contradictions.
+
+    Args:
+      used: False while nothing is in the memory yet; then nothing is computed, and there are none.
+    """
     T = x_BxTxD.shape[1]
     last_BxT = jnp.broadcast_to(jnp.arange(T) == T - 1, kept_BxT.shape)  # one row, which sees all that is kept
     plan = kernels.make_plan(last_BxT, kept_BxT=kept_BxT)
-    marks_BxT = kernels.in_smallest(_contradictions, plan, params, memory.up_SxFxD, x_BxTxD, sizes=BUCKET_SIZES)
+    compare = lambda: kernels.in_smallest(_contradictions, plan, params, memory.up_SxFxD, x_BxTxD, sizes=BUCKET_SIZES)
+    marks_BxT = jax.lax.cond(used, compare, lambda: jnp.zeros_like(kept_BxT))
     position_BxG = jnp.sort(jnp.where(marks_BxT, jnp.arange(T), T), axis=1)[:, :count].astype(jnp.int32)
     x_BxGxD = jax.vmap(lambda x, at: x.at[at].get(mode="fill", fill_value=0))(x_BxTxD, position_BxG)
     return Contradictions(joined(addresses(params, x_BxGxD)), position_BxG)
+
+
+def no_contradictions(batch: int, count: int, E: int) -> Contradictions:
+    """An empty list with `count` places for each sequence."""
+    return Contradictions(jnp.zeros((batch, count, E)), jnp.full((batch, count), NEVER, jnp.int32))
+
+
+def noted(against: Contradictions, address_BxE, wrong_B: Bool[Array, "B"], position: Int[Array, ""]) -> Contradictions:
+    """The list with one more contradiction for the marked sequences, if there is room."""
+    count_B = jnp.sum(against.position_BxG < NEVER, axis=1)
+    here_BxG = (jnp.arange(against.position_BxG.shape[1]) == count_B[:, None]) & wrong_B[:, None]
+    return Contradictions(
+        jnp.where(here_BxG[..., None], address_BxE[:, None], against.address_BxGxE),
+        jnp.where(here_BxG, position, against.position_BxG),
+    )
+
+
+def firsts(segment_BxT: Segments | None, shape: tuple[int, int]) -> Int[Array, "B T"]:
+    """Where each token's segment starts."""
+    if segment_BxT is None:
+        return jnp.zeros(shape, jnp.int32)
+    place_T = jnp.arange(shape[1], dtype=jnp.int32)
+    return jax.lax.cummax(jnp.where(kernels.segment_starts(segment_BxT), place_T, 0), axis=1)
 
 
 def contradicts(params: AddressedParams, up_SxFxD, x: Float[Array, "... D"]) -> Bool[Array, "..."]:
@@ -190,14 +219,19 @@ def look_up(
     first_BxT: Int[Array, "B T"],
     against: Contradictions,
     bandwidth: float,
+    used: Bool[Array, ""],
 ) -> Lookup:
     """Recall and uncertainty for the plan's rows. No gradient.
 
     Args:
       first_BxT: where each token's segment starts. against: what a later token of the segment must not believe.
+      used: False while nothing is in the memory yet; then nothing is computed: u is 1, and the recall 0.
     """
     f = partial(_look_up, bandwidth)
-    return kernels.in_smallest(f, plan, params, memory, x_BxTxD, first_BxT, against, sizes=BUCKET_SIZES)
+    ask_all = lambda: kernels.in_smallest(f, plan, params, memory, x_BxTxD, first_BxT, against, sizes=BUCKET_SIZES)
+    looked_BxT = plan.scatter(jnp.ones(plan.rows_BxC.shape, x_BxTxD.dtype), x_BxTxD.shape[1])
+    nothing = lambda: Lookup(jnp.zeros_like(x_BxTxD), looked_BxT, jnp.zeros_like(looked_BxT))
+    return jax.lax.cond(used, ask_all, nothing)
 
 
 def _look_up(bandwidth: float, plan, params, memory, x_BxTxD, first_BxT, against) -> Lookup:
@@ -227,9 +261,12 @@ def written(
     x_BxTxD: Tokens,
     value_BxTxD: Tokens,
     weight_BxT: Float[Array, "B T"],
+    used: Bool[Array, ""],
 ) -> PosteriorSums:
-    """The sums, for each sequence, of what the plan's rows write into semantic memory."""
-    return kernels.in_smallest(_written, plan, params, x_BxTxD, value_BxTxD, weight_BxT, sizes=BUCKET_SIZES)
+    """The sums, for each sequence, of what the plan's rows write into semantic memory; 0 while it is not used."""
+    write = lambda: kernels.in_smallest(_written, plan, params, x_BxTxD, value_BxTxD, weight_BxT, sizes=BUCKET_SIZES)
+    nothing = lambda: jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), jax.eval_shape(write))
+    return jax.lax.cond(used, write, nothing)
 
 
 def _written(plan, params, x_BxTxD, value_BxTxD, weight_BxT) -> PosteriorSums:

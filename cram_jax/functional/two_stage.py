@@ -12,15 +12,17 @@ import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Float, Int, Key
 from cram_jax.functional.common import FeedForward, check_at_least_one, feed_forward, init_feed_forward
-from cram_jax.functional.routing import EPISODIC, SEMANTIC, WORKING
+from cram_jax.functional.episodic import Writes
+from cram_jax.functional.routing import EPISODIC, SEMANTIC, WORKING, CRAMRoutes
 
-NEED, KNOWN = 2.0, -3.0  # initial logits: most tokens need memory, and nothing is known
+KNOWN = -3.0  # initial logit of the second stage: nothing is known
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class TwoStageConfig:
     """width: hidden units of the first stage. known_width: of the second.
+    need_bias: initial logit of the first stage: at 2, 88% of the tokens need memory.
     audit_rate: in training, share of tokens routed elsewhere that retrieve all the same, so that the router learns what
         retrieval would have given them. They count as attention.
     audit_gain: this times the probability of episodic memory is added to the rate.
@@ -29,6 +31,7 @@ class TwoStageConfig:
 
     width: int = 64
     known_width: int = 16
+    need_bias: float = 2.0
     audit_rate: float = 0.02
     audit_gain: float = 2.0
     evaluation_audit_rate: float = 0.0
@@ -77,14 +80,16 @@ def _decide(logit, uniform) -> Stage:
     return Stage(logit, noisy > 0, jax.nn.sigmoid(noisy))
 
 
-def need(params: RouterParams, x: Float[Array, "... D"], gap: Float[Array, "..."], uniform: Array | None) -> Stage:
+def need(
+    params: RouterParams, x: Float[Array, "... D"], gap: Float[Array, "..."], uniform: Array | None, cfg: TwoStageConfig
+) -> Stage:
     """Whether a token needs memory, from the token and its gap alone.
 
     Args:
       uniform: a random number for each token, in training; None decides by the sign of the logit.
     """
     seen = jnp.concatenate([x, jnp.log1p(gap)[..., None]], axis=-1)
-    return _decide(feed_forward(params.need, seen)[..., 0] + NEED, uniform)
+    return _decide(feed_forward(params.need, seen)[..., 0] + cfg.need_bias, uniform)
 
 
 def known(params: RouterParams, u: Float[Array, "..."], free: Array, looked: Bool[Array, "..."], uniform) -> Stage:
@@ -138,6 +143,18 @@ def audits(uniform: Array | None, among: Bool[Array, "..."], chance, train: bool
         rate = jax.lax.stop_gradient(jnp.minimum(cfg.audit_rate + cfg.audit_gain * chance, 1))
     audited = jnp.zeros_like(among) if uniform is None else among & (uniform < rate)
     return audited, rate
+
+
+def report(made: Decisions, writes: Writes, found: Array, familiarity: Array, quality: Array, released: Array):
+    """What each token did (`CRAMRoutes`).
+
+    The margin is the distance of its closest decision from falling otherwise: need, known if it was asked, and write.
+    """
+    asked = made.need.hard & jnp.isfinite(made.known.logit)
+    second = jnp.where(asked, jnp.abs(made.known.logit), jnp.inf)
+    decided = jnp.where(released, jnp.minimum(jnp.abs(made.need.logit), second), jnp.inf)
+    margin = jax.lax.stop_gradient(jnp.minimum(decided, jnp.abs(writes.logit_BxT)))
+    return CRAMRoutes(made.choice_BxT, made.attended_BxT, found, writes.kept_BxT, margin, familiarity, quality)
 
 
 def mix(made: Decisions, worked_BxTxD: Array, retrieved_BxTxD: Array, recalled_BxTxD: Array) -> Array:
