@@ -175,6 +175,7 @@ class CRAMConfig(Layer):
         prediction, predicted = uncertainty.loss(params.uncertainty_DxU, z_BxTxD, segment_BxT)
         sums = MemorySums(
             tokens=jnp.asarray(B * T, stats.count.dtype),
+            attended=jnp.sum(gates.routed_BxT | gates.audited_BxT, dtype=stats.count.dtype),
             retrieved=stats.count,
             needed=jnp.zeros((), stats.count.dtype),
             episodic=jnp.sum(gates.mean_BxTx3[..., routing.EPISODIC]),

@@ -227,6 +227,8 @@ def step_mixer(
     params: Params, state: State, cache: Cache, x_BxD: Token, *, cfg: Layer, gap_B: Gap | None = None, key=None
 ) -> tuple[Token, Cache, LayerAux]:
     """The mixer alone for one token."""
+    if x_BxD.ndim != 2 or x_BxD.shape[-1] != cfg.D:
+        raise ValueError(f"one token has shape (batch, {cfg.D}) for a layer of width D={cfg.D}, got {x_BxD.shape}")
     check_inputs(x_BxD[:, None], cfg.D, None if gap_B is None else gap_B[:, None], None)
     gap_B = jnp.ones(x_BxD.shape[0], x_BxD.dtype) if gap_B is None else gap_B
     return cfg.mix_token(params, state, cache, x_BxD, gap_B, key=key)

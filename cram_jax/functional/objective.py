@@ -23,7 +23,8 @@ class MemorySums(NamedTuple):
 
     Attributes:
       tokens: number of tokens.
-      retrieved: tokens that retrieved something, audits included.
+      attended: tokens that attended, audits included.
+      retrieved: those of them that found something: the buffer was not empty.
       episodic: sum of pi^E, the router's probability of episodic memory, which is priced.
       needed: sum of the probability that a token needs memory, in a router of two stages; else 0.
       semantic: sum of pi^S q-hat: use of semantic memory where it is good.
@@ -36,6 +37,7 @@ class MemorySums(NamedTuple):
     """
 
     tokens: Float[Array, "*layers"]
+    attended: Float[Array, "*layers"]
     retrieved: Float[Array, "*layers"]
     needed: Float[Array, "*layers"]
     episodic: Float[Array, "*layers"]

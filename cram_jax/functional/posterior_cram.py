@@ -175,6 +175,7 @@ class PosteriorCRAMConfig(Layer):
         zero, count = jnp.zeros((), z_BxTxD.dtype), lambda marks: jnp.sum(marks, dtype=z_BxTxD.dtype)
         sums = MemorySums(
             tokens=jnp.asarray(B * T, z_BxTxD.dtype),
+            attended=count(made.attended_BxT),
             retrieved=count(found_BxT),
             needed=jnp.sum(need.mean),
             episodic=jnp.sum(made.episodic_BxT),

@@ -265,13 +265,13 @@ def memory_loss(
 
 
 def attention_utilisation(memory: Mapping) -> Array:
-    """Share of (token, layer) pairs that retrieved something, audits included, from the collection "memory".
+    """Share of (token, layer) pairs that attended, audits included, from the collection "memory".
 
     Raises:
       ValueError: for a collection without such layers.
     """
     sums = _sums(memory)
-    return jnp.sum(sums.retrieved) / jnp.sum(sums.tokens)
+    return jnp.sum(sums.attended) / jnp.sum(sums.tokens)
 
 
 def update(state: Mapping, memory: Mapping, axis_name: str | None = None) -> dict:

@@ -271,13 +271,13 @@ def memory_loss(
 
 
 def attention_utilisation(model: nnx.Module) -> Array:
-    """Share of (token, layer) pairs that retrieved something in the last call, audits included.
+    """Share of (token, layer) pairs that attended in the last call of the whole model, audits included.
 
     Raises:
       ValueError: for a model without such layers.
     """
     sums = _sums(model)
-    return jnp.sum(sums.retrieved) / jnp.sum(sums.tokens)
+    return jnp.sum(sums.attended) / jnp.sum(sums.tokens)
 
 
 def update(model: nnx.Module, axis_name: str | None = None) -> None:

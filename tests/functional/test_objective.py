@@ -15,7 +15,7 @@ from cram_jax.functional.routing import RoutingConfig
 
 def test_equation_8_by_hand():
     # Given the sums of two layers
-    each = {name: jnp.array([value, 2.0 * value]) for name, value in zip(MemorySums._fields, range(1, 13), strict=True)}
+    each = {name: jnp.array([value, 2.0 * value]) for name, value in zip(MemorySums._fields, range(1, 14), strict=True)}
     cfg = ObjectiveConfig(
         semantic_reward=0.5,
         need_price=0.75,
@@ -25,17 +25,17 @@ def test_equation_8_by_hand():
         prediction=0.03125,
     )
     loss, parts = objective.memory_loss(MemorySums(**each), jnp.asarray(7.0), cfg)
-    # Then each is a mean over what it counts: 3 tokens, of which 6 retrieved, and 30 predictions
-    tokens, retrieved = 3 * 1, 3 * 2
+    # Then each is a mean over what it counts: 3 tokens, of which 9 retrieved, and 39 predictions
+    tokens, retrieved = 3 * 1, 3 * 3
     mean = lambda name, count: 3 * (MemorySums._fields.index(name) + 1) / count
     by_hand = (
         7.0 * (mean("episodic", tokens) + 0.75 * mean("needed", tokens))
         - 0.5 * mean("semantic", tokens)
-        # each layer has its own average event; here 8 reads a token, then 8 again
-        + (0.125 * 8 * (6 + 12) - (7 + 14)) / 3
+        # each layer has its own average event; here 9 reads a token, then 9 again
+        + (0.125 * 9 * (7 + 14) - (8 + 16)) / 3
         + 0.25 * mean("distillation", retrieved)
         + 0.0625 * mean("familiarity", retrieved)
-        + 0.03125 * mean("prediction", 3 * 12)
+        + 0.03125 * mean("prediction", 3 * 13)
     )
     np.testing.assert_allclose(loss, by_hand, rtol=1e-6)
     np.testing.assert_allclose(parts["expected_episodic"], mean("episodic", tokens), rtol=1e-6)
@@ -61,6 +61,7 @@ TEACHES = {
     "prediction": {"uncertainty_DxU"},
     "needed": set(),  # a router of two stages has it, this layer none
     "tokens": set(),
+    "attended": set(),
     "retrieved": set(),
     "routed": set(),
     "predicted": set(),
