@@ -26,9 +26,10 @@ $(VENV)/tested: $(VENV)/installed
 demo: $(VENV)/installed
 	$(BIN)/python experiments/srcd.py --config=experiments/configs/srcd.py:paper --workdir=$(RUN)
 
+# All tests of a file run in one process, so that what they share is compiled once.
 test: $(VENV)/tested
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup --durations=12 $(TESTS)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=12 $(TESTS)
 
 # The committed results and what is concluded from them; no test of code.
 checks: $(VENV)/tested

@@ -31,14 +31,6 @@ gc.set_threshold(200_000, 50, 100)
 jaxtyping.install_import_hook("cram_jax", "beartype.beartype")
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
-def pytest_collection_modifyitems(items):
-    """Runs all tests of a file, or of a group of files, in one process, so that shared programs are compiled once."""
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.location[0]))
-
-
 @pytest.fixture(autouse=True, scope="module")
 def forgets_what_it_compiled():
     """The next file shares little of it, and all of it together takes gigabytes."""

@@ -16,8 +16,8 @@ IN_FULL = "figure_2"  # runs to the end: its short training, too
 def today() -> dict:
     """Returns newly executed code cells, by notebook. Cells that train are executed in the notebook IN_FULL only."""
     ran = {name: copy.deepcopy(notebooks.code(COMMITTED[name], rerun=name == IN_FULL)) for name in NAMES}
-    forget = notebooks.cell("%reset -f")  # what one notebook defines is not there for the next
-    notebooks.run([cell for cells in ran.values() for cell in (*cells, forget)])
+    forget = lambda: notebooks.cell("%reset -f")  # what one notebook defines is not there for the next
+    notebooks.run([cell for cells in ran.values() for cell in (*cells, forget())])
     return ran
 
 

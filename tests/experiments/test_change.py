@@ -12,7 +12,6 @@ from srcd_cases import SMALLEST
 
 from cram_jax.training.metrics import read
 
-pytestmark = pytest.mark.xdist_group("srcd")
 SETTINGS = SMALLEST | {
     "change.at": 20, "change.batches": 2, "run.steps": 40, "run.log_every": 10, "run.checkpoint_every": 20,
     "optimizer.warmup": 1, "optimizer.learning_rate": 0.01

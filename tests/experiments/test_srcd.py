@@ -16,7 +16,6 @@ from srcd_cases import SMALLEST
 
 from cram_jax.training.metrics import CLOCK, read
 
-pytestmark = pytest.mark.xdist_group("srcd")
 SETTINGS = SMALLEST | {
     "run.steps": 200, "run.log_every": 10, "run.checkpoint_every": 20, "run.curriculum": "((30,16,8),)"
 }  # fmt: skip

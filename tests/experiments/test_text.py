@@ -68,7 +68,8 @@ def too_short(at):
 def unreadable(at):
     too_short(at)
     (at / "c.txt").symlink_to(at / "gone")
-    return f"{at / 'c.txt'} cannot be read (No such file or directory); make it readable, or leave it out"
+    fix = "make it readable, or give patterns that do not match it"
+    return f"{at / 'c.txt'} cannot be read (No such file or directory); {fix}"
 
 
 def empty(at):

@@ -17,7 +17,6 @@ from srcd_cases import SMALLEST
 from cram_jax.tasks.irregular_generated import write_generated
 from cram_jax.training.metrics import read
 
-pytestmark = pytest.mark.xdist_group("srcd")
 SETTINGS = SMALLEST | {
     "run.steps": 20, "run.log_every": 20, "run.checkpoint_every": 20, "targets.records.generated.series": 100,
     "targets.records.generated.events": 40,
