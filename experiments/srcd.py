@@ -63,8 +63,8 @@ def table(out: dict) -> list[tuple[str, ...]]:
 def consolidation_rows(out: dict) -> list[tuple[str, ...]]:
     """Returns rows about attention and recall of a model that consolidates."""
     shares = partial(summary.shares, out)
-    peak = out["attention_tokens_peak_after_release"] or float("nan")
-    fewer = lambda share: f"{share / max(out['attention_tokens_end'], 1e-9):.1f}x"
+    peak = out["attention_tokens_peak_after_release"]  # missing if the router was never released
+    fewer = lambda share: f"{share / max(out['attention_tokens_end'], 1e-9):.1f}x" if share else "not released"
     queries, everything = (out[f"familiarity_calibration_error_{group}"] for group in ("query", "all"))
     return [
         (
