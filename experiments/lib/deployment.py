@@ -9,7 +9,7 @@ import numpy as np
 
 from cram_jax.dims import Array, Bool, Int
 from cram_jax.tasks import streams
-from cram_jax.tasks.srcd import QUERY
+from cram_jax.tasks.srcd import QUERY, SRCDBatch
 from cram_jax.tasks.streams_task import StreamsTask
 from cram_jax.training.step import Learner, Params
 
@@ -46,19 +46,23 @@ def begin(learner: Learner, trained: tuple, size: int) -> Progress:
     return Progress(states, jnp.zeros((size, P), bool), jnp.zeros((size, P), jnp.int32))
 
 
-@partial(jax.jit, static_argnums=(0, 3, 4), donate_argnums=2)
+@partial(jax.jit, static_argnums=(0, 3), donate_argnums=2)
 def visit(
-    learner: Learner, params: Params, progress: Progress, length: int, consolidate: bool, seed, index
+    learner: Learner,
+    params: Params,
+    progress: Progress,
+    consolidate: bool,
+    batch: SRCDBatch,
+    index: Int[Array, ""] | int,
 ) -> tuple[Progress, dict[str, Array]]:
     """One visit of each stream: what was attended to and answered, as counts over all streams.
 
     Args:
       consolidate: False keeps the states as they are, to compare with.
-      index: the visit.
+      batch: visit `index` of all streams.
     """
     task: StreamsTask = learner.task
-    size = progress.asked_BxP.shape[0]
-    batch = task.batch("held_out", seed, index, length, size)
+    size, length = batch.kind_BxT.shape
     x_BxTxD, gap_BxT = task.embed(params.task, batch)
     y_BxTxD, aux = learner.model.apply(params.model, progress.states, x_BxTxD, gap_BxT=gap_BxT)
     executed = learner.model.operations(aux, (size, length), False)
@@ -104,7 +108,8 @@ def deploy(learner: Learner, params: Params, trained: tuple, *, size: int, visit
     consolidate, show = more.get("consolidate", True), more.get("show", lambda done, counts: None)
     progress, all_counts = begin(learner, trained, size), []
     for index in range(visits):
-        progress, counts = visit(learner, params, progress, length, consolidate, seed, index)
+        batch = learner.task.batch("held_out", seed, index, length, size)
+        progress, counts = visit(learner, params, progress, consolidate, batch, index)
         all_counts.append(jax.device_get(counts))
         show(index + 1, all_counts)
     return {name: np.stack([counts[name] for counts in all_counts]) for name in all_counts[0]}

@@ -1,6 +1,7 @@
 """The experiment on streams: trained, deployed in fresh streams with fixed parameters, gathered and drawn."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import streams
@@ -41,6 +42,12 @@ def trained():
     return learner, state
 
 
+def visited(learner, state, progress, index, learns=True):
+    """(progress, counts) after one visit of fresh streams."""
+    batch = learner.task.batch("held_out", 0, index, 32, progress.asked_BxP.shape[0])
+    return deployment.visit(learner, state.params, progress, learns, batch, index)
+
+
 def test_both_arms_are_deployed_and_only_one_learns(finished):
     _, result, said = finished
     assert set(result["entries"]) == set(streams.ARMS)
@@ -71,7 +78,7 @@ def test_a_fixed_memory_stays_empty_and_parameters_stay(trained):
     before = jax.device_get(state.params)
     progress = deployment.begin(learner, state.consolidation, 3)
     for index in range(3):
-        progress, _ = deployment.visit(learner, state.params, progress, 32, False, 0, index)
+        progress, _ = visited(learner, state, progress, index, learns=False)
     np.testing.assert_array_equal(progress.states[0].memory.sums.A_SxFxF, 0)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), before)
 
@@ -81,8 +88,8 @@ def test_each_stream_has_a_memory_of_its_own(trained):
     learner, state = trained
     three, two = (deployment.begin(learner, state.consolidation, size) for size in (3, 2))
     for index in range(3):
-        three, _ = deployment.visit(learner, state.params, three, 32, True, 0, index)
-        two, _ = deployment.visit(learner, state.params, two, 32, True, 0, index)
+        three, _ = visited(learner, state, three, index)
+        two, _ = visited(learner, state, two, index)
     # Then what the two consolidated is the same, whoever else is served
     sums = (jax.tree.leaves(one.states[0].memory.sums) for one in (three, two))
     for a, b in zip(*sums, strict=True):
@@ -91,7 +98,7 @@ def test_each_stream_has_a_memory_of_its_own(trained):
 
 def test_training_resets_the_memory_of_a_fresh_stream(trained):
     learner, state = trained
-    fresh_B = np.array([True, False, False, True])
+    fresh_B = jnp.array([True, False, False, True])
     emptied = learner.model.reset(state.consolidation, fresh_B)[0].memory.sums.A_SxFxF[0]
     assert np.all(emptied[fresh_B] == 0)
     np.testing.assert_array_equal(emptied[~fresh_B], state.consolidation[0].memory.sums.A_SxFxF[0][~fresh_B])
@@ -103,7 +110,7 @@ def test_the_least_attention_is_counted_by_hand(trained):
     progress, asked = deployment.begin(learner, state.consolidation, 2), [set(), set()]
     for index in range(4):
         batch = learner.task.batch("held_out", 0, index, 32, 2)
-        progress, counts = deployment.visit(learner, state.params, progress, 32, True, 0, index)
+        progress, counts = visited(learner, state, progress, index)
         least, seen = 0, [set(), set()]
         for row in range(2):
             for pattern, new, answer in zip(

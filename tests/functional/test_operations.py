@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cram_cases import INPUTS
 from layer_cases import LAYERS
 
 from cram_jax import kernels
@@ -15,9 +16,15 @@ from cram_jax.functional.episodic import EpisodicConfig
 from cram_jax.functional.layer import Routes
 from cram_jax.functional.mamba2 import Mamba2Config
 from cram_jax.functional.palimpsa import PalimpsaConfig
+from cram_jax.functional.routing import RoutingConfig
 from cram_jax.functional.working import WorkingConfig
 
-CFG = CRAMConfig(D=8, F=16, episodic=EpisodicConfig(heads=2, head_dim=4, memory=2))
+CFG = CRAMConfig(
+    D=8,
+    F=16,
+    episodic=EpisodicConfig(heads=2, head_dim=4, memory=2),
+    routing=RoutingConfig(features=INPUTS),
+)
 ATTENDED = np.array([[0, 1, 0, 1, 1, 0], [0, 0, 0, 0, 0, 0]], bool)
 KEPT = np.array([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]], bool)
 SHAPE = ATTENDED.shape
