@@ -43,7 +43,7 @@ def draw(result: dict) -> Figure:
     exposure.set(
         xscale="log",
         yscale="log",
-        xlabel="earlier queries of the pattern, plus 1",
+        xlabel="earlier queries\nof the pattern, plus 1",
         ylabel="chance that a query attends",
     )
     for axis in axes.flat:
