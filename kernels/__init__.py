@@ -1,7 +1,7 @@
 """Kernels: attention that computes only what a plan selects, and scans over a recurrent state."""
 
 from .backends import NotSupported
-from .common import segment_starts
+from .common import segment_firsts, segment_starts
 from .palimpsa import PalimpsaState, palimpsa_scan, shared_importance_scan
 from .skip_attention import (
     SkipPlan,
@@ -26,6 +26,7 @@ __all__ = [
     "palimpsa_scan",
     "read_cache",
     "resolve",
+    "segment_firsts",
     "segment_starts",
     "shared_importance_scan",
     "skip_attention",

@@ -18,6 +18,12 @@ def segment_starts(segment_BxT: Int[Array, "B T"]) -> Bool[Array, "B T"]:
     return jnp.diff(segment_BxT, axis=1, prepend=segment_BxT[:, :1]) != 0
 
 
+def segment_firsts(segment_BxT: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Returns the position at which each token's segment begins."""
+    position_T = jnp.arange(segment_BxT.shape[1], dtype=jnp.int32)
+    return jax.lax.cummax(jnp.where(segment_starts(segment_BxT), position_T, 0), axis=1)
+
+
 def default_scale(scale: float | None, K: int) -> float:
     """Returns the factor on q.k: `scale`, or K**-0.5 by default."""
     return K**-0.5 if scale is None else float(scale)

@@ -6,7 +6,6 @@ the event alone tells whether semantic memory would answer them wrongly: a **con
 that.
 """
 
-import dataclasses
 from functools import partial
 from typing import NamedTuple
 
@@ -15,8 +14,8 @@ import jax.numpy as jnp
 
 from cram_jax import kernels
 from cram_jax.dims import Array, Bool, Float, Int, Key, Marks, Segments, Tokens
-from cram_jax.functional import posterior
-from cram_jax.functional.common import FeedForward, init_feed_forward, normal
+from cram_jax.functional import episodic, posterior
+from cram_jax.functional.common import FeedForward, init_feed_forward, normal, silent
 from cram_jax.functional.episodic import BUCKET_SIZES, EpisodicConfig
 from cram_jax.functional.posterior import Posterior, PosteriorConfig, PosteriorSums
 
@@ -57,13 +56,12 @@ def init(key: Key, D: int, cfg: EpisodicConfig, memory: PosteriorConfig) -> Addr
     """Unit-variance projections; almost all events are kept."""
     H, K = cfg.heads, cfg.head_dim
     a, v, o, w, f = jax.random.split(key, 5)
-    gate = init_feed_forward(w, D + 1, cfg.width, 1)
     return AddressedParams(
         normal(a, (D, H, K), D),
         jnp.full(H, SHARPNESS),
         normal(v, (D, H, K - 1), D),
         normal(o, (H, K - 1, D), H * K),
-        gate._replace(out_FxD=jnp.zeros_like(gate.out_FxD)),
+        silent(init_feed_forward(w, D + 1, cfg.width, 1)),
         posterior.frequencies(f, H * K, memory),
     )
 
@@ -79,11 +77,6 @@ def joined(a: Float[Array, "... H K"]) -> Float[Array, "... E"]:
     return a.reshape(*a.shape[:-2], -1) * a.shape[-2] ** -0.5
 
 
-def values(params: AddressedParams, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    """What a query retrieves from this event if it attends to nothing else."""
-    return jnp.einsum("...d,dhv,hvo->...o", x, params.v_DxHxV, params.o_HxVxD)
-
-
 def contradict(recalled: Float[Array, "... D"], value: Float[Array, "... D"]) -> Bool[Array, "..."]:
     """Whether semantic memory recalls something for an event, and something else than the event's own value.
 
@@ -95,12 +88,18 @@ def contradict(recalled: Float[Array, "... D"], value: Float[Array, "... D"]) ->
     return known & (square(recalled - value) > APART * (square(recalled) + square(value)))
 
 
-def plan_lists(looks_BxT: Marks, kept_BxT: Marks, segment_BxT: Segments | None, memory: int) -> kernels.SkipPlan:
-    """The tokens that look something up, and for each the last `memory` events kept before it, its own left out.
+def listed(looks_BxT: Marks) -> kernels.SkipPlan:
+    """The tokens that look something up, as a plan without keys. Each of them counts, so a bucket holds them all."""
+    plan = kernels.make_plan(looks_BxT, kept_BxT=jnp.zeros_like(looks_BxT))
+    return plan._replace(end_BxC=(plan.rows_BxC < looks_BxT.shape[1]).astype(jnp.int32))
+
+
+def plan_reads(attends_BxT: Marks, kept_BxT: Marks, segment_BxT: Segments | None, memory: int) -> kernels.SkipPlan:
+    """The tokens that attend, and for each the last `memory` events kept before it, its own left out.
 
     With one address for keys and queries, a token that is kept would attend to itself.
     """
-    plan = kernels.make_plan(looks_BxT, kept_BxT=kept_BxT, segment_BxT=segment_BxT)
+    plan = kernels.make_plan(attends_BxT, kept_BxT=kept_BxT, segment_BxT=segment_BxT)
     own_BxC = plan.gather_queries(kept_BxT.astype(jnp.float32)) > 0
     end_BxC = plan.end_BxC - own_BxC
     return plan._replace(start_BxC=jnp.maximum(plan.start_BxC, end_BxC - memory), end_BxC=end_BxC)
@@ -115,9 +114,13 @@ def read(
     cfg: EpisodicConfig,
 ) -> tuple[Tokens, Float[Array, "B T"]]:
     """(r^E of the plan's rows (Eq 3), the reads that the write gate learns from); 0 elsewhere. See `episodic.read`."""
-    T, kind = x_BxTxD.shape[1], jnp.result_type(x_BxTxD, params.v_DxHxV)
-    cfg = dataclasses.replace(cfg, backend=kernels.resolve(cfg.backend, T, T, kind))
-    return kernels.in_buckets(partial(_read, cfg), plan, params, x_BxTxD, read_weight_BxT, sizes=BUCKET_SIZES)
+    return episodic.attend(_projected, params, plan, x_BxTxD, read_weight_BxT, cfg=cfg)
+
+
+def _projected(_, params, plan, x_BxTxD, weight_BxS):
+    return query(params, addresses(params, plan.gather_queries(x_BxTxD))), *keys_values(
+        params, plan.gather_keys(x_BxTxD), weight_BxS
+    )
 
 
 def query(params: AddressedParams, address: Float[Array, "... H K"]) -> Float[Array, "... H K"]:
@@ -126,23 +129,8 @@ def query(params: AddressedParams, address: Float[Array, "... H K"]) -> Float[Ar
 
 
 def keys_values(params: AddressedParams, x: Float[Array, "... D"], read_weight: Float[Array, "..."]):
-    """(keys, values), the values with the coordinate of the write gate."""
-    v = jnp.einsum("...d,dhv->...hv", x, params.v_DxHxV)
-    weight = jnp.broadcast_to(read_weight[..., None, None], (*v.shape[:-1], 1)).astype(v.dtype)
-    return addresses(params, x), jnp.concatenate([v, weight], axis=-1)
-
-
-def output(params: AddressedParams, o: Float[Array, "... H K"]):
-    """(r^E; reads: 0, with the gradient of the read weights of the events that were read)."""
-    return jnp.einsum("...hv,hvd->...d", o[..., :-1], params.o_HxVxD), jnp.mean(o[..., -1], axis=-1)
-
-
-def _read(cfg: EpisodicConfig, plan, params, x_BxTxD, read_weight_BxT):
-    T = x_BxTxD.shape[1]
-    q = query(params, addresses(params, plan.gather_queries(x_BxTxD)))
-    k, v = keys_values(params, plan.gather_keys(x_BxTxD), plan.gather_keys(read_weight_BxT))
-    r_BxCxD, reads_BxC = output(params, kernels.skip_attention_compact(q, k, v, plan, backend=cfg.backend))
-    return plan.scatter(r_BxCxD, T), plan.scatter(reads_BxC, T)
+    """Keys, which are the events' addresses, and their values."""
+    return addresses(params, x), episodic.values(params.v_DxHxV, x, read_weight)
 
 
 def contradictions(
@@ -178,18 +166,12 @@ def noted(against: Contradictions, address_BxE, wrong_B: Bool[Array, "B"], posit
     )
 
 
-def firsts(segment_BxT: Segments | None, shape: tuple[int, int]) -> Int[Array, "B T"]:
-    """Where each token's segment starts."""
-    if segment_BxT is None:
-        return jnp.zeros(shape, jnp.int32)
-    place_T = jnp.arange(shape[1], dtype=jnp.int32)
-    return jax.lax.cummax(jnp.where(kernels.segment_starts(segment_BxT), place_T, 0), axis=1)
-
-
 def contradicts(params: AddressedParams, up_SxFxD, x: Float[Array, "... D"]) -> Bool[Array, "..."]:
     """Whether semantic memory contradicts an event, were it kept."""
     phi = posterior.features(params.frequencies_ExR, joined(addresses(params, x)))
-    return contradict(phi @ up_SxFxD, values(params, x))
+    # What a query would retrieve if it attended to this event alone
+    value = jnp.einsum("...d,dhv,hvo->...o", x, params.v_DxHxV, params.o_HxVxD)
+    return contradict(phi @ up_SxFxD, value)
 
 
 def _contradictions(plan, params, up_SxFxD, x_BxTxD):

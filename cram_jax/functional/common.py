@@ -63,6 +63,11 @@ def init_feed_forward(key: Key, D: int, F: int, out: int | None = None) -> FeedF
     return FeedForward(normal(read, (D, F), D), jnp.zeros(F), normal(write, (F, out or D), F))
 
 
+def silent(network: FeedForward) -> FeedForward:
+    """The network with an output of 0, whatever it reads, until it is trained."""
+    return network._replace(out_FxD=jnp.zeros_like(network.out_FxD))
+
+
 def feed_forward(params: FeedForward, x: Float[Array, "... D"]) -> Float[Array, "... O"]:
     """W_out gelu(W_in x + b)."""
     return jax.nn.gelu(x @ params.in_DxF + params.bias_F) @ params.out_FxD

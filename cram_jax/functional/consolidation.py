@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Float, Key, Marks, Scalar, Tokens
-from cram_jax.functional.common import FeedForward, check_at_least_one, feed_forward, init_feed_forward
+from cram_jax.functional.common import FeedForward, check_at_least_one, feed_forward, init_feed_forward, silent
 
 LEAST_VARIANCE = 0.01  # of sigma^2
 
@@ -65,10 +65,10 @@ class ConsolidationStats(NamedTuple):
     count: Float[Array, "*layers"]
 
 
-def init_state(D: int, cfg: ConsolidationConfig) -> ConsolidationState:
-    """Nothing seen yet; every token attends until `release`."""
+def init_state(D: int, decay: float) -> ConsolidationState:
+    """Nothing seen yet; every token attends until `release`. decay: see `ConsolidationConfig`."""
     return ConsolidationState(
-        jnp.zeros(D), jnp.zeros(()), jnp.zeros(()), jnp.asarray(cfg.decay, jnp.float32), jnp.zeros((), bool)
+        jnp.zeros(D), jnp.zeros(()), jnp.zeros(()), jnp.asarray(decay, jnp.float32), jnp.zeros((), bool)
     )
 
 
@@ -131,8 +131,7 @@ def quality(
 
 def init_familiarity(key: Key, D: int, cfg: ConsolidationConfig) -> FeedForward:
     """A small network from a token to the logit of its estimated quality, which starts at 1/2."""
-    head = init_feed_forward(key, D, cfg.width, 1)
-    return head._replace(out_FxD=jnp.zeros_like(head.out_FxD))
+    return silent(init_feed_forward(key, D, cfg.width, 1))
 
 
 def familiarity_logit(params: FeedForward, x: Float[Array, "... D"]) -> Float[Array, "..."]:

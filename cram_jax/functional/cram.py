@@ -133,7 +133,7 @@ class CRAMConfig(Layer):
 
     def init_state(self, streams: int | None = None) -> ConsolidationState:
         """Every token attends until `release`. One for all streams: its semantic memory is in the parameters."""
-        return consolidation.init_state(self.D, self.consolidation)
+        return consolidation.init_state(self.D, self.consolidation.decay)
 
     def init_cache(self, batch: int) -> CRAMCache:
         """Nothing seen yet."""

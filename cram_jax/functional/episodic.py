@@ -1,6 +1,7 @@
 """Episodic memory: a bounded buffer of kept events, written through a gate and read by attention (CRAM, Eq 3)."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -9,7 +10,15 @@ import jax.numpy as jnp
 
 from cram_jax import kernels
 from cram_jax.dims import Array, Bool, Float, Int, Key, Marks, Segments, Token, Tokens
-from cram_jax.functional.common import FeedForward, check_at_least_one, feed_forward, init_feed_forward, normal, rotate
+from cram_jax.functional.common import (
+    FeedForward,
+    check_at_least_one,
+    feed_forward,
+    init_feed_forward,
+    normal,
+    rotate,
+    silent,
+)
 
 # Shares of a sequence's (queries, keys). After the release, training attends with some 5% of tokens, audits included,
 # and keeps under 20%.
@@ -82,13 +91,12 @@ def init(key: Key, D: int, cfg: EpisodicConfig) -> EpisodicParams:
     """Unit-variance projections; almost all events are kept."""
     H, K = cfg.heads, cfg.head_dim
     q, k, v, o, w = jax.random.split(key, 5)
-    gate = init_feed_forward(w, D + 1, cfg.width, 1)
     return EpisodicParams(
         normal(q, (D, H, K), D),
         normal(k, (D, H, K), D),
         normal(v, (D, H, K - 1), D),
         normal(o, (H, K - 1, D), H * K),
-        gate._replace(out_FxD=jnp.zeros_like(gate.out_FxD)),
+        silent(init_feed_forward(w, D + 1, cfg.width, 1)),
     )
 
 
@@ -140,14 +148,21 @@ def _queries(params: EpisodicParams, x_BxCxD, position_BxC, cfg: EpisodicConfig)
 
 def _keys_values(params: EpisodicParams, x_BxSxD, read_weight_BxS, position_BxS, cfg: EpisodicConfig):
     k = jnp.einsum("bsd,dhk->bshk", x_BxSxD, params.k_DxHxK)
-    v = jnp.einsum("bsd,dhv->bshv", x_BxSxD, params.v_DxHxV)
-    weight = jnp.broadcast_to(read_weight_BxS[..., None, None], (*v.shape[:-1], 1)).astype(v.dtype)
-    return rotate(k, position_BxS) if cfg.rotary else k, jnp.concatenate([v, weight], axis=-1)
+    return rotate(k, position_BxS) if cfg.rotary else k, values(params.v_DxHxV, x_BxSxD, read_weight_BxS)
 
 
-def _output(params: EpisodicParams, o_BxCxHxV):
+def values(
+    v_DxHxV: Float[Array, "D H V"], x: Float[Array, "... D"], read_weight: Float[Array, "..."]
+) -> Float[Array, "... H K"]:
+    """The events' values, and as their last coordinate the read weight (`Writes`)."""
+    v = jnp.einsum("...d,dhv->...hv", x, v_DxHxV)
+    weight = jnp.broadcast_to(read_weight[..., None, None], (*v.shape[:-1], 1)).astype(v.dtype)
+    return jnp.concatenate([v, weight], axis=-1)
+
+
+def output(o_HxVxD: Float[Array, "H V D"], o: Float[Array, "... H K"]):
     """(r^E; reads: 0, with the gradient of the read weights of the events that were read)."""
-    return jnp.einsum("bchv,hvd->bcd", o_BxCxHxV[..., :-1], params.o_HxVxD), jnp.mean(o_BxCxHxV[..., -1], axis=-1)
+    return jnp.einsum("...hv,hvd->...d", o[..., :-1], o_HxVxD), jnp.mean(o[..., -1], axis=-1)
 
 
 def plan_reads(
@@ -170,17 +185,32 @@ def read(
     Queries and outputs are projected for the plan's rows only, keys and values for its slots only, in the smallest
     bucket that holds the longest lists of the batch.
     """
-    T, kind = x_BxTxD.shape[1], jnp.result_type(x_BxTxD, params.q_DxHxK)
-    cfg = dataclasses.replace(cfg, backend=kernels.resolve(cfg.backend, T, T, kind))
-    return kernels.in_buckets(partial(_read, cfg), plan, params, x_BxTxD, read_weight_BxT, sizes=BUCKET_SIZES)
+    return attend(_projected, params, plan, x_BxTxD, read_weight_BxT, cfg=cfg)
 
 
-def _read(cfg: EpisodicConfig, plan, params, x_BxTxD, read_weight_BxT):
-    T = x_BxTxD.shape[1]
+def _projected(cfg: EpisodicConfig, params, plan, x_BxTxD, weight_BxS):
     q = _queries(params, plan.gather_queries(x_BxTxD), plan.rows_BxC, cfg)
-    weight_BxS = plan.gather_keys(read_weight_BxT)
-    k, v = _keys_values(params, plan.gather_keys(x_BxTxD), weight_BxS, plan.slots_BxS, cfg)
-    r_BxCxD, reads_BxC = _output(params, kernels.skip_attention_compact(q, k, v, plan, backend=cfg.backend))
+    return q, *_keys_values(params, plan.gather_keys(x_BxTxD), weight_BxS, plan.slots_BxS, cfg)
+
+
+def attend(project: Callable, params, plan: kernels.SkipPlan, x_BxTxD: Tokens, read_weight_BxT, *, cfg: EpisodicConfig):
+    """`read` with other projections.
+
+    Args:
+      project: from (cfg, params, plan, x_BxTxD, read weights of the plan's slots) to (queries of its rows, keys of its
+        slots, values of its slots).
+      params: what `project` needs, and `o_HxVxD`.
+    """
+    T, kind = x_BxTxD.shape[1], jnp.result_type(x_BxTxD, params.o_HxVxD)
+    cfg = dataclasses.replace(cfg, backend=kernels.resolve(cfg.backend, T, T, kind))
+    f = partial(_attend, project, cfg)
+    return kernels.in_buckets(f, plan, params, x_BxTxD, read_weight_BxT, sizes=BUCKET_SIZES)
+
+
+def _attend(project, cfg: EpisodicConfig, plan, params, x_BxTxD, read_weight_BxT):
+    T = x_BxTxD.shape[1]
+    q, k, v = project(cfg, params, plan, x_BxTxD, plan.gather_keys(read_weight_BxT))
+    r_BxCxD, reads_BxC = output(params.o_HxVxD, kernels.skip_attention_compact(q, k, v, plan, backend=cfg.backend))
     return plan.scatter(r_BxCxD, T), plan.scatter(reads_BxC, T)
 
 
@@ -232,6 +262,6 @@ def read_cache(
 
     def attend():
         q_Bx1xHxK = _queries(params, x_BxD[:, None], jnp.full((x_BxD.shape[0], 1), position), cfg)
-        return _output(params, look_up(cache, q_Bx1xHxK[:, 0], attends_B)[:, None])[0][:, 0]
+        return output(params.o_HxVxD, look_up(cache, q_Bx1xHxK[:, 0], attends_B))[0]
 
     return jax.lax.cond(jnp.any(attends_B), attend, lambda: jnp.zeros_like(x_BxD))

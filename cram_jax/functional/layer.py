@@ -128,8 +128,19 @@ class Layer(abc.ABC):
           train: forward, backward and what the backward pass recomputes; else forward alone.
         """
 
+    def lookups(self, shape: tuple[int, int], routes) -> Any:
+        """The part of `operations` that has no backward pass; 0 by default."""
+        return 0.0
+
     def update(self, state: State, stats: Any, axis_name: str | None = None) -> State:
         """The state after a training step; `axis_name` sums the statistics over that mapped axis first."""
+        return state
+
+    def for_streams(self, state: State, streams: int) -> State:
+        """The state for that many fresh streams: what the layer keeps of all streams together stays.
+
+        Unchanged in a layer that keeps nothing of a single stream.
+        """
         return state
 
     def reset(self, state: State, fresh_S: Bool[Array, "S"]) -> State:

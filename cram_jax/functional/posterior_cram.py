@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cram_jax import kernels
 from cram_jax.dims import Array, Bool, Float, Gap, Gaps, Int, Key, Token, Tokens
 from cram_jax.functional import (
     addressed,
@@ -34,7 +35,6 @@ from cram_jax.functional.common import (
     rms_norm,
     uniforms,
 )
-from cram_jax.functional.consolidation import ConsolidationConfig
 from cram_jax.functional.episodic import EpisodicConfig, Writes
 from cram_jax.functional.layer import Layer, LayerAux, Operations, apply, init, init_cache, init_state, step
 from cram_jax.functional.objective import MemorySums
@@ -94,7 +94,6 @@ class PosteriorCRAMConfig(Layer):
     episodic: EpisodicConfig = EpisodicConfig(heads=1, memory=256)
     semantic: PosteriorConfig = PosteriorConfig()
     learning: LearningConfig = LearningConfig()
-    consolidation: ConsolidationConfig = ConsolidationConfig()
     routing: TwoStageConfig = TwoStageConfig()
 
     draws: ClassVar[bool] = True
@@ -124,7 +123,7 @@ class PosteriorCRAMConfig(Layer):
     def init_state(self, streams: int | None = None) -> StreamState:
         """An empty memory, one for each stream, or one for all if None. Every token attends until `release`."""
         axes = () if streams is None else (streams,)
-        retrievals = consolidation.init_state(self.D, self.consolidation)
+        retrievals = consolidation.init_state(self.D, self.learning.decay)
         return StreamState(retrievals, posterior.init(self.D, self.semantic, axes))
 
     def init_cache(self, batch: int) -> PosteriorCRAMCache:
@@ -153,12 +152,12 @@ class PosteriorCRAMConfig(Layer):
         doubt = None if uniform_BxTx4 is None else uniform_BxTx4[..., 2]
         audited_BxT, rate_BxT = two_stage.audits(doubt, ~need.hard, need.mean, train, self.routing)
         looks_BxT = need.hard | audited_BxT | ~used
-        plan = addressed.plan_lists(looks_BxT, writes.kept_BxT, segment_BxT, self.episodic.memory)
-        first_BxT = addressed.firsts(segment_BxT, (B, T))
+        plan = addressed.listed(looks_BxT)
+        first_BxT = jnp.zeros((B, T), jnp.int32) if segment_BxT is None else kernels.segment_firsts(segment_BxT)
         asked = addressed.look_up(held, memory, plan, seen_BxTxD, first_BxT, against, self.semantic.bandwidth, used)
         made = self._decide(params, state, need, looks_BxT, asked, audited_BxT, rate_BxT, noise(1), doubt, train)
 
-        attends = addressed.plan_lists(made.attended_BxT, writes.kept_BxT, segment_BxT, self.episodic.memory)
+        attends = addressed.plan_reads(made.attended_BxT, writes.kept_BxT, segment_BxT, self.episodic.memory)
         computed, c_BxTxD = cast(params.episodic, self.compute_dtype), cast(z_BxTxD, self.compute_dtype)
         read = addressed.read(computed, attends, c_BxTxD, writes.read_weight_BxT, cfg=self.episodic)
         r_BxTxD, reads_BxT = (a.astype(x_BxTxD.dtype) for a in read)
@@ -217,7 +216,7 @@ class PosteriorCRAMConfig(Layer):
         computed, c_BxD = cast(params.episodic, self.compute_dtype), cast(z_BxD, self.compute_dtype)
         ring = cache.episodic
         q_BxHxK = addressed.query(computed, addressed.addresses(computed, c_BxD))
-        attend = lambda: addressed.output(computed, episodic.look_up(ring, q_BxHxK, made.attended_BxT))[0]
+        attend = lambda: episodic.output(computed.o_HxVxD, episodic.look_up(ring, q_BxHxK, made.attended_BxT))[0]
         r_BxD = jax.lax.cond(jnp.any(made.attended_BxT), attend, lambda: jnp.zeros_like(c_BxD)).astype(x_BxD.dtype)
         found_B = made.attended_BxT & (ring.written_B > 0)
         mixed_BxD = two_stage.mix(made, worked_BxD, r_BxD, asked.recalled_BxTxD.astype(x_BxD.dtype))
@@ -269,6 +268,11 @@ class PosteriorCRAMConfig(Layer):
         """From now on the router decides who attends, and what is retrieved is consolidated."""
         return state._replace(retrievals=consolidation.release(state.retrievals, when))
 
+    def for_streams(self, state: StreamState, streams: int) -> StreamState:
+        """Empty memories; scales of retrievals and the release are those of all streams."""
+        axes = (*state.retrievals.released.shape, streams)  # of layers, if they are stacked
+        return state._replace(memory=posterior.init(self.D, self.semantic, axes))
+
     def reset(self, state: StreamState, fresh_S: Bool[Array, "S"]) -> StreamState:
         """The marked streams begin anew."""
         fresh = jnp.broadcast_to(fresh_S, state.memory.ridge.shape)
@@ -288,7 +292,7 @@ class PosteriorCRAMConfig(Layer):
     def operations(self, shape: tuple[int, int], routes: CRAMRoutes, train: bool) -> Operations:
         """Attention over the plan that was executed, look-ups of the tokens that asked, networks of all tokens."""
         D, network, read = self.D, operations.network, self.episodic
-        plan = addressed.plan_lists(routes.attended_BxT, routes.kept_BxT, None, read.memory)
+        plan = addressed.plan_reads(routes.attended_BxT, routes.kept_BxT, None, read.memory)
         work = operations.plan_work(plan, shape)
         attended = operations.attention(work, D, read.heads, read.head_dim, train=train, in_buckets=True)
         beside = (

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Float, Int, Key
-from cram_jax.functional.common import FeedForward, check_at_least_one, feed_forward, init_feed_forward
+from cram_jax.functional.common import FeedForward, check_at_least_one, feed_forward, init_feed_forward, silent
 
 WORKING, EPISODIC, SEMANTIC = 0, 1, 2
 FEATURES = ("content", "gap", "dynamics", "familiarity", "uncertainty")
@@ -112,8 +112,7 @@ def feature_width(D: int, cfg: RoutingConfig) -> int:
 
 def init(key: Key, D: int, cfg: RoutingConfig) -> FeedForward:
     """An indifferent router: its output weights are zero."""
-    net = init_feed_forward(key, feature_width(D, cfg), cfg.width, 3)
-    return net._replace(out_FxD=jnp.zeros_like(net.out_FxD))
+    return silent(init_feed_forward(key, feature_width(D, cfg), cfg.width, 3))
 
 
 def route(

@@ -24,17 +24,21 @@ class LearningConfig:
         So what is met once takes little of the memory, and a new value outweighs the one that it contradicts.
     rehearsal: weight of the write of a token that semantic memory answered. It writes its own recall again, so what
         is used stays, and what is not fades.
+    decay: of the running mean and variance of retrievals, per visit; 0.99 remembers about 100 visits.
     """
 
     first: float = 0.2
     growth: float = 2.0
     rehearsal: float = 0.5
+    decay: float = 0.99
 
     def __post_init__(self):
         if not self.first > 0:
             raise ValueError(f"first must be above 0, got {self.first}; with 0 nothing is ever written")
         if self.growth < 0 or self.rehearsal < 0:
             raise ValueError(f"growth and rehearsal must be at least 0, got {self.growth} and {self.rehearsal}")
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {self.decay}")
 
 
 class StreamState(NamedTuple):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Float, Int, Key
-from cram_jax.functional.common import FeedForward, check_at_least_one, feed_forward, init_feed_forward
+from cram_jax.functional.common import FeedForward, check_at_least_one, feed_forward, init_feed_forward, silent
 from cram_jax.functional.episodic import Writes
 from cram_jax.functional.routing import EPISODIC, SEMANTIC, WORKING, CRAMRoutes
 
@@ -69,7 +69,6 @@ class Stage(NamedTuple):
 def init(key: Key, D: int, cfg: TwoStageConfig) -> RouterParams:
     """Indifferent to the token and to what is known: output weights are zero."""
     need, known = jax.random.split(key)
-    silent = lambda net: net._replace(out_FxD=jnp.zeros_like(net.out_FxD))
     return RouterParams(
         silent(init_feed_forward(need, D + 1, cfg.width, 1)), silent(init_feed_forward(known, 3, cfg.known_width, 1))
     )

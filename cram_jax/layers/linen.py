@@ -72,6 +72,7 @@ class _Face(nn.Module):
         return params
 
     def setup(self):
+        """Declares the parameters as named leaves, and the running state."""
         like = self._own(_shapes(self.cfg))
         names, fresh = named(like), None
         if self.is_mutable_collection("params") and not self.has_variable("params", next(iter(names))):

@@ -150,6 +150,10 @@ class Stack:
         of_layers = zip(self.layers, states, aux, strict=True)
         return tuple(layer.update(state, one.stats, axis_name) for layer, state, one in of_layers)
 
+    def for_streams(self, states: tuple, streams: int) -> tuple:
+        """Returns the states for that many fresh streams; what layers keep of all streams together stays."""
+        return tuple(layer.for_streams(state, streams) for layer, state in zip(self.layers, states, strict=True))
+
     def reset(self, states: tuple, fresh_S: Bool[Array, "S"]) -> tuple:
         """States in which the marked streams begin anew."""
         return tuple(layer.reset(state, fresh_S) for layer, state in zip(self.layers, states, strict=True))

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from cram_jax.functional.common import check_at_least_one
 from cram_jax.training import optimizer
@@ -81,9 +80,7 @@ def evaluate(
     """
     sums, learner = [], _evaluated(learner)
     in_streams = streams(learner, run)
-    states = None
-    if in_streams:  # a copy, since each visit is given the states of the one before to overwrite
-        states = learner.model.reset(jax.tree.map(jnp.copy, state.consolidation), jnp.ones(in_streams, bool))
+    states = in_streams and learner.model.for_streams(state.consolidation, in_streams)
     for index in range(run.held_out_batches(tokens)):
         batch = learner.task.batch(split, seed, index, run.length, run.batch)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), training.EVALUATION), index)

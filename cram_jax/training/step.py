@@ -170,7 +170,7 @@ def evaluate_step(learner: Learner, state: TrainState, batch, key: Key) -> Sums:
     return metrics | probes.routed(learner.model, aux, learner.task.groups(batch))
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
+@partial(jax.jit, static_argnums=0)
 def visit_step(learner: Learner, params: Params, states: tuple, batch, key: Key) -> tuple[tuple, Sums]:
     """Evaluates a visit of each stream and consolidates what it retrieved: no label, no gradient, fixed parameters.
 

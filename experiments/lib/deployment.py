@@ -1,5 +1,6 @@
 """Deploys a trained model in fresh streams: parameters are fixed, there are no labels, and only memories change."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -36,17 +37,11 @@ def begin(learner: Learner, trained: tuple, size: int) -> Progress:
     Args:
       trained: the consolidation states at the end of training: what they hold of all streams together is kept.
     """
-    P = learner.task.data.srcd.patterns
-    fresh = learner.model.init_state(size)
-    # Scales of retrievals are shared by all streams; memories are each stream's own.
-    states = tuple(
-        new._replace(retrievals=jax.tree.map(jnp.copy, old.retrievals)) if hasattr(new, "retrievals") else old
-        for new, old in zip(fresh, trained, strict=True)
-    )
+    P, states = learner.task.data.srcd.patterns, learner.model.for_streams(trained, size)
     return Progress(states, jnp.zeros((size, P), bool), jnp.zeros((size, P), jnp.int32))
 
 
-@partial(jax.jit, static_argnums=(0, 3), donate_argnums=2)
+@partial(jax.jit, static_argnums=(0, 3))
 def visit(
     learner: Learner,
     params: Params,
@@ -81,8 +76,6 @@ def visit(
         "new_queries": count(new_BxT),
         "least": count(least_BxT),
         "attended": count(attended_BxT),
-        "attended_queries": count(attended_BxT & query_BxT),
-        "attended_needlessly": count(attended_BxT & ~least_BxT),
         "right": count(right_BxT),
         "right_new": count(right_BxT & new_BxT),
         "operations": executed.total,
@@ -99,13 +92,24 @@ def visit(
     return Progress(states, streams.asked(batch, asked_BxP), seen_BxP), out
 
 
-def deploy(learner: Learner, params: Params, trained: tuple, *, size: int, visits: int, length: int, seed: int, **more):
-    """Returns counts by name, each with an axis of visits in front.
+def deploy(
+    learner: Learner,
+    params: Params,
+    trained: tuple,
+    *,
+    size: int,
+    visits: int,
+    length: int,
+    seed: int,
+    consolidate: bool,
+    show: Callable[[int, list[dict]], None],
+) -> dict[str, np.ndarray]:
+    """Deploys in `size` fresh streams; returns counts by name, each with an axis of visits in front.
 
     Args:
-      size: fresh streams. more: `consolidate`, and `show`, a function of (visits done, counts of the last ones).
+      trained, consolidate: see `begin` and `visit`.
+      show: called after each visit with the number of visits done, and the counts of each.
     """
-    consolidate, show = more.get("consolidate", True), more.get("show", lambda done, counts: None)
     progress, all_counts = begin(learner, trained, size), []
     for index in range(visits):
         batch = learner.task.batch("held_out", seed, index, length, size)

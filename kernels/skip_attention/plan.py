@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from ..common import segment_starts
+from ..common import segment_firsts
 
 
 class SkipPlan(NamedTuple):
@@ -155,8 +155,7 @@ def make_plan(
     if window is not None:
         start_BxT = jnp.maximum(start_BxT, before(jnp.broadcast_to(jnp.arange(T) - window + 1, (B, T))))
     if segment_BxT is not None:
-        first_BxT = jax.lax.cummax(jnp.where(segment_starts(segment_BxT), jnp.arange(T), 0), axis=1)
-        start_BxT = jnp.maximum(start_BxT, before(first_BxT))
+        start_BxT = jnp.maximum(start_BxT, before(segment_firsts(segment_BxT)))
 
     rows_BxC = _positions(attends_BxT, C)
     total = lambda marked_BxT: jnp.sum(marked_BxT, axis=1, dtype=jnp.int32)

@@ -61,12 +61,13 @@ def test_what_is_frozen_is_the_sources_and_all_else_is_trained(finished):
 
 @pytest.mark.parametrize("model", transfer.SELECTION)
 def test_what_is_frozen_can_be_frozen(model):
-    config = transfer_config.get_config()
-    for way in transfer.WAYS:  # a pattern that matches no parameter is refused
-        transfer.build(
-            transfer.target_settings(config, targets.Target("copy", "copy"), model, way, 0),
-            targets.Target("copy", "copy"),
-        )
+    config, target = transfer_config.get_config(), targets.Target("copy", "copy")
+    settings = {way: transfer.target_settings(config, target, model, way, 0) for way in transfer.WAYS}
+    # A pattern that matches no parameter would be refused here
+    built = {way: transfer.build(found, target)[0] for way, found in settings.items()}
+    frozen = {way: learner.optimizer.frozen for way, learner in built.items()}
+    assert frozen["from scratch"] == () and frozen["frozen"] == tuple(transfer.SELECTION[model])
+    assert frozen["head alone"] and not set(frozen["head alone"]) & set(frozen["frozen"])
 
 
 def test_a_transferred_router_decides_from_the_first_step_and_the_price_starts_anew(finished):

@@ -19,7 +19,7 @@ def retrievals(seed: int, count: int = 4000, mean: float = 30.0):
 
 def test_the_variance_is_centred():
     # With mean 30 an uncentred variance would be 5406; the centred one is D = 6
-    state = consolidation.init_state(D, CFG)
+    state = consolidation.init_state(D, CFG.decay)
     for seed in range(60):
         r_BxTxD = retrievals(seed)
         state = consolidation.update(state, consolidation.statistics(r_BxTxD, jnp.ones(r_BxTxD.shape[:2], bool)))
@@ -28,7 +28,7 @@ def test_the_variance_is_centred():
 
 
 def test_before_any_retrieval_the_variance_is_one_and_nothing_moves():
-    state = consolidation.init_state(D, CFG)
+    state = consolidation.init_state(D, CFG.decay)
     none = consolidation.statistics(jnp.full((1, 3, D), jnp.nan), jnp.zeros((1, 3), bool))
     after = consolidation.update(state, none)
     assert consolidation.variance(after) == 1
@@ -38,7 +38,7 @@ def test_before_any_retrieval_the_variance_is_one_and_nothing_moves():
 def test_sums_over_devices_equal_one_big_batch():
     r_BxTxD = retrievals(0, count=64)
     marks_BxT = jax.random.bernoulli(jax.random.key(1), 0.5, r_BxTxD.shape[:2])
-    state = consolidation.init_state(D, CFG)
+    state = consolidation.init_state(D, CFG.decay)
     whole = consolidation.update(state, consolidation.statistics(r_BxTxD, marks_BxT))
 
     def part(r_TxD, marks_T):
@@ -102,7 +102,7 @@ def test_only_retrievals_teach_the_semantic_memory(poison):
 
 def test_a_layer_that_stopped_attending_does_not_own_the_gradient():
     # Retrievals that hardly differ (1e-4 a coordinate): their own variance would make the lesson 1e6 times as large
-    state = consolidation.init_state(D, CFG)
+    state = consolidation.init_state(D, CFG.decay)
     for seed in range(30):
         r_BxTxD = 1e-4 * retrievals(seed, count=100, mean=0.0)
         state = consolidation.update(state, consolidation.statistics(r_BxTxD, jnp.ones(r_BxTxD.shape[:2], bool)))

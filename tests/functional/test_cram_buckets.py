@@ -177,9 +177,8 @@ def counting(monkeypatch, module, name, note=lambda *args: None):
 
 
 def test_a_read_projects_the_shortest_lists_that_hold_it(monkeypatch):
-    lists = counting(
-        monkeypatch, episodic, "_read", lambda cfg, plan, *_: (plan.rows_BxC.shape[1], plan.slots_BxS.shape[1])
-    )
+    sizes = lambda project, cfg, plan, *_: (plan.rows_BxC.shape[1], plan.slots_BxS.shape[1])
+    lists = counting(monkeypatch, episodic, "_attend", sizes)
     params, state = obedient()
     x_BxTxD, _ = sparse_inputs(256)
     run = jax.jit(lambda x: cram.apply(params, state, x, cfg=CFG)[0])

@@ -171,7 +171,7 @@ def test_looking_at_more_changes_no_answer(cfg):
     assert np.all(audited.routes.attended_BxT) and not np.all(plain.routes.attended_BxT)
     # With all events in reach, every token retrieves, the first one its own event if a token may see its own
     _, attentive = whole(cfg.attentive(T))(*arrays)
-    own = not hasattr(cfg, "lookups")
+    own = cfg is not LAYERS["posterior cram"]
     assert np.all(attentive.routes.kept_BxT) and np.all(attentive.routes.retrieved_BxT[:, 0] == own)
     assert np.all(attentive.routes.retrieved_BxT[:, 1:]) and not np.all(audited.routes.kept_BxT)
     assert attentive.sums.retrieved == B * (T - (not own))
@@ -193,7 +193,7 @@ def test_operations_are_those_of_the_tokens_and_routes(cfg):
     assert 0 <= attention < total
     back = count(routes, True)
     # Look-ups and the solution of a memory outside the parameters have no backward pass
-    looked = [float(cfg.lookups((B, T), r)) if hasattr(cfg, "lookups") else 0.0 for r in (routes, filled(cfg, False))]
+    looked = [float(cfg.lookups((B, T), r)) for r in (routes, filled(cfg, False))]
     assert back[0] >= 3 * attention and 3 * (total - looked[0]) <= back[1] - looked[0] <= 5 * (total - looked[0])
     # Twice the sequences are twice the work
     doubled = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), routes)

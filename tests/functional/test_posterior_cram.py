@@ -1,11 +1,13 @@
 """The CRAM layer whose semantic memory is a posterior."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cram_jax.functional import posterior_cram, two_stage
+from cram_jax.functional import addressed, posterior, posterior_cram, two_stage
 from cram_jax.functional.episodic import EpisodicConfig
 from cram_jax.functional.posterior import PosteriorConfig
 from cram_jax.functional.posterior_cram import PosteriorCRAMConfig
@@ -99,3 +101,30 @@ def test_streaming_equals_the_whole_sequence(x64, streams):
     # and what it teaches adds up to the same sums
     total = jax.tree.map(lambda a: a.sum(0), each.stats.written)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), total, aux.stats.written)
+
+
+def test_whoever_needs_memory_looks_it_up_even_if_no_event_was_kept():
+    # Given a sequence long enough for short buckets, a write gate that keeps nothing, and tokens that all need memory
+    shut = dataclasses.replace(CFG.episodic, write_bias=-1e3)
+    needy = dataclasses.replace(CFG.routing, need_bias=1e3)
+    cfg = dataclasses.replace(CFG, episodic=shut, routing=needy)
+    params, state = lively(cfg), cfg.release(cfg.init_state())
+    x_BxTxD = jax.random.normal(jax.random.key(0), (B, 320, D))
+    routes = jax.jit(lambda x: posterior_cram.apply(params, state, x, cfg=cfg)[1].routes)(x_BxTxD)
+    # Then each asks, is told that nothing is known, and attends
+    assert not np.any(routes.kept_BxT) and np.all(routes.choice_BxT == EPISODIC)
+
+
+def test_a_contradicted_recall_is_not_believed():
+    # Given a memory that knows the address of an event, with its own value, with another one, or not at all
+    params = lively()
+    x_1xD = tokens(0)[0][0, :1]
+    phi = posterior.features(
+        params.episodic.frequencies_ExR, addressed.joined(addressed.addresses(params.episodic, x_1xD))
+    )
+    value = jnp.einsum("td,dhv,hvo->to", x_1xD, params.episodic.v_DxHxV, params.episodic.o_HxVxD)
+    other = jnp.roll(value, 3, axis=-1) * jnp.sign(jnp.arange(D) - 3.5)
+    for written, weight, wrong in ((value, 5.0, False), (other, 5.0, True), (other, 1e-6, False)):
+        empty = posterior.init(D, CFG.semantic)
+        memory = posterior.update(empty, posterior.writes(phi, written, jnp.full(1, weight)))
+        assert bool(addressed.contradicts(params.episodic, memory.up_SxFxD, x_1xD)[0]) == wrong

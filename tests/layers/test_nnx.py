@@ -1,5 +1,6 @@
 """What the NNX faces add to the functions: variables, random streams, nesting, and functions of a whole model."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -163,8 +164,16 @@ def test_memory_loss_is_that_of_all_layers():
     near(faces.memory_loss(net, PRICE, cfg), objective.memory_loss(sums, PRICE, cfg))
     near(faces.memory_loss(net, PRICE), objective.memory_loss(sums, PRICE, objective.ObjectiveConfig()))
 
-    # The share of pairs that retrieved is that of both layers, too
-    near(faces.attention_utilisation(net), jnp.sum(sums.retrieved) / jnp.sum(sums.tokens))
+    # The share of pairs that attended is that of both layers, too
+    near(faces.attention_utilisation(net), jnp.sum(sums.attended) / jnp.sum(sums.tokens))
+
+
+def test_who_attends_an_empty_buffer_attends():
+    # Given a layer before its release, whose write gate keeps nothing
+    shut = dataclasses.replace(CRAM.cfg, episodic=dataclasses.replace(CRAM.cfg.episodic, write_bias=-1e3))
+    layer = faces.CRAM(shut, rngs=nnx.Rngs(params=3))
+    layer(batch()[0])
+    assert faces.attention_utilisation(layer) == 1 and layer.memory[1].retrieved[...] == 0
 
 
 def test_models_without_memories_are_refused_where_memories_are_needed():
