@@ -69,7 +69,7 @@ def _progress(arm: str, done: int, counts: list[dict]) -> None:
 
 def entry(config: ConfigDict, seeds: dict[int, dict], made: dict, arm: str) -> dict:
     """Returns the entry of one arm: a run for each seed, with its numbers and its curve over blocks of visits."""
-    found, curves = [], []
+    found, curves, exposures = [], [], []
     for seed, counts in seeds.items():
         rows = deployment.blocks(counts[arm], BLOCK)
         first, last = rows[0], rows[-1]
@@ -86,11 +86,11 @@ def entry(config: ConfigDict, seeds: dict[int, dict], made: dict, arm: str) -> d
             "retrieval_accuracy_new_end": last["retrieval_accuracy_new"],
             "operations_per_token_end": last["operations_per_token"],
         }
-        exposures = {name: counts[arm][name].sum(0) for name in ("asked_by_exposure", "attended_by_exposure")}
-        run |= {f"{name}_{k}": int(v) for name, values in exposures.items() for k, v in enumerate(values)}
         found.append(gather.flat(run | {"trained_by": made["commits"], "trained_on": made["machines"]}))
         curves.append({name: [row[name] for row in rows] for name in rows[0]})
-    return strict({"settings": {}, "runs": found, **gather.statistics(found), "curves": curves})
+        asked, attended = (counts[arm][f"{what}_by_exposure"].sum(0).tolist() for what in ("asked", "attended"))
+        exposures.append({"k": list(range(len(asked))), "count": asked, "episodic": attended})
+    return strict({"settings": {}, "runs": found, **gather.statistics(found), "curves": curves, "exposures": exposures})
 
 
 def table(entries: dict[str, dict]) -> list[tuple[str, ...]]:

@@ -1,9 +1,9 @@
 """Episodic memory whose keys and queries are one address, so that a semantic memory can be asked at either.
 
 An address is a unit vector for each head. A query attends by the similarity of addresses (Eq 3), and semantic memory
-answers at the same address (`posterior.py`). Because an event that binds a key has the address of the queries for it,
-the event alone tells whether semantic memory would answer them wrongly: a **contradiction**. Nothing is retrieved for
-that.
+is asked at the same address (`posterior.py`). Training gives an event that binds a key nearly the address of the
+queries for that key. So the event shows, without any retrieval, when semantic memory would answer them wrongly: its own
+value is not what the memory recalls. Such an event is a **contradiction**.
 """
 
 from functools import partial
@@ -20,8 +20,8 @@ from cram_jax.functional.episodic import BUCKET_SIZES, EpisodicConfig
 from cram_jax.functional.posterior import Posterior, PosteriorConfig, PosteriorSums
 
 SHARPNESS = 15.0  # initial inverse temperature of attention between unit addresses
-NEVER = jnp.iinfo(jnp.int32).max  # the position of a contradiction that there is not
-KNOWN, APART = 0.25, 0.5  # of a contradiction: see `contradict`
+NEVER = jnp.iinfo(jnp.int32).max  # position in the unused places of a cache's list
+KNOWN, APART = 0.25, 0.5  # thresholds of `contradict`
 
 
 class AddressedParams(NamedTuple):
@@ -78,10 +78,10 @@ def joined(a: Float[Array, "... H K"]) -> Float[Array, "... E"]:
 
 
 def contradict(recalled: Float[Array, "... D"], value: Float[Array, "... D"]) -> Bool[Array, "..."]:
-    """Whether semantic memory recalls something for an event, and something else than the event's own value.
+    """Whether semantic memory recalls something for an event, and that is not the event's own value.
 
-    At an unknown address the recall is near 0 and says nothing, so its square must be a quarter of the value's. The two
-    differ if their squared distance is above half of the sum of their squares; for unrelated vectors it is the sum.
+    At an unknown address the recall is near 0. So it counts only if its square is above a quarter of the value's. The
+    two differ if their squared distance is above half of the sum of their squares. For unrelated vectors it is the sum.
     """
     square = lambda x: jnp.sum(x**2, axis=-1)
     known = square(recalled) > KNOWN * square(value)
@@ -185,7 +185,7 @@ class Lookup(NamedTuple):
     Attributes:
       recalled_BxTxD: r^S.
       u_BxT: its uncertainty.
-      doubt_BxT: how near the address is to an earlier contradiction, from 0 to 1, in units of u.
+      doubt_BxT: 1 at the address of an earlier contradiction, near 0 far from all: the squared kernel of the two.
     """
 
     recalled_BxTxD: Float[Array, "*shape D"]
@@ -206,7 +206,8 @@ def look_up(
     """Recall and uncertainty for the plan's rows. No gradient.
 
     Args:
-      first_BxT: where each token's segment starts. against: what a later token of the segment must not believe.
+      first_BxT: position at which each token's segment starts.
+      against: contradictions; they raise the doubt of later tokens of their segment.
       used: False while nothing is in the memory yet; then nothing is computed: u is 1, and the recall 0.
     """
     f = partial(_look_up, bandwidth)

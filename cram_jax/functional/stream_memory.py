@@ -14,7 +14,7 @@ from cram_jax.functional.posterior import Posterior, PosteriorSums
 from cram_jax.functional.routing import SEMANTIC, WORKING
 from cram_jax.functional.two_stage import Decisions
 
-LEAST = 1e-6  # of what is divided by
+LEAST = 1e-6  # smallest divisor
 
 
 @jax.tree_util.register_static
@@ -64,7 +64,7 @@ class StreamStats(NamedTuple):
 
 
 def beside(of_stream: Array, of_token: Array) -> Array:
-    """A number of each stream, or of all together, with the axes of tokens."""
+    """Reshapes a number for each stream, or one for all, so that it broadcasts against numbers for each token."""
     axes = (1,) * (of_token.ndim - of_stream.ndim) if of_stream.ndim else ()
     return of_stream.reshape(of_stream.shape + axes)
 
@@ -79,8 +79,8 @@ def lessons(
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape D"]]:
     """(weight, value) of what each token writes. No gradient.
 
-    A token that needed memory writes its retrieval, if it found something. A token that semantic memory answered writes
-    what it recalled. Others, and all tokens before the release, write nothing.
+    A token that was routed to attention and found something writes its retrieval. A token that semantic memory answered
+    writes what it recalled, or its retrieval if it was audited. Others write nothing, and nobody before the release.
     """
     needs = (made.choice_BxT != WORKING) & state.retrievals.released
     rehearses = needs & (made.choice_BxT == SEMANTIC) & ~made.audited_BxT

@@ -136,7 +136,11 @@ class Decisions(NamedTuple):
 
 
 def audits(uniform: Array | None, among: Bool[Array, "..."], chance, train: bool, cfg: TwoStageConfig):
-    """(who of `among` is audited, the rate), for tokens with that probability of episodic memory."""
+    """Draws audits: (which tokens of `among` are audited, the rate).
+
+    Args:
+      chance: each token's probability of episodic memory; in training it raises the rate.
+    """
     rate = jnp.full(among.shape, cfg.evaluation_audit_rate)
     if train:
         rate = jax.lax.stop_gradient(jnp.minimum(cfg.audit_rate + cfg.audit_gain * chance, 1))
@@ -147,7 +151,7 @@ def audits(uniform: Array | None, among: Bool[Array, "..."], chance, train: bool
 def report(made: Decisions, writes: Writes, found: Array, familiarity: Array, quality: Array, released: Array):
     """What each token did (`CRAMRoutes`).
 
-    The margin is the distance of its closest decision from falling otherwise: need, known if it was asked, and write.
+    The margin is the smallest logit, in size, of the token's decisions: need, known if it was asked, and write.
     """
     asked = made.need.hard & jnp.isfinite(made.known.logit)
     second = jnp.where(asked, jnp.abs(made.known.logit), jnp.inf)
@@ -159,8 +163,8 @@ def report(made: Decisions, writes: Writes, found: Array, familiarity: Array, qu
 def mix(made: Decisions, worked_BxTxD: Array, retrieved_BxTxD: Array, recalled_BxTxD: Array) -> Array:
     """Working memory, plus retrieval or recall where it was chosen, with a straight-through gradient (Eq 7).
 
-    Retrieval is known of tokens that attended, recall of tokens that looked up. What is not known gives neither value
-    nor gradient; an audit gives the gradient for all that were not audited, so it is weighted by one over its chance.
+    Only tokens that attended have a retrieval, and only tokens that looked something up have a recall. Without one, a
+    gate gets no gradient. Audits make up for it: theirs is weighted by one over their chance.
     """
     through = lambda soft: soft - jax.lax.stop_gradient(soft)  # 0, with the gradient of soft
     soft_E = through(made.need.soft * (1 - made.known.soft))

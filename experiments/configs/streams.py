@@ -11,7 +11,7 @@ bindings, and of patterns that no query of an earlier visit asked for), and the 
 
 | variant | a visit | training | deployment | on 2 cores of a server's CPU |
 |---|---|---|---|---|
-| tiny | 64 events, 12 patterns | 1500 steps | 16 streams, 100 visits | 5 minutes |
+| tiny | 64 events, 12 patterns | 1500 steps | 16 streams, 100 visits | 3 minutes |
 | small | 256 events, 100 patterns | 2000 steps | 16 streams, 200 visits | 20 minutes |
 """
 

@@ -14,7 +14,7 @@ from cram_jax.tasks.srcd import QUERY, SRCDBatch
 from cram_jax.tasks.streams_task import StreamsTask
 from cram_jax.training.step import Learner, Params
 
-EXPOSURES = 32  # the last bin holds this many and more
+EXPOSURES = 32  # earlier queries of a pattern; the last bin holds this many and more
 
 
 class Progress(NamedTuple):

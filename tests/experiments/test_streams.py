@@ -97,12 +97,21 @@ def test_each_stream_has_a_memory_of_its_own(trained):
 
 
 def test_training_resets_the_memory_of_a_fresh_stream(trained):
+    # Given a state whose streams have all written something, and one that differs by two empty memories
     learner, state = trained
-    fresh_B = jnp.array([True, False, False, True])
-    emptied = learner.model.reset(state.consolidation, fresh_B)[0].memory.sums.A_SxFxF[0]
-    assert np.all(emptied[fresh_B] == 0)
-    np.testing.assert_array_equal(emptied[~fresh_B], state.consolidation[0].memory.sums.A_SxFxF[0][~fresh_B])
-    assert np.any(emptied[~fresh_B] != 0)
+    fresh_B, nobody_B = jnp.array([True, False, False, True]), jnp.zeros(4, bool)
+    sums = lambda states: np.asarray(states[0].memory.sums.A_SxFxF[0])
+    emptied = state._replace(consolidation=learner.model.reset(state.consolidation, fresh_B))
+    written = np.any(sums(emptied.consolidation) != 0, axis=(1, 2))
+    assert np.all(np.any(sums(state.consolidation) != 0, axis=(1, 2)))
+    np.testing.assert_array_equal(written, ~fresh_B)
+    # When both are trained on one batch, the first told which streams are fresh, then they end alike
+    batch, copied = learner.task.batch("train", 0, 8, 32, 4), lambda tree: jax.tree.map(jnp.copy, tree)
+    told, _ = training.train_step(learner, copied(state), batch, fresh_B)
+    before, _ = training.train_step(learner, copied(emptied), batch, nobody_B)
+    untold, _ = training.train_step(learner, copied(state), batch, nobody_B)
+    np.testing.assert_array_equal(sums(told.consolidation), sums(before.consolidation))
+    assert np.any(sums(told.consolidation) != sums(untold.consolidation))
 
 
 def test_the_least_attention_is_counted_by_hand(trained):
