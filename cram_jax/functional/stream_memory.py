@@ -22,6 +22,8 @@ LEAST = 1e-6  # smallest divisor
 class LearningConfig:
     """first, growth: a retrieval is written with the weight first + growth times what is at its address already.
         So what is met once takes little of the memory, and a new value outweighs the one that it contradicts.
+    most: the largest weight of a write. Many tokens may write at one address in one visit. Without a bound each of them
+        would multiply what is there.
     rehearsal: weight of the write of a token that semantic memory answered. It writes its own recall again, so what
         is used stays, and what is not fades.
     decay: of the running mean and variance of retrievals, per visit; 0.99 remembers about 100 visits.
@@ -29,12 +31,15 @@ class LearningConfig:
 
     first: float = 0.2
     growth: float = 2.0
+    most: float = 5.0
     rehearsal: float = 0.5
     decay: float = 0.99
 
     def __post_init__(self):
         if not self.first > 0:
             raise ValueError(f"first must be above 0, got {self.first}; with 0 nothing is ever written")
+        if self.most < self.first:
+            raise ValueError(f"most must be at least first, got {self.most} and {self.first}")
         if self.growth < 0 or self.rehearsal < 0:
             raise ValueError(f"growth and rehearsal must be at least 0, got {self.growth} and {self.rehearsal}")
         if not 0 <= self.decay < 1:
@@ -86,7 +91,8 @@ def lessons(
     rehearses = needs & (made.choice_BxT == SEMANTIC) & ~made.audited_BxT
     # u = lambda / (lambda + w) after writes of weight w at an address of its own
     there = beside(state.memory.ridge, asked.u_BxT) * (1 / jnp.maximum(asked.u_BxT, LEAST) - 1)
-    weight = jnp.where(rehearses, cfg.rehearsal, jnp.where(found & needs, cfg.first + cfg.growth * there, 0))
+    retrieved = jnp.minimum(cfg.first + cfg.growth * there, cfg.most)
+    weight = jnp.where(rehearses, cfg.rehearsal, jnp.where(found & needs, retrieved, 0))
     value = jnp.where(rehearses[..., None], posterior.unbiased(asked.recalled_BxTxD, asked.u_BxT), r)
     return jax.lax.stop_gradient((weight, value))
 

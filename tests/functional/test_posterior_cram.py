@@ -128,3 +128,25 @@ def test_a_contradicted_recall_is_not_believed():
         empty = posterior.init(D, CFG.semantic)
         memory = posterior.update(empty, posterior.writes(phi, written, jnp.full(1, weight)))
         assert bool(addressed.contradicts(params.episodic, memory.up_SxFxD, x_1xD)[0]) == wrong
+
+
+def test_many_writes_at_one_address_leave_the_memory_finite():
+    # Given a router that knows nothing, and visits in which all tokens are alike, need memory and write
+    needy = dataclasses.replace(CFG.routing, need_bias=1e3)
+    keeps = dataclasses.replace(CFG.episodic, write_bias=1.0)
+    cfg = dataclasses.replace(CFG, routing=needy, episodic=keeps)
+    params, state = posterior_cram.init(jax.random.key(0), cfg), cfg.release(cfg.init_state())
+    x_BxTxD = jnp.broadcast_to(jax.random.normal(jax.random.key(1), (D,)), (B, T, D))
+
+    def visit(state, _):
+        _, aux = posterior_cram.apply(params, state, x_BxTxD, cfg=cfg)
+        return cfg.update(state, aux.stats), jnp.mean(aux.routes.attended_BxT)
+
+    # When 200 of them follow each other
+    state, attended = jax.jit(lambda state: jax.lax.scan(visit, state, length=200))(state)
+    # Then each token attended in each. All but the first of a sequence wrote, in the end with the largest weight
+    assert np.all(attended == 1)
+    largest = np.linalg.eigvalsh(state.memory.sums.A_SxFxF)[-1]
+    bound = B * (T - 1) * cfg.learning.most / (1 - cfg.semantic.keep)
+    np.testing.assert_allclose(largest, bound, rtol=1e-2)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state.memory))
