@@ -37,6 +37,8 @@ def test_streaming_equals_the_whole_sequence(x64, monkeypatch, streams):
     jax.tree.map(near, CFG.update(state, taught), CFG.update(state, aux.stats))
     # and contradictions matter: there are some, and without them tokens choose otherwise
     assert np.any(cache.against.position_BxG < addressed.NEVER)
+    if streams is None:
+        return  # one program less to compile
     monkeypatch.setattr(addressed, "contradict", lambda recalled, value: jnp.zeros(value.shape[:-1], bool))
     _, blind = jax.jit(lambda s, x: run(s, x))(state, x_BxTxD)
     assert np.any(blind.routes.choice_BxT != aux.routes.choice_BxT)
