@@ -15,7 +15,7 @@ import cram_jax as cj
 from cram_jax.training.checkpoints import to_host
 
 USERS, VISITORS, LENGTH, D = 1000, 16, 64, 32
-MODEL = cj.Stack((cj.PosteriorCRAMConfig(D=D, F=64, semantic=cj.PosteriorConfig(features=96)),), 2)
+MODEL = cj.Stack((cj.PosteriorCRAMConfig(D=D, F=64, semantic=cj.PosteriorConfig(features=96)),))
 
 
 @partial(jax.jit, donate_argnums=1)
@@ -26,7 +26,7 @@ def visit(params, states, user_B, x_BxTxD):
 
 
 def main(steps: int, workdir: Path) -> None:
-    params = MODEL.init(jax.random.key(0))  # yours are trained
+    params = jax.jit(MODEL.init)(jax.random.key(0))  # yours are trained
     states = MODEL.release(MODEL.init_state(streams=USERS))
     for step in range(steps):
         who, what = jax.random.split(jax.random.key(step))
