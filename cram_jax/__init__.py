@@ -16,7 +16,7 @@ _PACKAGES = ("cram_jax", "cram_jax.layers")
 _PUBLIC = {
     "cram_jax": ("analysis", "functional", "kernels", "layers", "models", "tasks", "training"),
     "cram_jax.layers": ("linen", "nnx"),
-    "cram_jax.layers.nnx": ("CRAM", "Attention", "CRAMMixer", "Mamba2", "Palimpsa", "SeqBoat"),
+    "cram_jax.layers.nnx": ("CRAM", "Attention", "CRAMMixer", "Mamba2", "Palimpsa", "PosteriorCRAM", "SeqBoat"),
     "cram_jax.functional.cram": ("CRAMConfig",),
     "cram_jax.functional.posterior_cram": ("PosteriorCRAMConfig",),
     "cram_jax.functional.posterior": ("PosteriorConfig",),

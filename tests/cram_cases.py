@@ -57,7 +57,7 @@ def loss(params, state, x_BxTxD, gap_BxT, cfg, key):
 
 
 def poisoned_reads(read, poison):
-    """`episodic.read` with `poison` in every row that neither routed nor was audited."""
+    """`read` with `poison` in every row that neither routed nor was audited."""
 
     def poisoned(params, plan, x_BxTxD, read_weight_BxT, *, cfg):
         r_BxTxD, reads_BxT = read(params, plan, x_BxTxD, read_weight_BxT, cfg=cfg)
@@ -68,13 +68,20 @@ def poisoned_reads(read, poison):
     return poisoned
 
 
-def check_skipped_retrievals_are_not_looked_at(monkeypatch, run, *arrays) -> None:
+def check_skipped_retrievals_are_not_looked_at(
+    monkeypatch, run, *arrays, module=episodic, name="read", poisoned=poisoned_reads
+):
     """Raises unless `run`, which retrieves, gives the same whatever stands in skipped rows: to the last bit in one
-    program, and up to the order of sums in another."""
-    clean, read = jax.jit(run)(*arrays), episodic.read
+    program, and up to the order of sums in another. Returns what it gives.
+
+    Args:
+      module, name: where the function is that retrieves.
+      poisoned: from it and a number to the function that has that number in skipped rows.
+    """
+    clean, read = jax.jit(run)(*arrays), getattr(module, name)
 
     def filled(poison, *arrays):
-        monkeypatch.setattr(episodic, "read", poisoned_reads(read, poison))
+        monkeypatch.setattr(module, name, poisoned(read, poison))
         return run(*arrays)
 
     filled = jax.jit(filled)
@@ -82,3 +89,4 @@ def check_skipped_retrievals_are_not_looked_at(monkeypatch, run, *arrays) -> Non
     jax.tree.map(np.testing.assert_array_equal, zero, nan)
     near = lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5 * max(1, np.abs(a).max(initial=0)))
     jax.tree.map(near, clean, nan)
+    return clean

@@ -11,9 +11,25 @@ from cram_cases import INPUTS
 from flax import linen as nn
 from flax import nnx
 from flax.traverse_util import flatten_dict
+from posterior_cases import knowing
 
-from cram_jax.functional import attention, consolidation, cram, layer, mamba2, objective, palimpsa, seqboat
+from cram_jax.functional import (
+    addressed,
+    attention,
+    consolidation,
+    cram,
+    layer,
+    mamba2,
+    objective,
+    palimpsa,
+    posterior,
+    posterior_cram,
+    seqboat,
+    two_stage,
+)
+from cram_jax.functional.common import rms_norm
 from cram_jax.functional.layer import Layer
+from cram_jax.functional.stream_memory import StreamStats
 from cram_jax.layers import linen as linen_faces
 from cram_jax.layers import nnx as nnx_faces
 
@@ -32,6 +48,14 @@ LAYERS = {
         semantic=cram.SemanticConfig(rank=8),
         # So many audits that 24 tokens show some.
         routing=cram.RoutingConfig(features=INPUTS, width=8, audit_rate=0.3, evaluation_audit_rate=0.3),
+    ),
+    "PosteriorCRAM": posterior_cram.PosteriorCRAMConfig(
+        D=D,
+        F=8,
+        working=WORKING,
+        episodic=cram.EpisodicConfig(heads=2, head_dim=4, memory=3, width=4),
+        semantic=posterior.PosteriorConfig(features=16),
+        routing=two_stage.TwoStageConfig(width=8, need_bias=0.0, audit_rate=0.3, evaluation_audit_rate=0.3),
     ),
     "Attention": ATTENTION,
     "Mamba2": mamba2.Mamba2Config(D=D, heads=2, head_dim=4, state=3, rank=2),
@@ -78,7 +102,12 @@ def parameters(face: Face):
     """Parameters off their initial zeros, so that tokens take every route."""
     draw = np.random.default_rng(1)
     moved = lambda leaf: leaf + np.asarray(0.5 * draw.standard_normal(leaf.shape), np.float32)
-    return jax.tree.map(moved, face.own(jax.jit(face.cfg.init)(jax.random.key(0))))
+    params = jax.tree.map(moved, face.own(jax.jit(face.cfg.init)(jax.random.key(0))))
+    return knowing(params) if _is_posterior(face) else params
+
+
+def _is_posterior(face: Face) -> bool:
+    return isinstance(face.cfg, posterior_cram.PosteriorCRAMConfig)
 
 
 @cache
@@ -87,7 +116,14 @@ def state(face: Face):
     if not face.cfg.consolidates:
         return face.cfg.init_state()
     stats = consolidation.ConsolidationStats(jnp.ones(D), jnp.asarray(40.0), jnp.asarray(10.0))
-    return face.cfg.release(face.cfg.update(face.cfg.init_state(), stats))
+    if not _is_posterior(face):
+        return face.cfg.release(face.cfg.update(face.cfg.init_state(), stats))
+    # The memory knows the addresses of the first half of the batch
+    params, x_NxD = parameters(face), batch()[0][:, : T // 2].reshape(-1, D)
+    address = addressed.joined(addressed.addresses(params.episodic, rms_norm(params.norm_D, x_NxD)))
+    phi = posterior.features(params.episodic.frequencies_ExR, address)
+    written = posterior.writes(phi, jnp.roll(x_NxD, 1, axis=1), jnp.ones(len(x_NxD)))
+    return face.cfg.update(face.cfg.release(face.cfg.init_state()), StreamStats(stats, written))
 
 
 def values(variables):

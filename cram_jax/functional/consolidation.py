@@ -91,8 +91,9 @@ def variance(state: ConsolidationState) -> Float[Array, "*layers"]:
 
 
 def statistics(retrieved_BxTxD: Tokens, retrieved_BxT: Marks) -> ConsolidationStats:
-    """Sums over tokens that retrieved; other rows are ignored. No gradient."""
+    """Sums over tokens that retrieved; other rows are ignored. In float32 or wider, no gradient."""
     r_BxTxD = jax.lax.stop_gradient(jnp.where(retrieved_BxT[..., None], retrieved_BxTxD, 0))
+    r_BxTxD = r_BxTxD.astype(jnp.promote_types(r_BxTxD.dtype, jnp.float32))
     return ConsolidationStats(
         jnp.sum(r_BxTxD, axis=(0, 1)), jnp.sum(r_BxTxD**2), jnp.sum(retrieved_BxT, dtype=r_BxTxD.dtype)
     )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cram_jax.dims import Array, Bool, Gap, Gaps, Key, Segments, Token, Tokens
+from cram_jax.dims import Array, Bool, Gap, Gaps, Int, Key, Segments, Token, Tokens
 
 # Pytrees whose types are the layer's own.
 Params = Any
@@ -145,6 +145,28 @@ class Layer(abc.ABC):
 
     def reset(self, state: State, fresh_S: Bool[Array, "S"]) -> State:
         """The state in which the marked streams begin anew; unchanged in a layer that keeps nothing of streams."""
+        return state
+
+    def streams_at(self, state: State, id_B: Int[Array, "B"]) -> State:
+        """The state of these streams, for a batch of them; unchanged in a layer that keeps nothing of streams."""
+        return state
+
+    def put_streams(self, state: State, id_B: Int[Array, "B"], of_B: State) -> State:
+        """`streams_at` undone: the state in which these streams have the memories of `of_B`.
+
+        What the layer keeps of all streams together is that of `of_B`.
+        """
+        return of_B
+
+    def learned(self, state: State) -> Any:
+        """All that the streams' memories hold, as sums, for each stream; () in a layer that keeps nothing of streams.
+
+        It is what has to be saved of a stream: the rest of its memory is computed from it.
+        """
+        return ()
+
+    def merge(self, state: State, learned: Any) -> State:
+        """The state whose memories also hold what was learned there: in an empty one, what was saved."""
         return state
 
     def release(self, state: State, when: Bool[Array, "*layers"] | bool = True) -> State:

@@ -193,6 +193,9 @@ def reset(memory: Posterior, fresh_S: Bool[Array, "*streams"]) -> Posterior:
     return memory._replace(sums=jax.tree.map(blank, memory.sums), root_SxFxF=root, up_SxFxD=blank(memory.up_SxFxD))
 
 
-def merge(memory: Posterior, other: Posterior) -> Posterior:
-    """One memory of what two streams wrote; both must be made with one configuration and one set of frequencies."""
-    return solve(memory, jax.tree.map(jnp.add, memory.sums, other.sums))
+def merge(memory: Posterior, sums: PosteriorSums) -> Posterior:
+    """The memory that also holds these sums, with nothing forgotten: of another stream, or of what was saved.
+
+    Both must be made with one configuration and one set of frequencies.
+    """
+    return solve(memory, jax.tree.map(jnp.add, memory.sums, sums))

@@ -37,9 +37,8 @@ from cram_jax.functional.common import (
 )
 from cram_jax.functional.episodic import EpisodicConfig, Writes
 from cram_jax.functional.layer import Layer, LayerAux, Operations, apply, init, init_cache, init_state, step
-from cram_jax.functional.objective import MemorySums
-from cram_jax.functional.posterior import PosteriorConfig
-from cram_jax.functional.routing import EPISODIC, SEMANTIC, CRAMRoutes
+from cram_jax.functional.posterior import PosteriorConfig, PosteriorSums
+from cram_jax.functional.routing import SEMANTIC, CRAMRoutes
 from cram_jax.functional.stream_memory import LearningConfig, StreamState, StreamStats
 from cram_jax.functional.two_stage import Decisions, RouterParams, TwoStageConfig
 from cram_jax.functional.working import WorkingConfig
@@ -150,12 +149,12 @@ class PosteriorCRAMConfig(Layer):
 
         need = two_stage.need(params.router, z_BxTxD, gap_BxT, noise(0), self.routing)
         doubt = None if uniform_BxTx4 is None else uniform_BxTx4[..., 2]
-        audited_BxT, rate_BxT = two_stage.audits(doubt, ~need.hard, need.mean, train, self.routing)
-        looks_BxT = need.hard | audited_BxT | ~used
+        audited = two_stage.audits(doubt, ~need.hard, need.mean, train, self.routing)
+        looks_BxT = need.hard | audited[0] | ~used
         plan = addressed.listed(looks_BxT)
         first_BxT = jnp.zeros((B, T), jnp.int32) if segment_BxT is None else kernels.segment_firsts(segment_BxT)
         asked = addressed.look_up(held, memory, plan, seen_BxTxD, first_BxT, against, self.semantic.bandwidth, used)
-        made = self._decide(params, state, need, looks_BxT, asked, audited_BxT, rate_BxT, noise(1), doubt, train)
+        made = self._decide(params, state, need, audited, looks_BxT, asked, noise(1), doubt, train)
 
         attends = addressed.plan_reads(made.attended_BxT, writes.kept_BxT, segment_BxT, self.episodic.memory)
         computed, c_BxTxD = cast(params.episodic, self.compute_dtype), cast(z_BxTxD, self.compute_dtype)
@@ -165,29 +164,11 @@ class PosteriorCRAMConfig(Layer):
         mixed_BxTxD = two_stage.mix(made, worked_BxTxD, r_BxTxD, asked.recalled_BxTxD.astype(x_BxTxD.dtype))
 
         weight_BxT, value_BxTxD = stream_memory.lessons(state, made, found_BxT, r_BxTxD, asked, self.learning)
-        stats = StreamStats(
-            consolidation.statistics(r_BxTxD, found_BxT),
-            addressed.written(held, plan, seen_BxTxD, value_BxTxD, weight_BxT, used),
-        )
+        written = addressed.written(held, plan, seen_BxTxD, value_BxTxD, weight_BxT, used)
+        stats = stream_memory.statistics(state, r_BxTxD, found_BxT, written)
         familiarity_BxT, quality_BxT = stream_memory.quality(state, found_BxT, r_BxTxD, asked)
         routes = two_stage.report(made, writes, found_BxT, familiarity_BxT, quality_BxT, used)
-        zero, count = jnp.zeros((), z_BxTxD.dtype), lambda marks: jnp.sum(marks, dtype=z_BxTxD.dtype)
-        sums = MemorySums(
-            tokens=jnp.asarray(B * T, z_BxTxD.dtype),
-            attended=count(made.attended_BxT),
-            retrieved=count(found_BxT),
-            needed=jnp.sum(need.mean),
-            episodic=jnp.sum(made.episodic_BxT),
-            semantic=jnp.sum(made.semantic_BxT * familiarity_BxT),
-            # While every token attends, reads say nothing about an event's value: the gate does not learn yet.
-            write=jnp.sum(jnp.exp(writes.logit_BxT), where=used),
-            reads=jnp.sum(reads_BxT, where=(made.choice_BxT == EPISODIC) & used),
-            routed=count(made.choice_BxT == EPISODIC),
-            distillation=zero,  # Eq 5 is solved, not descended
-            familiarity=zero,
-            prediction=zero,
-            predicted=zero,
-        )
+        sums = two_stage.memory_sums(made, writes, found_BxT, familiarity_BxT, reads_BxT, used)
         return mixed_BxTxD, LayerAux(stats, sums, routes)
 
     def mix_token(
@@ -205,13 +186,13 @@ class PosteriorCRAMConfig(Layer):
 
         need = two_stage.need(params.router, z_BxD, gap_B, None, self.routing)
         doubt = None if uniform_Bx4 is None else uniform_Bx4[..., 2]
-        audited_B, rate_B = two_stage.audits(doubt, ~need.hard, need.mean, False, self.routing)
-        looks_B = need.hard | audited_B | ~state.retrievals.released
+        audited = two_stage.audits(doubt, ~need.hard, need.mean, False, self.routing)
+        looks_B = need.hard | audited[0] | ~state.retrievals.released
         place_Bx1 = jnp.full((B, 1), cache.position)
         at = address_BxE[:, None], place_Bx1, jnp.zeros_like(place_Bx1)
         asked = addressed.ask(params.episodic, state.memory, *at, against, self.semantic.bandwidth)
         asked = jax.tree.map(lambda a: jnp.where(looks_B.reshape(-1, *[1] * (a.ndim - 2)), a[:, 0], 0), asked)
-        made = self._decide(params, state, need, looks_B, asked, audited_B, rate_B, None, doubt, False)
+        made = self._decide(params, state, need, audited, looks_B, asked, None, doubt, False)
 
         computed, c_BxD = cast(params.episodic, self.compute_dtype), cast(z_BxD, self.compute_dtype)
         ring = cache.episodic
@@ -225,10 +206,8 @@ class PosteriorCRAMConfig(Layer):
 
         weight_B, value_BxD = stream_memory.lessons(state, made, found_B, r_BxD, asked, self.learning)
         phi_Bx1xF = posterior.features(params.episodic.frequencies_ExR, address_BxE)[:, None]
-        stats = StreamStats(
-            consolidation.statistics(r_BxD[:, None], found_B[:, None]),
-            posterior.writes(phi_Bx1xF, value_BxD[:, None], weight_B[:, None]),
-        )
+        written = posterior.writes(phi_Bx1xF, value_BxD[:, None], weight_B[:, None])
+        stats = stream_memory.statistics(state, r_BxD[:, None], found_B[:, None], written)
         guessed = stream_memory.quality(state, found_B, r_BxD, asked)
         routes = two_stage.report(made, writes, found_B, *guessed, state.retrievals.released)
         after = PosteriorCRAMCache(cache.position + 1, working_BxN, ring, against)
@@ -237,19 +216,11 @@ class PosteriorCRAMConfig(Layer):
     def _decide_writes(self, params: PosteriorCRAMParams, z, uniform) -> Writes:
         return episodic.decide_writes(params.episodic.write, z, jnp.ones(z.shape[:-1]), uniform, cfg=self.episodic)
 
-    def _decide(self, params, state, need, looks, asked, audited, rate, noise, doubt, train: bool) -> Decisions:
-        """Both stages together. A token that semantic memory answers may be audited, too."""
+    def _decide(self, params, state: StreamState, need, audited, looks, asked, uniform, doubt, train) -> Decisions:
         u = jnp.maximum(asked.u_BxT, asked.doubt_BxT)
-        free = stream_memory.beside(posterior.free_share(state.memory), u)
-        known = two_stage.known(params.router, u, free, looks, noise)
-        released = state.retrievals.released
-        choice = jnp.where(need.hard, jnp.where(known.hard, SEMANTIC, EPISODIC), 0)
-        choice = jnp.where(released, choice, EPISODIC)
-        answered = choice == SEMANTIC
-        checked, checked_rate = two_stage.audits(doubt, answered, need.mean * (1 - known.mean), train, self.routing)
-        audited = (audited & (choice == 0)) | checked
-        weight = 1 / jnp.maximum(jnp.where(answered, checked_rate, rate), 1e-6)
-        return Decisions(choice, audited, weight, need, known)
+        free, released = stream_memory.beside(posterior.free_share(state.memory), u), state.retrievals.released
+        more = dict(uniform=uniform, doubt=doubt, train=train, cfg=self.routing)
+        return two_stage.decide(params.router, need, audited, u, free, looks, released, **more)
 
     def mixer_params(self, params):
         """Without the feed-forward network."""
@@ -265,8 +236,8 @@ class PosteriorCRAMConfig(Layer):
         return stream_memory.update(state, stats, axis_name)
 
     def release(self, state: StreamState, when=True) -> StreamState:
-        """From now on the router decides who attends, and what is retrieved is consolidated."""
-        return state._replace(retrievals=consolidation.release(state.retrievals, when))
+        """From now on the router decides who attends (`stream_memory.release`)."""
+        return stream_memory.release(state, when)
 
     def for_streams(self, state: StreamState, streams: int) -> StreamState:
         """Empty memories; scales of retrievals and the release are those of all streams."""
@@ -274,9 +245,24 @@ class PosteriorCRAMConfig(Layer):
         return state._replace(memory=posterior.init(self.D, self.semantic, axes))
 
     def reset(self, state: StreamState, fresh_S: Bool[Array, "S"]) -> StreamState:
-        """The marked streams begin anew."""
-        fresh = jnp.broadcast_to(fresh_S, state.memory.ridge.shape)
-        return state._replace(memory=posterior.reset(state.memory, fresh))
+        """The marked streams begin anew (`stream_memory.reset`)."""
+        return stream_memory.reset(state, fresh_S)
+
+    def streams_at(self, state: StreamState, id_B: Int[Array, "B"]) -> StreamState:
+        """The state of these streams (`stream_memory.streams_at`)."""
+        return stream_memory.streams_at(state, id_B)
+
+    def put_streams(self, state: StreamState, id_B: Int[Array, "B"], of_B: StreamState) -> StreamState:
+        """The state with these streams put back (`stream_memory.put_streams`)."""
+        return stream_memory.put_streams(state, id_B, of_B)
+
+    def learned(self, state: StreamState) -> PosteriorSums:
+        """All that the streams' memories hold."""
+        return state.memory.sums
+
+    def merge(self, state: StreamState, learned: PosteriorSums) -> StreamState:
+        """The state whose memories also hold these sums (`stream_memory.merge`)."""
+        return stream_memory.merge(state, learned)
 
     def audited(self) -> "PosteriorCRAMConfig":
         """Every token is audited in evaluation."""

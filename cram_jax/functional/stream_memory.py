@@ -1,12 +1,17 @@
-"""What the memory of a stream learns from a visit: who writes what, with which weight, and the state after it."""
+"""What the memory of a stream learns from a visit: who writes what, with which weight, and the state after it.
+
+A server keeps the states of many streams as one. `streams_at` takes out those of a batch and `put_streams` puts them
+back. Only sums are saved; `merge` adds them to a memory, which may be an empty one.
+"""
 
 import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from cram_jax.dims import Array, Bool, Float
+from cram_jax.dims import Array, Bool, Float, Int, Marks, Tokens
 from cram_jax.functional import consolidation, posterior
 from cram_jax.functional.addressed import Lookup
 from cram_jax.functional.consolidation import ConsolidationState, ConsolidationStats
@@ -61,7 +66,7 @@ class StreamStats(NamedTuple):
 
     Attributes:
       retrievals: sums of what was retrieved.
-      written: sums of what is written into semantic memory, for each sequence.
+      written: sums of what is written into semantic memory, for each sequence if each has a memory of its own.
     """
 
     retrievals: ConsolidationStats
@@ -97,6 +102,13 @@ def lessons(
     return jax.lax.stop_gradient((weight, value))
 
 
+def statistics(state: StreamState, r_BxTxD: Tokens, found_BxT: Marks, written: PosteriorSums) -> StreamStats:
+    """What a batch teaches, given what each sequence writes."""
+    if _shared(state):
+        written = jax.tree.map(lambda a: jnp.sum(a, axis=0), written)
+    return StreamStats(consolidation.statistics(r_BxTxD, found_BxT), written)
+
+
 def quality(state: StreamState, found: Bool[Array, "*shape"], r: Float[Array, "*shape D"], asked: Lookup):
     """(q-hat of tokens that looked something up, q of those that also retrieved); 0 for others.
 
@@ -112,17 +124,89 @@ def quality(state: StreamState, found: Bool[Array, "*shape"], r: Float[Array, "*
 def update(state: StreamState, stats: StreamStats, axis_name: str | None = None) -> StreamState:
     """The state after a visit: what is there fades a little, and what was written is added.
 
-    If one memory serves all sequences, their writes are added up. Works with an axis of layers in front.
+    Works with an axis of layers in front.
 
     Args:
       axis_name: adds the sums over that mapped axis first; of memories that serve all sequences only, since others
         belong to their device.
     """
     written = stats.written
-    if state.memory.ridge.ndim < written.A_SxFxF.ndim - 2:
-        written = jax.tree.map(lambda a: jnp.sum(a, axis=-3), written)
-        written = written if axis_name is None else jax.lax.psum(written, axis_name)
+    if _shared(state) and axis_name is not None:
+        written = jax.lax.psum(written, axis_name)
     # Until the release nothing is written, so nothing is solved. All layers of a stack are released together.
     solve = lambda: posterior.update(state.memory, written)
     memory = jax.lax.cond(jnp.any(state.retrievals.released), solve, lambda: state.memory)
     return StreamState(consolidation.update(state.retrievals, stats.retrievals, axis_name), memory)
+
+
+def release(state: StreamState, when: Bool[Array, "*layers"] | bool = True) -> StreamState:
+    """From now on the router decides who attends, and what is retrieved is consolidated."""
+    return state._replace(retrievals=consolidation.release(state.retrievals, when))
+
+
+def reset(state: StreamState, fresh_S: Bool[Array, "S"]) -> StreamState:
+    """The marked streams begin anew."""
+    fresh = jnp.broadcast_to(fresh_S, state.memory.ridge.shape)
+    return state._replace(memory=posterior.reset(state.memory, fresh))
+
+
+def _shared(state: StreamState) -> bool:
+    """Whether one memory serves all sequences."""
+    return state.memory.ridge.ndim == state.retrievals.released.ndim
+
+
+def streams_at(state: StreamState, id_B: Int[Array, "B"]) -> StreamState:
+    """The state of these streams, in this order. What all streams share is in it, too.
+
+    Raises:
+      ValueError: if one memory serves all streams, or an id is not one of theirs. The values of ids are checked on
+        concrete arrays only. Under jit the memory of an id that is too large is NaN.
+    """
+    axis = _streams_axis(state, id_B)
+    return state._replace(memory=jax.tree.map(lambda leaf: jnp.take(leaf, id_B, axis=axis), state.memory))
+
+
+def put_streams(state: StreamState, id_B: Int[Array, "B"], of_B: StreamState) -> StreamState:
+    """The state in which these streams have the memories of `of_B`. What all streams share is that of `of_B`.
+
+    Donate `state` to jit: then it is changed in place, in a time that does not grow with the number of streams.
+
+    Args:
+      id_B: each id once. Under jit, which one of two memories for one id stays is not defined.
+
+    Raises:
+      ValueError: as `streams_at`, for an id that is there twice, and unless `of_B` has a memory for each id.
+    """
+    axis, count = _streams_axis(state, id_B), len(id_B)
+    if of_B.memory.ridge.shape[axis:] != (count,):
+        raise ValueError(f"of_B must have a memory for each of {count} ids, got {of_B.memory.ridge.shape[axis:]}")
+    if not isinstance(id_B, jax.core.Tracer) and len(np.unique(id_B)) < count:
+        raise ValueError(f"id_B must have each id once, got {np.asarray(id_B)}; a stream has one visit at a time")
+    at = (*[slice(None)] * axis, id_B)
+    return of_B._replace(memory=jax.tree.map(lambda leaf, new: leaf.at[at].set(new), state.memory, of_B.memory))
+
+
+def _streams_axis(state: StreamState, id_B: Int[Array, "B"]) -> int:
+    axis = state.retrievals.released.ndim
+    if _shared(state):
+        raise ValueError("state has one memory for all streams; make it with init_state(streams=N) or for_streams")
+    streams = state.memory.ridge.shape[axis]
+    if not isinstance(id_B, jax.core.Tracer) and np.any((np.asarray(id_B) < 0) | (np.asarray(id_B) >= streams)):
+        raise ValueError(
+            f"id_B must be from 0 to {streams - 1} for a state of {streams} streams, got {np.asarray(id_B)}"
+        )
+    return axis
+
+
+def merge(state: StreamState, learned: PosteriorSums) -> StreamState:
+    """The state whose memories also hold these sums, stream by stream: what was saved, or what other streams learned.
+
+    Memories of the same parameters only: features of an address must be the same.
+
+    Raises:
+      ValueError: for sums of another shape.
+    """
+    wanted, found = (tuple(a.shape for a in sums) for sums in (state.memory.sums, learned))
+    if wanted != found:
+        raise ValueError(f"learned must have the shapes of the state's own sums, {wanted}, got {found}")
+    return state._replace(memory=posterior.merge(state.memory, learned))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from cram_jax.dims import Array, Bool, Float, Int, Key
 from cram_jax.functional.common import FeedForward, check_at_least_one, feed_forward, init_feed_forward, silent
 from cram_jax.functional.episodic import Writes
+from cram_jax.functional.objective import MemorySums
 from cram_jax.functional.routing import EPISODIC, SEMANTIC, WORKING, CRAMRoutes
 
 KNOWN = -3.0  # initial logit of the second stage: nothing is known
@@ -146,6 +147,74 @@ def audits(uniform: Array | None, among: Bool[Array, "..."], chance, train: bool
         rate = jax.lax.stop_gradient(jnp.minimum(cfg.audit_rate + cfg.audit_gain * chance, 1))
     audited = jnp.zeros_like(among) if uniform is None else among & (uniform < rate)
     return audited, rate
+
+
+def decide(
+    params: RouterParams,
+    needs: Stage,
+    audited: tuple[Bool[Array, "*shape"], Float[Array, "*shape"]],
+    u: Float[Array, "*shape"],
+    free: Array,
+    looked: Bool[Array, "*shape"],
+    released: Bool[Array, ""],
+    *,
+    uniform: Array | None,
+    doubt: Array | None,
+    train: bool,
+    cfg: TwoStageConfig,
+) -> Decisions:
+    """Both stages together. A token that semantic memory answers may be audited, too.
+
+    Args:
+      needs: the first stage.
+      audited: what `audits` drew among tokens that need no memory.
+      u, free, looked: see `known`.
+      released: while it is False, every token attends.
+      uniform, doubt: random numbers of the second stage, and of audits.
+    """
+    knows = known(params, u, free, looked, uniform)
+    choice = jnp.where(needs.hard, jnp.where(knows.hard, SEMANTIC, EPISODIC), WORKING)
+    choice = jnp.where(released, choice, EPISODIC)
+    answered, (idle, rate) = choice == SEMANTIC, audited
+    checked, checked_rate = audits(doubt, answered, needs.mean * (1 - knows.mean), train, cfg)
+    weight = 1 / jnp.maximum(jnp.where(answered, checked_rate, rate), 1e-6)
+    return Decisions(choice, (idle & (choice == WORKING)) | checked, weight, needs, knows)
+
+
+def memory_sums(
+    made: Decisions,
+    writes: Writes,
+    found: Bool[Array, "*shape"],
+    familiarity: Float[Array, "*shape"],
+    reads: Float[Array, "*shape"],
+    released: Bool[Array, ""],
+) -> MemorySums:
+    """What the layer's own loss is made of.
+
+    Args:
+      found: tokens that attended to something.
+      familiarity: q-hat of each token.
+      reads: with the gradient of the read weights of the events that were read (`episodic.output`).
+    """
+    kind = made.need.mean.dtype
+    zero, count = jnp.zeros((), kind), lambda marks: jnp.sum(marks, dtype=kind)
+    routed = made.choice_BxT == EPISODIC
+    return MemorySums(
+        tokens=jnp.asarray(found.size, kind),
+        attended=count(made.attended_BxT),
+        retrieved=count(found),
+        needed=jnp.sum(made.need.mean),
+        episodic=jnp.sum(made.episodic_BxT),
+        semantic=jnp.sum(made.semantic_BxT * familiarity),
+        # While every token attends, reads say nothing about an event's value: the gate does not learn yet.
+        write=jnp.sum(jnp.exp(writes.logit_BxT), where=released),
+        reads=jnp.sum(reads, where=routed & released),
+        routed=count(routed),
+        distillation=zero,  # Eq 5 is solved, not descended
+        familiarity=zero,
+        prediction=zero,
+        predicted=zero,
+    )
 
 
 def report(made: Decisions, writes: Writes, found: Array, familiarity: Array, quality: Array, released: Array):

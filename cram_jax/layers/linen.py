@@ -14,41 +14,32 @@ Collections: "params" and "consolidation" (the running state) have a leaf for ea
 come from the stream "route".
 """
 
-from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cram_jax.dims import Array, Gap, Gaps, Key, Segments, Token, Tokens
-from cram_jax.functional import consolidation, layer, objective
-from cram_jax.functional.consolidation import ConsolidationState, ConsolidationStats
+from cram_jax.dims import Gap, Gaps, Key, Segments, Token, Tokens
+from cram_jax.functional import layer
 from cram_jax.functional.layer import Layer, LayerAux
-from cram_jax.functional.objective import MemorySums, ObjectiveConfig
+from cram_jax.layers.linen_memory import (
+    attention_utilisation,
+    memory_loss,
+    named,
+    release,
+    reset,
+    unnamed,
+    update,
+)
 
 __all__ = [
     "CRAM", "Attention", "AttentionMixer", "Block", "CRAMMixer", "Mamba2", "Mamba2Mixer", "Mixer", "Palimpsa",
-    "PalimpsaMixer", "SeqBoat", "SeqBoatMixer", "Stack", "attention_utilisation", "memory_loss", "release", "update",
+    "PalimpsaMixer", "PosteriorCRAM", "PosteriorCRAMMixer", "SeqBoat", "SeqBoatMixer", "Stack",
+    "attention_utilisation", "memory_loss", "release", "reset", "update",
 ]  # fmt: skip
 
 STREAM = "route"
-
-
-def named(tree) -> Any:
-    """A tree of NamedTuples as nested dictionaries; empty parts are left out."""
-    if not hasattr(tree, "_fields"):
-        return tree
-    parts = {name: getattr(tree, name) for name in tree._fields}
-    return {name: named(part) for name, part in parts.items() if not (isinstance(part, tuple) and not part)}
-
-
-def unnamed(like, tree) -> Any:
-    """`named` undone: the dictionaries as the NamedTuples of `like`."""
-    if not hasattr(like, "_fields"):
-        return () if isinstance(like, tuple) else tree
-    return type(like)(*(unnamed(getattr(like, name), tree.get(name)) for name in like._fields))
 
 
 @lru_cache
@@ -63,10 +54,12 @@ class _Face(nn.Module):
       cfg: the layer's configuration.
       deterministic: True in evaluation. In training the stream "route" is needed by a layer that draws random numbers,
         else Flax raises InvalidRngError; in evaluation it switches audits on.
+      streams: rows of a batch, if each is a stream with a memory of its own in a layer that has such (`PosteriorCRAM`).
     """
 
     cfg: Layer
     deterministic: bool = True
+    streams: int | None = None
 
     def _own(self, params):
         return params
@@ -85,7 +78,7 @@ class _Face(nn.Module):
 
         leaves = {name: self.param(name, lambda key, name=name: part(name)) for name in names}
         self.params = unnamed(like, leaves)
-        initial = self.cfg.init_state()
+        initial = self.cfg.init_state(self.streams)
         variable = lambda name, leaf: self.variable("consolidation", name, lambda: leaf).value
         held = named(initial).items() if initial else ()
         self.state = unnamed(initial, {name: variable(name, leaf) for name, leaf in held})
@@ -167,6 +160,14 @@ class CRAMMixer(Mixer):
     """The three memories of `functional.cram`, configured by `CRAMConfig`."""
 
 
+class PosteriorCRAM(Block):
+    """`functional.posterior_cram`, configured by `PosteriorCRAMConfig`."""
+
+
+class PosteriorCRAMMixer(Mixer):
+    """The three memories of `functional.posterior_cram`, configured by `PosteriorCRAMConfig`."""
+
+
 class Attention(Block):
     """`functional.attention`, the transformer layer, configured by `AttentionConfig`."""
 
@@ -204,14 +205,16 @@ class Stack(nn.Module):
 
     Attributes:
       layers: the configuration of each block.
-      deterministic: as of a `Block`.
+      deterministic, streams: as of a `Block`.
     """
 
     layers: tuple[Layer, ...]
     deterministic: bool = True
+    streams: int | None = None
 
     def setup(self):
-        self.blocks = [Block(cfg, deterministic=self.deterministic) for cfg in self.layers]
+        more = dict(deterministic=self.deterministic, streams=self.streams)
+        self.blocks = [Block(cfg, **more) for cfg in self.layers]
 
     def __call__(self, x_BxTxD: Tokens, gap_BxT: Gaps | None = None, **more) -> Tokens:
         """Whole sequences through all blocks; arguments as of a `Block`."""
@@ -224,76 +227,3 @@ class Stack(nn.Module):
         for block in self.blocks:
             x_BxD, _ = block.step(x_BxD, gap_B)
         return x_BxD
-
-
-def _found(collection: Mapping, name: str) -> list[Mapping]:
-    """All dictionaries of that name in a collection, in the order of the modules' names."""
-    found = []
-    for key in sorted(collection):
-        if key == name:
-            found.append(collection[key])
-        elif isinstance(collection[key], Mapping):
-            found += _found(collection[key], name)
-    return found
-
-
-def _sums(memory: Mapping) -> MemorySums:
-    """Sums of all layers, with a leading axis of layers."""
-    found = [MemorySums(**one) for one in _found(memory, "sums")]
-    if not found:
-        raise ValueError(
-            'the collection "memory" has no sums of CRAM layers: call a model that has such layers, with '
-            f'mutable=["memory"]; got {sorted(memory)}'
-        )
-    return jax.tree.map(lambda *leaves: jnp.hstack(leaves), *found)
-
-
-def memory_loss(
-    memory: Mapping, price: Array | float, cfg: ObjectiveConfig | None = None
-) -> tuple[Array, dict[str, Array]]:
-    """Eq 8 without the task's loss, from one call of a model with CRAM layers: (loss, its parts by name).
-
-    Args:
-      memory: the collection "memory" that the call wrote.
-      price: lambda_E. 0 until the release; then let it rise while your loss allows (`training/controller.py`). It is in
-        units of your loss: the cost of every token attending in every layer.
-      cfg: weights of the parts; the defaults of `ObjectiveConfig` if None.
-
-    Raises:
-      ValueError: for a collection without such layers.
-    """
-    return objective.memory_loss(_sums(memory), price, ObjectiveConfig() if cfg is None else cfg)
-
-
-def attention_utilisation(memory: Mapping) -> Array:
-    """Share of (token, layer) pairs that attended, audits included, from the collection "memory".
-
-    Raises:
-      ValueError: for a collection without such layers.
-    """
-    sums = _sums(memory)
-    return jnp.sum(sums.attended) / jnp.sum(sums.tokens)
-
-
-def update(state: Mapping, memory: Mapping, axis_name: str | None = None) -> dict:
-    """The collection "consolidation" after a training step, from the collection "memory" of its call.
-
-    `axis_name` sums the statistics over that mapped axis first.
-    """
-
-    def one(state: ConsolidationState, memory: Mapping) -> ConsolidationState:
-        return consolidation.update(state, ConsolidationStats(**memory["stats"]), axis_name)
-
-    return _each_state(one, state, memory)
-
-
-def release(state: Mapping, when: Array | bool = True) -> dict:
-    """The collection "consolidation" with the routers deciding who attends; until then every token does."""
-    return _each_state(lambda state, _: consolidation.release(state, when), state, {})
-
-
-def _each_state(change: Callable, state: Mapping, beside: Mapping) -> dict:
-    """A collection with `change(state, beside)` in the place of each layer's state."""
-    if "released" in state:
-        return named(change(ConsolidationState(**state), beside))
-    return {name: _each_state(change, part, beside.get(name, {})) for name, part in state.items()}

@@ -19,15 +19,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cram_jax.dims import Array, Gap, Gaps, Key, Segments, Token, Tokens
-from cram_jax.functional import consolidation, layer, objective
+from cram_jax.dims import Array, Bool, Gap, Gaps, Key, Segments, Token, Tokens
+from cram_jax.functional import layer, objective
 from cram_jax.functional.layer import Layer, LayerAux
 from cram_jax.functional.objective import MemorySums, ObjectiveConfig
 
 __all__ = [
     "CRAM", "Attention", "AttentionMixer", "Block", "CRAMMixer", "Consolidation", "Mamba2", "Mamba2Mixer", "Memory",
-    "Mixer", "Palimpsa", "PalimpsaMixer", "SeqBoat", "SeqBoatMixer", "Stack", "attention_utilisation", "memory_loss",
-    "release", "update",
+    "Mixer", "Palimpsa", "PalimpsaMixer", "PosteriorCRAM", "PosteriorCRAMMixer", "SeqBoat", "SeqBoatMixer", "Stack",
+    "attention_utilisation", "memory_loss", "release", "reset", "update",
 ]  # fmt: skip
 
 STREAM = "route"  # of random numbers: noise and audits
@@ -58,6 +58,9 @@ def _write(variables, values) -> None:
 class _Face(nnx.Module):
     """What blocks and mixers share.
 
+    Args:
+      streams: rows of a batch, if each is a stream with a memory of its own in a layer that has such (`PosteriorCRAM`).
+
     Attributes:
       cfg: the layer's configuration.
       weights: its parameters, each leaf an `nnx.Param`.
@@ -66,12 +69,13 @@ class _Face(nnx.Module):
       deterministic: True in evaluation; `model.train()` and `model.eval()` set it.
     """
 
-    def __init__(self, cfg: Layer, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: Layer, *, rngs: nnx.Rngs, streams: int | None = None):
         self.cfg = cfg
         self.deterministic = True
         self.weights = nnx.data(jax.tree.map(nnx.Param, self._own(cfg.init(rngs.params()))))
-        self.state = nnx.data(jax.tree.map(Consolidation, cfg.init_state()))
-        self.memory = nnx.data(jax.tree.map(lambda leaf: Memory(jnp.zeros(leaf.shape, leaf.dtype)), _shapes(cfg)))
+        self.state = nnx.data(jax.tree.map(Consolidation, cfg.init_state(streams)))
+        empty = lambda leaf: Memory(jnp.zeros(leaf.shape, leaf.dtype))
+        self.memory = nnx.data(jax.tree.map(empty, _shapes(cfg, streams)))
         has_stream = STREAM in rngs or "default" in rngs
         self.noise = rngs[STREAM].fork() if cfg.draws and has_stream else None
 
@@ -135,10 +139,10 @@ class _Face(nnx.Module):
         return y_BxD.astype(x_BxD.dtype), cache, aux
 
 
-def _shapes(cfg: Layer):
+def _shapes(cfg: Layer, streams: int | None):
     """(stats, sums) of a call, as shapes."""
-    params, state = jax.eval_shape(cfg.init, jax.random.key(0)), cfg.init_state()
-    x_BxTxD = jax.ShapeDtypeStruct((1, 1, cfg.D), jnp.float32)
+    params, state = jax.eval_shape(lambda: (cfg.init(jax.random.key(0)), cfg.init_state(streams)))
+    x_BxTxD = jax.ShapeDtypeStruct((streams or 1, 1, cfg.D), jnp.float32)
     aux = jax.eval_shape(lambda params, state, x: layer.apply(params, state, x, cfg=cfg)[1], params, state, x_BxTxD)
     return aux.stats, aux.sums
 
@@ -175,6 +179,14 @@ class CRAM(Block):
 
 class CRAMMixer(Mixer):
     """The three memories of `functional.cram`, configured by `CRAMConfig`."""
+
+
+class PosteriorCRAM(Block):
+    """`functional.posterior_cram`, configured by `PosteriorCRAMConfig`."""
+
+
+class PosteriorCRAMMixer(Mixer):
+    """The three memories of `functional.posterior_cram`, configured by `PosteriorCRAMConfig`."""
 
 
 class Attention(Block):
@@ -216,8 +228,8 @@ class Stack(nnx.Module):
       blocks: a `Block` for each layer.
     """
 
-    def __init__(self, layers: tuple[Layer, ...], *, rngs: nnx.Rngs):
-        self.blocks = nnx.List([Block(cfg, rngs=rngs) for cfg in layers])
+    def __init__(self, layers: tuple[Layer, ...], *, rngs: nnx.Rngs, streams: int | None = None):
+        self.blocks = nnx.List([Block(cfg, rngs=rngs, streams=streams) for cfg in layers])
 
     def __call__(self, x_BxTxD: Tokens, gap_BxT: Gaps | None = None, **more) -> Tokens:
         """Whole sequences through all blocks; arguments as of a `Block`."""
@@ -292,4 +304,10 @@ def update(model: nnx.Module, axis_name: str | None = None) -> None:
 def release(model: nnx.Module, when: Array | bool = True) -> None:
     """From now on the routers decide who attends; until then every token does (`consolidation.release`)."""
     for face in _memories(model):
-        _write(face.state, consolidation.release(_read(face.state), when))
+        _write(face.state, face.cfg.release(_read(face.state), when))
+
+
+def reset(model: nnx.Module, fresh_B: Bool[Array, "B"]) -> None:
+    """Streams of the marked rows begin anew, in layers that have a memory for each stream."""
+    for face in _memories(model):
+        _write(face.state, face.cfg.reset(_read(face.state), fresh_B))

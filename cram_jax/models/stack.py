@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cram_jax.dims import Array, Bool, Gap, Gaps, Key, Segments, Token, Tokens
+from cram_jax.dims import Array, Bool, Gap, Gaps, Int, Key, Segments, Token, Tokens
 from cram_jax.functional import layer as layers_of
 from cram_jax.functional.common import check_at_least_one
 from cram_jax.functional.layer import Layer, LayerAux, Operations
@@ -157,6 +157,34 @@ class Stack:
     def reset(self, states: tuple, fresh_S: Bool[Array, "S"]) -> tuple:
         """States in which the marked streams begin anew."""
         return tuple(layer.reset(state, fresh_S) for layer, state in zip(self.layers, states, strict=True))
+
+    def streams_at(self, states: tuple, id_B: Int[Array, "B"]) -> tuple:
+        """Returns the states of these streams, for a batch of them (`Layer.streams_at`).
+
+        Raises:
+          ValueError: for an id that is no stream's, if ids are concrete.
+        """
+        return tuple(layer.streams_at(state, id_B) for layer, state in zip(self.layers, states, strict=True))
+
+    def put_streams(self, states: tuple, id_B: Int[Array, "B"], of_B: tuple) -> tuple:
+        """Returns the states in which these streams have the memories of `of_B` (`Layer.put_streams`).
+
+        Donate `states` to jit, so that they are changed in place.
+
+        Raises:
+          ValueError: for an id that is no stream's or is there twice, if ids are concrete.
+        """
+        of_layers = zip(self.layers, states, of_B, strict=True)
+        return tuple(layer.put_streams(state, id_B, new) for layer, state, new in of_layers)
+
+    def learned(self, states: tuple) -> tuple:
+        """Returns what has to be saved of the streams' memories (`Layer.learned`)."""
+        return tuple(layer.learned(state) for layer, state in zip(self.layers, states, strict=True))
+
+    def merge(self, states: tuple, learned: tuple) -> tuple:
+        """Returns the states whose memories also hold what was learned there (`Layer.merge`)."""
+        of_layers = zip(self.layers, states, learned, strict=True)
+        return tuple(layer.merge(state, sums) for layer, state, sums in of_layers)
 
     def release(self, states: tuple, when: Bool[Array, ""] | bool = True) -> tuple:
         """Returns states in which the routers are released, if `when` is true."""

@@ -52,6 +52,13 @@ def test_sums_over_devices_equal_one_big_batch():
         np.testing.assert_array_equal(split[0], split[1])
 
 
+def test_sums_over_bfloat16_tokens_are_exact_enough():
+    # bfloat16 counts 256, 258, 260: a sum in it would lose every odd token
+    r_BxTxD = jnp.ones((3, 101, D), jnp.bfloat16)
+    stats = consolidation.statistics(r_BxTxD, jnp.ones((3, 101), bool))
+    assert stats.count == 303 and stats.square == 303 * D and {leaf.dtype for leaf in stats} == {jnp.dtype("float32")}
+
+
 def test_quality_is_one_for_a_perfect_recall_and_known_only_where_retrieved():
     r_BxTxD = retrievals(3, count=8)
     marks_BxT = jnp.array([[True, False, True, False]] * 2)

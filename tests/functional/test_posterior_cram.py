@@ -6,101 +6,89 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cram_cases import check_skipped_retrievals_are_not_looked_at
+from posterior_cases import CFG, B, D, T, lively, streamed, tokens, visited, widened
 
-from cram_jax.functional import addressed, posterior, posterior_cram, two_stage
-from cram_jax.functional.episodic import EpisodicConfig
-from cram_jax.functional.posterior import PosteriorConfig
-from cram_jax.functional.posterior_cram import PosteriorCRAMConfig
+from cram_jax.functional import addressed, episodic, posterior, posterior_cram
 from cram_jax.functional.routing import EPISODIC, SEMANTIC, WORKING
-
-B, T, D, KEYS = 2, 48, 8, 4
-CFG = PosteriorCRAMConfig(
-    D=D,
-    F=16,
-    contradictions=3,
-    episodic=EpisodicConfig(heads=2, head_dim=6, memory=5, write_bias=0.0),
-    semantic=PosteriorConfig(features=64),
-    routing=two_stage.TwoStageConfig(audit_rate=0.1, evaluation_audit_rate=0.1),
-)
-
-
-def lively(cfg: PosteriorCRAMConfig = CFG, seed: int = 0):
-    """Parameters with which every route, write and contradiction occurs."""
-    params = posterior_cram.init(jax.random.key(seed), cfg)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    scale = lambda leaf: 0.5 * leaf.shape[0] ** -0.5 if leaf.ndim > 1 else 0.2
-    moved = [x + scale(x) * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
-    params = jax.tree.unflatten(tree, moved)
-    router = params.router._replace(need=params.router.need._replace(out_FxD=8 * params.router.need.out_FxD))
-    # Known where u is low: the logit falls with log u
-    known = params.router.known
-    known = known._replace(
-        in_DxF=jnp.zeros_like(known.in_DxF).at[0, 0].set(-1.0), bias_F=jnp.zeros_like(known.bias_F),
-        out_FxD=jnp.zeros_like(known.out_FxD).at[0].set(6.0),
-    )  # fmt: skip
-    return params._replace(router=router._replace(known=known))
-
-
-def tokens(seed: int):
-    """Events about few keys, so that addresses recur."""
-    kind, noise, gap = jax.random.split(jax.random.key(seed), 3)
-    key_BxT = jax.random.randint(kind, (B, T), 0, KEYS)
-    table = 2 * jax.random.normal(jax.random.key(99), (KEYS, D))
-    return table[key_BxT] + 0.3 * jax.random.normal(noise, (B, T, D)), 1 + jax.random.exponential(gap, (B, T))
-
-
-def widened(tree):
-    """In float64."""
-    return jax.tree.map(lambda a: a.astype(jnp.float64) if a.dtype == jnp.float32 else a, tree)
-
-
-def visited(params, state, seeds, cfg=CFG, key=None):
-    """The state after visits, and the last visit's output and aux."""
-
-    @jax.jit
-    def one(state, x_BxTxD, gap_BxT):
-        y, aux = posterior_cram.apply(params, state, x_BxTxD, cfg=cfg, gap_BxT=gap_BxT, key=key)
-        return cfg.update(state, aux.stats), y, aux
-
-    for seed in seeds:
-        state, y, aux = one(state, *map(widened, tokens(seed)))
-    return state, y, aux
-
-
-def streamed(params, state, x_BxTxD, gap_BxT, cfg=CFG, key=None):
-    """`step` over a visit: (outputs, aux), batch first."""
-
-    def one(cache, token):
-        y, cache, aux = posterior_cram.step(params, state, cache, token[0], cfg=cfg, gap_B=token[1], key=key)
-        return cache, (y, aux)
-
-    cache = widened(posterior_cram.init_cache(cfg, B))
-    _, out = jax.lax.scan(one, cache, (jnp.swapaxes(x_BxTxD, 0, 1), gap_BxT.T))
-    return out
 
 
 @pytest.mark.parametrize("streams", [None, B])
-def test_streaming_equals_the_whole_sequence(x64, streams):
+def test_streaming_equals_the_whole_sequence(x64, monkeypatch, streams):
     # Given a memory of three visits
     params = widened(lively())
     state = widened(CFG.release(CFG.init_state(streams)))
     key = jax.random.key(7)
-    state, _, _ = visited(params, state, (1, 2, 3), key=key)
+    state = visited(params, state, (1, 2, 3), key=key)
     # When a fourth one is read as a whole, and token by token
     x_BxTxD, gap_BxT = map(widened, tokens(4))
-    run = jax.jit(lambda s, x: posterior_cram.apply(params, s, x, cfg=CFG, gap_BxT=gap_BxT, key=key))
-    y_BxTxD, aux = run(state, x_BxTxD)
-    out_TxBxD, each = jax.jit(lambda s, x: streamed(params, s, x, gap_BxT, key=key))(state, x_BxTxD)
-    # Then every kind of route and a contradiction occur, and all is the same
+    run = lambda s, x: posterior_cram.apply(params, s, x, cfg=CFG, gap_BxT=gap_BxT, key=key)
+    y_BxTxD, aux = jax.jit(run)(state, x_BxTxD)
+    cache, (out_TxBxD, each) = jax.jit(lambda s, x: streamed(params, s, x, gap_BxT, key=key))(state, x_BxTxD)
+    # Then every kind of route occurs, and all is the same
     assert {WORKING, EPISODIC, SEMANTIC} == set(np.unique(aux.routes.choice_BxT))
     assert np.any(aux.routes.attended_BxT & (aux.routes.choice_BxT != EPISODIC))
     for name in ("choice_BxT", "attended_BxT", "retrieved_BxT", "kept_BxT"):
         np.testing.assert_array_equal(getattr(each.routes, name).T, getattr(aux.routes, name), err_msg=name)
     np.testing.assert_allclose(jnp.swapaxes(out_TxBxD, 0, 1), y_BxTxD, atol=1e-9)
-    # and what it teaches adds up to the same sums
-    total = jax.tree.map(lambda a: a.sum(0), each.stats.written)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), total, aux.stats.written)
+    # and the state after the visit, too
+    taught = jax.tree.map(lambda a: a.sum(0), each.stats)
+    near = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10)
+    jax.tree.map(near, CFG.update(state, taught), CFG.update(state, aux.stats))
+    # and contradictions matter: there are some, and without them tokens choose otherwise
+    assert np.any(cache.against.position_BxG < addressed.NEVER)
+    if streams is None:
+        return  # one program less to compile
+    monkeypatch.setattr(addressed, "contradict", lambda recalled, value: jnp.zeros(value.shape[:-1], bool))
+    _, blind = jax.jit(lambda s, x: run(s, x))(state, x_BxTxD)
+    assert np.any(blind.routes.choice_BxT != aux.routes.choice_BxT)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_no_decision_needs_a_retrieval(x64, monkeypatch, train):
+    # Given a memory of three visits, with which tokens take every route
+    params, key = widened(lively()), jax.random.key(7)
+    state = visited(params, widened(CFG.release(CFG.init_state(B))), (1, 2, 3), key=key)
+    arrays = params, state, *map(widened, tokens(4))
+
+    def loss(params, x_BxTxD, state, gap_BxT):
+        y, aux = posterior_cram.apply(params, state, x_BxTxD, cfg=CFG, gap_BxT=gap_BxT, key=key, train=train)
+        return jnp.sum(y**2) + sum(jax.tree.leaves(aux.sums)), (y, aux, CFG.update(state, aux.stats))
+
+    def run(params, state, x_BxTxD, gap_BxT):
+        f = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True) if train else loss
+        return f(params, x_BxTxD, state, gap_BxT)
+
+    # When retrievals that are not made are NaN, then outputs, routes, sums, gradients and the next state are the same
+    out = check_skipped_retrievals_are_not_looked_at(monkeypatch, run, *arrays, module=addressed)
+    routes = (out[0] if train else out)[1][1].routes
+    assert {WORKING, EPISODIC, SEMANTIC} == set(np.unique(routes.choice_BxT))
+    assert 0.1 < np.mean(~routes.attended_BxT) < 0.97
+
+
+def test_no_decision_needs_a_retrieval_in_streaming_either(x64, monkeypatch):
+    # Given a memory of three visits, and many rows, so that at nearly every token some attend and others do not
+    rows = 8
+    params = widened(lively())
+    state = visited(params, widened(CFG.release(CFG.init_state(rows))), (1, 2, 3))
+
+    def run(params, state, x_BxTxD, gap_BxT):
+        cache, (y, aux) = streamed(params, state, x_BxTxD, gap_BxT, key=jax.random.key(7))
+        return cache, y, aux, CFG.update(state, jax.tree.map(lambda a: a.sum(0), aux.stats))
+
+    def poisoned(look_up, poison):
+        def filled(ring, q_BxHxK, attends_B):
+            return jnp.where(attends_B[:, None, None], look_up(ring, q_BxHxK, attends_B), poison)
+
+        return filled
+
+    arrays = params, state, *map(widened, tokens(4, rows))
+    more = dict(module=episodic, name="look_up", poisoned=poisoned)
+    _, _, aux, _ = check_skipped_retrievals_are_not_looked_at(monkeypatch, run, *arrays, **more)
+    # Then all is the same, and skipped rows of every route stood beside others that attend
+    attended_TxB = np.asarray(aux.routes.attended_BxT)
+    skipped_TxB = ~attended_TxB & attended_TxB.any(1, keepdims=True)
+    assert {WORKING, SEMANTIC} == set(np.asarray(aux.routes.choice_BxT)[skipped_TxB])
 
 
 def test_whoever_needs_memory_looks_it_up_even_if_no_event_was_kept():

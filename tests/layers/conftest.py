@@ -1,4 +1,4 @@
-"""Tests that ask for `face` run for every class of `cram_jax.layers` that holds a layer: five blocks, five mixers."""
+"""Tests that ask for `face` run for every class of `cram_jax.layers` that holds a layer: six blocks, six mixers."""
 
 import pytest
 from face_cases import FACES, Face

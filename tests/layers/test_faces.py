@@ -17,11 +17,14 @@ from face_cases import (
     Step,
     batch,
     function_step,
+    linen_call,
     linen_key,
     linen_variables,
     near,
     nnx_module,
     parameters,
+    paths,
+    put,
     same,
     state,
     values,
@@ -32,7 +35,7 @@ from cram_jax.layers import linen as linen_faces
 from cram_jax.layers import nnx as nnx_faces
 
 # What has to be compiled runs for every layer and for one mixer: how a face calls a mixer does not depend on the layer.
-COMPILED = ("CRAM", "CRAMMixer", "Attention", "Mamba2", "Palimpsa", "SeqBoat")
+COMPILED = ("CRAM", "CRAMMixer", "PosteriorCRAM", "Attention", "Mamba2", "Palimpsa", "SeqBoat")
 
 
 def nnx_steps(face: Face, count: int) -> tuple[list[Step], list]:
@@ -164,8 +167,9 @@ def stream_nnx(face: Face, x_BxTxD, gap_BxT):
 
 def stream_linen(face: Face, x_BxTxD, gap_BxT):
     module, variables, rngs = face.linen(face.cfg), linen_variables(face), {"route": jax.random.key(NOISE)}
-    empty = jax.eval_shape(partial(module.init, method="step"), jax.random.key(0), x_BxTxD[:, 0])["cache"]
-    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), empty)
+    made = jax.eval_shape(partial(module.init, method="step"), jax.random.key(0), x_BxTxD[:, 0])["cache"]
+    empty = {"stream": face.cfg.init_cache(B)}
+    assert jax.tree.structure(made) == jax.tree.structure(empty)
 
     @jax.jit
     def streamed(variables):
@@ -196,7 +200,9 @@ def test_a_stream_equals_the_whole_sequence(name, stream):
         assert np.any(whole.routes.attended_BxT & ~whole.routes.chose_BxT), "the battery should see an audit"
 
 
-@pytest.mark.parametrize("name", ["CRAM", "CRAMMixer", "AttentionMixer", "Mamba2", "PalimpsaMixer", "SeqBoat"])
+@pytest.mark.parametrize(
+    "name", ["CRAM", "CRAMMixer", "PosteriorCRAM", "AttentionMixer", "Mamba2", "PalimpsaMixer", "SeqBoat"]
+)
 def test_bfloat16_tokens_stay_bfloat16(name):
     # Given tokens in bfloat16, as between layers of a network that computes in it
     face, x_BxTxD = FACES[name], batch()[0].astype(jnp.bfloat16)
@@ -212,3 +218,35 @@ def test_bfloat16_tokens_stay_bfloat16(name):
     assert y_BxD.dtype == jnp.bfloat16
     y_BxD, *_ = nnx.eval_shape(lambda module: module.step(module.init_cache(B), x_BxTxD[:, 0]), module)
     assert y_BxD.dtype == jnp.bfloat16
+
+
+def test_each_row_of_a_batch_has_a_memory_of_its_own():
+    # Given a layer for B streams, in both faces, released, with one set of parameters
+    face, (x_BxTxD, gap_BxT, _) = FACES["PosteriorCRAM"], batch()
+    held = face.cfg.for_streams(state(face), B)
+    module = face.nnx(face.cfg, rngs=nnx.Rngs(params=0), streams=B)
+    put(module.weights, parameters(face))
+    put(module.state, held)
+    linen = face.linen(face.cfg, streams=B)
+    variables = linen_variables(face, held=held)
+    fresh = jax.eval_shape(linen.init, jax.random.key(0), x_BxTxD)["consolidation"]
+    assert paths(fresh) == paths(variables["consolidation"])
+
+    # When a batch is read and consolidated, then both have the function's memories
+    _, aux = face.apply(parameters(face), held, x_BxTxD, cfg=face.cfg, gap_BxT=gap_BxT)
+    want = face.cfg.update(held, aux.stats)
+    assert np.all(np.any(want.memory.up_SxFxD, axis=(1, 2))) and want.memory.ridge.shape == (B,)
+    module(x_BxTxD, gap_BxT)
+    nnx_faces.update(module)
+    near(values(module.state), want)
+    _, memory = linen_call(linen, variables, x_BxTxD, gap_BxT)
+    after = linen_faces.update(variables["consolidation"], memory)
+    near(linen_faces.unnamed(want, after), want)
+
+    # and a stream that begins anew has none
+    fresh_B = jnp.arange(B) == 1
+    want = face.cfg.reset(want, fresh_B)
+    nnx_faces.reset(module, fresh_B)
+    near(values(module.state), want)
+    near(linen_faces.unnamed(want, linen_faces.reset(after, fresh_B)), want)
+    assert not np.any(want.memory.up_SxFxD[1]) and np.any(want.memory.up_SxFxD[0])

@@ -87,7 +87,9 @@ def test_fresh_layers_hold_the_functions_parameters_and_state(face):
     assert paths(nnx.to_pure_dict(nnx.state(module, (nnx.Param, faces.Consolidation)))) == named
     assert len(jax.tree.leaves(nnx.state(module, nnx.Param))) == len(jax.tree.leaves(want))
     # A mixer has no feed-forward network
-    assert ("feed_forward" in str(named)) == (face.nnx.__name__ in ("CRAM", "Attention", "Palimpsa", "SeqBoat"))
+    assert ("feed_forward" in str(named)) == (
+        face.nnx.__name__ in ("CRAM", "PosteriorCRAM", "Attention", "Palimpsa", "SeqBoat")
+    )
 
 
 def test_each_training_step_draws_fresh_noise_that_its_seed_repeats():

@@ -1,0 +1,80 @@
+"""A small posterior CRAM layer in which everything happens, and ways to run it, for several files of tests."""
+
+import jax
+import jax.numpy as jnp
+
+from cram_jax.functional import posterior_cram, two_stage
+from cram_jax.functional.episodic import EpisodicConfig
+from cram_jax.functional.posterior import PosteriorConfig
+from cram_jax.functional.posterior_cram import PosteriorCRAMConfig
+
+B, T, D, KEYS = 2, 48, 8, 4
+CFG = PosteriorCRAMConfig(
+    D=D,
+    F=16,
+    contradictions=3,
+    episodic=EpisodicConfig(heads=2, head_dim=6, memory=5, write_bias=0.0),
+    semantic=PosteriorConfig(features=64),
+    routing=two_stage.TwoStageConfig(audit_rate=0.1, evaluation_audit_rate=0.1),
+)
+
+
+def lively(cfg: PosteriorCRAMConfig = CFG, seed: int = 0):
+    """Parameters with which every route, write and contradiction occurs."""
+    params = posterior_cram.init(jax.random.key(seed), cfg)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    scale = lambda leaf: 0.5 * leaf.shape[0] ** -0.5 if leaf.ndim > 1 else 0.2
+    moved = [x + scale(x) * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
+    params = jax.tree.unflatten(tree, moved)
+    router = params.router._replace(need=params.router.need._replace(out_FxD=8 * params.router.need.out_FxD))
+    return knowing(params._replace(router=router))
+
+
+def knowing(params):
+    """Parameters with which an address is known if u is low: the logit falls with log u."""
+    known = params.router.known
+    known = known._replace(
+        in_DxF=jnp.zeros_like(known.in_DxF).at[0, 0].set(-1.0), bias_F=jnp.zeros_like(known.bias_F),
+        out_FxD=jnp.zeros_like(known.out_FxD).at[0].set(6.0),
+    )  # fmt: skip
+    return params._replace(router=params.router._replace(known=known))
+
+
+def tokens(seed: int, rows: int = B):
+    """Events about few keys, so that addresses recur: (x_BxTxD, gap_BxT)."""
+    kind, noise, gap = jax.random.split(jax.random.key(seed), 3)
+    key_BxT = jax.random.randint(kind, (rows, T), 0, KEYS)
+    table = 2 * jax.random.normal(jax.random.key(99), (KEYS, D))
+    noise_BxTxD = 0.3 * jax.random.normal(noise, (rows, T, D))
+    return table[key_BxT] + noise_BxTxD, 1 + jax.random.exponential(gap, (rows, T))
+
+
+def widened(tree):
+    """In float64."""
+    return jax.tree.map(lambda a: a.astype(jnp.float64) if a.dtype == jnp.float32 else a, tree)
+
+
+def visited(params, state, seeds, cfg=CFG, key=None):
+    """The state after visits in float64, a batch of which has as many rows as there are streams, or B."""
+
+    @jax.jit
+    def one(state, x_BxTxD, gap_BxT):
+        _, aux = posterior_cram.apply(params, state, x_BxTxD, cfg=cfg, gap_BxT=gap_BxT, key=key)
+        return cfg.update(state, aux.stats)
+
+    rows = state.memory.ridge.size if state.memory.ridge.ndim else B
+    for seed in seeds:
+        state = one(state, *map(widened, tokens(seed, rows)))
+    return state
+
+
+def streamed(params, state, x_BxTxD, gap_BxT, cfg=CFG, key=None):
+    """`step` over a visit: (the last cache, (outputs, aux) with time in front)."""
+
+    def one(cache, token):
+        y, cache, aux = posterior_cram.step(params, state, cache, token[0], cfg=cfg, gap_B=token[1], key=key)
+        return cache, (y, aux)
+
+    cache = widened(posterior_cram.init_cache(cfg, len(x_BxTxD)))
+    return jax.lax.scan(one, cache, (jnp.swapaxes(x_BxTxD, 0, 1), gap_BxT.T))
