@@ -28,7 +28,7 @@ class PosteriorConfig:
     """features: F, random Fourier features of an address; even.
     bandwidth: of their Gaussian kernel, exp(-(bandwidth distance)^2 / 2) between two unit addresses.
     ridge: lambda. A first write of weight 1 leaves u = lambda / (lambda + 1).
-    keep: what `update` multiplies the sums by, once a visit.
+    keep: what `update` multiplies the weights of earlier writes by, once a visit.
     """
 
     features: int = 512
@@ -115,11 +115,6 @@ def free_share(memory: Posterior) -> Float[Array, "*streams"]:
     return memory.ridge * jnp.sum(memory.root_SxFxF**2, axis=(-1, -2)) / memory.root_SxFxF.shape[-1]
 
 
-def unbiased(recalled_SxTxD, u_SxT, most: float = 0.3) -> Float[Array, "*streams T D"]:
-    """The recall without the ridge's pull towards 0, a factor 1 - u; for u of at most `most`, since it adds noise."""
-    return recalled_SxTxD / (1 - jnp.minimum(u_SxT, most))[..., None]
-
-
 def writes(
     phi_SxTxF: Float[Array, "*streams T F"],
     r_SxTxD: Float[Array, "*streams T D"],
@@ -147,14 +142,24 @@ def solve(memory: Posterior, sums: PosteriorSums) -> Posterior:
 def update(memory: Posterior, sums: PosteriorSums, axis_name: str | None = None) -> Posterior:
     """The memory after a visit with these writes. What was there before weighs `keep` times as much from now on.
 
-    So what is not written again fades, and its share of the memory is free again.
+    So what is not written again becomes uncertain, and its share of the memory is free again. What the memory believes
+    stays as it is: A W_up + lambda W_up = C holds again with the lighter A, and so for the same W_up. Without that, the
+    ridge would pull W_up towards 0 at each visit, and rehearsals would write the pulled values.
 
     Args:
       axis_name: adds the sums over that mapped axis first.
     """
     if axis_name is not None:
         sums = jax.tree.map(lambda s: jax.lax.psum(s, axis_name), sums)
-    return solve(memory, jax.tree.map(lambda old, new: memory.keep[..., None, None] * old + new, memory.sums, sums))
+    keep_SxFxF = memory.keep[..., None, None]
+    believed_SxFxD = (1 - keep_SxFxF) * memory.ridge[..., None, None] * memory.up_SxFxD
+    old = memory.sums
+    return solve(
+        memory,
+        PosteriorSums(
+            keep_SxFxF * old.A_SxFxF + sums.A_SxFxF, keep_SxFxF * old.C_SxFxD + believed_SxFxD + sums.C_SxFxD
+        ),
+    )
 
 
 def write_one(

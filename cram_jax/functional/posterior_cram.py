@@ -38,7 +38,7 @@ from cram_jax.functional.common import (
 from cram_jax.functional.episodic import EpisodicConfig, Writes
 from cram_jax.functional.layer import Layer, LayerAux, Operations, apply, init, init_cache, init_state, step
 from cram_jax.functional.posterior import PosteriorConfig, PosteriorSums
-from cram_jax.functional.routing import SEMANTIC, CRAMRoutes
+from cram_jax.functional.routing import SEMANTIC, WORKING, CRAMRoutes
 from cram_jax.functional.stream_memory import LearningConfig, StreamState, StreamStats
 from cram_jax.functional.two_stage import Decisions, RouterParams, TwoStageConfig
 from cram_jax.functional.working import WorkingConfig
@@ -88,7 +88,7 @@ class PosteriorCRAMConfig(Layer):
     D: int = 64
     F: int = 128
     compute_dtype: str | None = None
-    contradictions: int = 16
+    contradictions: int = 64
     working: WorkingConfig = WorkingConfig()
     episodic: EpisodicConfig = EpisodicConfig(heads=1, memory=256)
     semantic: PosteriorConfig = PosteriorConfig()
@@ -145,9 +145,11 @@ class PosteriorCRAMConfig(Layer):
         writes = self._decide_writes(params, z_BxTxD, noise(3))
         held, memory, seen_BxTxD = jax.lax.stop_gradient((params.episodic, state.memory, z_BxTxD))
         used = state.retrievals.released
-        against = addressed.contradictions(held, memory, writes.kept_BxT, seen_BxTxD, self.contradictions, used)
 
         need = two_stage.need(params.router, z_BxTxD, gap_BxT, noise(0), self.routing)
+        tells_BxT = writes.kept_BxT & ~need.hard  # a token that asks has no answer to compare with
+        told = tells_BxT, seen_BxTxD, self.contradictions, self.learning.rehearsal, used
+        against, rehearsed = addressed.told(held, memory, *told)
         doubt = None if uniform_BxTx4 is None else uniform_BxTx4[..., 2]
         audited = two_stage.audits(doubt, ~need.hard, need.mean, train, self.routing)
         looks_BxT = need.hard | audited[0] | ~used
@@ -165,7 +167,7 @@ class PosteriorCRAMConfig(Layer):
 
         weight_BxT, value_BxTxD = stream_memory.lessons(state, made, found_BxT, r_BxTxD, asked, self.learning)
         written = addressed.written(held, plan, seen_BxTxD, value_BxTxD, weight_BxT, used)
-        stats = stream_memory.statistics(state, r_BxTxD, found_BxT, written)
+        stats = stream_memory.statistics(state, r_BxTxD, found_BxT, jax.tree.map(jnp.add, rehearsed, written))
         familiarity_BxT, quality_BxT = stream_memory.quality(state, found_BxT, r_BxTxD, asked)
         routes = two_stage.report(made, writes, found_BxT, familiarity_BxT, quality_BxT, used)
         sums = two_stage.memory_sums(made, writes, found_BxT, familiarity_BxT, reads_BxT, used)
@@ -180,11 +182,13 @@ class PosteriorCRAMConfig(Layer):
         uniform_Bx4 = None if key is None else uniforms(key, cache.position[None], B, 4)[:, 0]
         worked_BxD, working_BxN, _ = working.step(params.working, cache.working_BxN, z_BxD, gap_B, self.working)
         writes = self._decide_writes(params, z_BxD, None)
-        wrong_B = writes.kept_BxT & addressed.contradicts(params.episodic, state.memory.up_SxFxD, z_BxD[:, None])[:, 0]
         address_BxE = addressed.joined(addressed.addresses(params.episodic, z_BxD))
-        against = addressed.noted(cache.against, address_BxE, wrong_B, cache.position)
 
         need = two_stage.need(params.router, z_BxD, gap_B, None, self.routing)
+        phi_Bx1xF, own_Bx1xD, compared = addressed.event(params.episodic, state.memory.up_SxFxD, z_BxD[:, None])
+        tells_Bx1 = (writes.kept_BxT & ~need.hard)[:, None]
+        wrong_B = (tells_Bx1 & compared.contradicts)[:, 0]
+        against = addressed.noted(cache.against, address_BxE, wrong_B, cache.position)
         doubt = None if uniform_Bx4 is None else uniform_Bx4[..., 2]
         audited = two_stage.audits(doubt, ~need.hard, need.mean, False, self.routing)
         looks_B = need.hard | audited[0] | ~state.retrievals.released
@@ -205,8 +209,9 @@ class PosteriorCRAMConfig(Layer):
         ring = episodic.push(ring, k_BxHxK, v_BxHxK, writes.kept_BxT)
 
         weight_B, value_BxD = stream_memory.lessons(state, made, found_B, r_BxD, asked, self.learning)
-        phi_Bx1xF = posterior.features(params.episodic.frequencies_ExR, address_BxE)[:, None]
         written = posterior.writes(phi_Bx1xF, value_BxD[:, None], weight_B[:, None])
+        again_Bx1 = self.learning.rehearsal * (tells_Bx1 & compared.agrees & state.retrievals.released)
+        written = jax.tree.map(jnp.add, written, posterior.writes(phi_Bx1xF, own_Bx1xD, again_Bx1))
         stats = stream_memory.statistics(state, r_BxD[:, None], found_B[:, None], written)
         guessed = stream_memory.quality(state, found_B, r_BxD, asked)
         routes = two_stage.report(made, writes, found_B, *guessed, state.retrievals.released)
@@ -294,7 +299,7 @@ class PosteriorCRAMConfig(Layer):
         """Operations of semantic memory, which has no backward pass: asked, compared with, written and solved."""
         D, E, features = self.D, self.episodic.heads * self.episodic.head_dim, self.semantic.features
         asked = jnp.sum(routes.attended_BxT | (routes.choice_BxT == SEMANTIC), dtype=jnp.float32)
-        kept = jnp.sum(routes.kept_BxT, dtype=jnp.float32)
+        kept = jnp.sum(routes.kept_BxT & (routes.choice_BxT == WORKING), dtype=jnp.float32)
         at_address, recalled = 2 * D * E + E * features, 2 * features * D
         # Addresses are formed once to ask and once to write; u takes F^2 multiply-adds, a write F^2 + F D.
         of_asked = 2 * at_address + recalled + 2 * features**2 + 2 * features * (features + D)

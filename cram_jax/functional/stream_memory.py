@@ -16,7 +16,7 @@ from cram_jax.functional import consolidation, posterior
 from cram_jax.functional.addressed import Lookup
 from cram_jax.functional.consolidation import ConsolidationState, ConsolidationStats
 from cram_jax.functional.posterior import Posterior, PosteriorSums
-from cram_jax.functional.routing import SEMANTIC, WORKING
+from cram_jax.functional.routing import WORKING
 from cram_jax.functional.two_stage import Decisions
 
 LEAST = 1e-6  # smallest divisor
@@ -29,8 +29,9 @@ class LearningConfig:
         So what is met once takes little of the memory, and a new value outweighs the one that it contradicts.
     most: the largest weight of a write. Many tokens may write at one address in one visit. Without a bound each of them
         would multiply what is there.
-    rehearsal: weight of the write of a token that semantic memory answered. It writes its own recall again, so what
-        is used stays, and what is not fades.
+    rehearsal: weight of the write of a kept event whose own value is what semantic memory recalls at its address. So
+        what comes again stays, and what does not fades. It writes its value, not the recall: recalls that are written
+        again and again drift away from what was retrieved.
     decay: of the running mean and variance of retrievals, per visit; 0.99 remembers about 100 visits.
     """
 
@@ -89,17 +90,14 @@ def lessons(
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape D"]]:
     """(weight, value) of what each token writes. No gradient.
 
-    A token that was routed to attention and found something writes its retrieval. A token that semantic memory answered
-    writes what it recalled, or its retrieval if it was audited. Others write nothing, and nobody before the release.
+    A token that needs memory and attended writes what it found, also where semantic memory answered and the token was
+    audited. Others write nothing, and nobody before the release.
     """
     needs = (made.choice_BxT != WORKING) & state.retrievals.released
-    rehearses = needs & (made.choice_BxT == SEMANTIC) & ~made.audited_BxT
     # u = lambda / (lambda + w) after writes of weight w at an address of its own
     there = beside(state.memory.ridge, asked.u_BxT) * (1 / jnp.maximum(asked.u_BxT, LEAST) - 1)
     retrieved = jnp.minimum(cfg.first + cfg.growth * there, cfg.most)
-    weight = jnp.where(rehearses, cfg.rehearsal, jnp.where(found & needs, retrieved, 0))
-    value = jnp.where(rehearses[..., None], posterior.unbiased(asked.recalled_BxTxD, asked.u_BxT), r)
-    return jax.lax.stop_gradient((weight, value))
+    return jax.lax.stop_gradient((jnp.where(found & needs, retrieved, 0), r))
 
 
 def statistics(state: StreamState, r_BxTxD: Tokens, found_BxT: Marks, written: PosteriorSums) -> StreamStats:
