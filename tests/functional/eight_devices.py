@@ -14,7 +14,9 @@ from cram_jax.functional.routing import EPISODIC, SEMANTIC, WORKING
 from cram_jax.functional.stream_memory import StreamState
 
 DEVICES = "devices"
-ROWS = 16  # two for each device
+# One for each device. With more, jaxlib 0.10 can hang: it splits a triangular solve into tasks for a pool of threads,
+# and all of them may be waiting in such a solve of another device.
+ROWS = 8
 
 
 def visit(params, state, x_BxTxD, gap_BxT, axis_name=None):

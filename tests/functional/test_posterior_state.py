@@ -80,7 +80,7 @@ def test_eight_devices_leave_the_state_of_one():
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
     }
     command = [sys.executable, str(Path(__file__).parent / "eight_devices.py")]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stdout == "eight devices: one state\n"
 
