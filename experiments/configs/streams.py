@@ -14,13 +14,14 @@ python experiments/streams_change.py --config=experiments/configs/streams.py:VAR
 | memory fixed | the same, not trained again | nothing: the memory is held empty |
 | routed by chance | the same, not trained again | nothing; of the tokens that would attend, chance picks `budget` |
 | no consolidation | the same layer, whose memory is never written | nothing |
-| gradient adapter | CRAM with one adapter for all streams, two layers | a copy of the adapter for each stream; it learns by Adam |
+| gradient adapter | CRAM with one adapter, two layers | a copy of the adapter for each stream; it learns by Adam |
 | transformer, seqboat | these, two layers | nothing |
 | mamba2, palimpsa, carried | these, two layers, on `joined` visits in one sequence | their recurrent state |
 
-- Without anything that is carried, the event alone decides who attends. So "memory fixed", "no consolidation" and
-  "seqboat" are static routers that were learned, and "routed by chance" is one that was not: by Theorem 1 it answers
-  at most the share of queries that attend, and what a guess among all answers gets right.
+- With an empty memory, the event alone decides who attends. So "memory fixed" and "no consolidation" are static routers
+  that were learned, and "routed by chance" is one that was not: by Theorem 1 it answers at most the share of queries
+  that attend, and of the others what a guess among all answers gets right.
+- The router of the gradient adapter met no familiar pattern in training, because one adapter served all streams.
 - The gradient adapter retrieves for every token of a visit, after it was answered, to teach its adapter. These
   retrievals are attention as well. They are reported as `consolidation_tokens`, beside `attention_tokens`.
 - A recurrent model learns on single visits first, then on 4 joined ones, and at last on 16: one sequence where the

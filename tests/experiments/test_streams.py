@@ -34,9 +34,13 @@ def trained():
 
 @pytest.fixture(scope="module")
 def models(trained):
-    """(learner, state) of each training after a step or a few, by the label of its first entry."""
+    """(learner, state) of each training, by the label of its first entry; after two steps where it has code of its own.
+
+    The others are trained as any model is, which other tests show.
+    """
+    steps = {"no consolidation": 2, "gradient adapter": 2, "mamba2, carried": 2}
     alone = [label for label, entry in ENTRIES.items() if entry.settings]
-    return {"memory learns": trained} | {label: trained_for(label, 2) for label in alone}
+    return {"memory learns": trained} | {label: trained_for(label, steps.get(label, 0)) for label in alone}
 
 
 @pytest.fixture(scope="module")
@@ -153,10 +157,12 @@ def test_each_stream_teaches_an_adapter_of_its_own(models):
         jax.tree.map(same, getattr(before, part), getattr(now, part))
 
 
-@pytest.mark.parametrize("label", ["mamba2, carried", "palimpsa, carried"])
-def test_a_carried_state_goes_on_from_visit_to_visit(models, label):
-    learner, state = models[label]
-    reader, batches = reader_of(label, learner), [learner.task.batch("held_out", 0, i, LENGTH, 2) for i in (0, 1)]
+def test_a_carried_state_goes_on_from_visit_to_visit(models):
+    learner, state = models["mamba2, carried"]
+    reader, batches = (
+        reader_of("mamba2, carried", learner),
+        [learner.task.batch("held_out", 0, i, LENGTH, 2) for i in (0, 1)],
+    )
     read = jax.jit(lambda carried, batch: reader.read(state.params, carried, batch, None))
     fresh = reader.begin(state.params, state.consolidation, 2)
     carried, _ = read(fresh, batches[0])
@@ -168,7 +174,7 @@ def test_a_carried_state_goes_on_from_visit_to_visit(models, label):
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), *batches)
     x_BxTxD, gap_BxT = learner.task.embed(state.params.task, both)
     whole, _ = learner.model.apply(state.params.model, learner.model.init_state(), x_BxTxD, gap_BxT=gap_BxT)
-    # Two layers of sums over 64 tokens in float32, in another order
+    # Sums over 64 tokens in float32, in another order
     np.testing.assert_allclose(later.y_BxTxD, whole[:, LENGTH:], atol=1e-3)
 
 
