@@ -14,7 +14,7 @@ import optax
 
 from cram_jax.dims import Array, Key
 from cram_jax.training import optimizer, step
-from cram_jax.training.step import Learner, TrainState
+from cram_jax.training.step import Learner, Params, TrainState
 
 
 def attentive(learner: Learner, length: int) -> Learner:
@@ -23,24 +23,32 @@ def attentive(learner: Learner, length: int) -> Learner:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _step(learner: Learner, rate: float, state: TrainState, opt_state: optax.OptState, batch, key: Key):
-    """Learns from one batch: returns (state, optimizer state, loss)."""
+def learn(
+    looking: Learner, rate: float, params: Params, states: tuple, opt_state: optax.OptState, batch, key: Key
+) -> tuple[Params, tuple, optax.OptState, Array]:
+    """Learns from one batch.
+
+    Args:
+      looking: the learner as `attentive` returns it.
+      rate, opt_state: of `taught_optimizer`.
+
+    Returns:
+      (parameters, consolidation states, state of the optimizer, loss).
+    """
 
     def loss(model):
-        params = state.params._replace(model=model)
-        _, _, aux = step.forward(learner, params, state.consolidation, batch, key, train=False)
-        sums = learner.model.sums(aux)
+        _, _, aux = step.forward(looking, params._replace(model=model), states, batch, key, train=False)
+        sums = looking.model.sums(aux)
         return jnp.sum(sums.distillation + sums.familiarity) / jnp.maximum(jnp.sum(sums.retrieved), 1), aux
 
-    (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(state.params.model)
-    change, opt_state = _optimizer(learner, rate).update(gradient, opt_state)
-    params = state.params._replace(model=optax.apply_updates(state.params.model, change))
-    states = learner.model.update(state.consolidation, aux)
-    return state._replace(params=params, consolidation=states), opt_state, value
+    (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(params.model)
+    change, opt_state = taught_optimizer(looking, rate).update(gradient, opt_state)
+    params = params._replace(model=optax.apply_updates(params.model, change))
+    return params, looking.model.update(states, aux), opt_state, value
 
 
-def _optimizer(learner: Learner, rate: float) -> optax.GradientTransformation:
-    """Adam for the taught parameters; the others do not change."""
+def taught_optimizer(learner: Learner, rate: float) -> optax.GradientTransformation:
+    """Adam for the taught parameters of the model; the others do not change."""
     labels = lambda model: jax.tree.map(
         lambda taught: "taught" if taught else "kept", optimizer.matches(learner.model.patterns("taught"), model)
     )
@@ -66,13 +74,13 @@ def consolidate(learner: Learner, state: TrainState, batches, key: Key, rate: fl
     """
     if not learner.model.consolidates:
         raise ValueError(f"consolidate needs a model with a semantic memory, got {learner.model.layers}")
-    losses = []
-    opt_state = _optimizer(learner, rate).init(state.params.model)
+    losses, params, states = [], state.params, state.consolidation
+    opt_state = taught_optimizer(learner, rate).init(params.model)
     for index, batch in enumerate(batches):
-        x_BxTxD, _ = jax.eval_shape(learner.task.embed, state.params.task, batch)
-        looking = attentive(learner, x_BxTxD.shape[1])
-        state, opt_state, loss = _step(looking, rate, state, opt_state, batch, jax.random.fold_in(key, index))
+        x_BxTxD, _ = jax.eval_shape(learner.task.embed, params.task, batch)
+        looking, drawn = attentive(learner, x_BxTxD.shape[1]), jax.random.fold_in(key, index)
+        params, states, opt_state, loss = learn(looking, rate, params, states, opt_state, batch, drawn)
         losses.append(loss)
     if not losses:
         raise ValueError("consolidate needs at least one batch, got none")
-    return state, jnp.stack(losses)
+    return state._replace(params=params, consolidation=states), jnp.stack(losses)

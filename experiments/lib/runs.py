@@ -28,6 +28,7 @@ from cram_jax.training.step import Learner, TrainState
 from cram_jax.training.task import Task
 from lib import summary
 from lib.circular import CircularCRAMConfig
+from lib.controls import NeverWrittenConfig
 
 PROBED = 16  # batches in the last probe
 LAYERS: dict[str, type[Layer]] = {  # sections of settings that hold a layer
@@ -50,7 +51,7 @@ SECTIONS = LAYERS | {
 }
 MEANINGS = {
     "seed": "decides parameters and data.",
-    "model": "section of settings for the layers; jamba and circular use the sections of other models.",
+    "model": "section of settings for the layers; jamba, circular and never_written use the sections of other models.",
     "depth": "how often the model's pattern of layers is repeated.",
 }
 
@@ -66,6 +67,7 @@ PATTERNS: dict[str, tuple[tuple[str, ...], Callable[[ConfigDict], tuple[Layer, .
         lambda config: jamba_pattern(_layer(config, "mamba2"), _layer(config, "transformer")),
     ),
     "circular": (("cram",), lambda config: (_layer(config, "cram", CircularCRAMConfig),)),
+    "never_written": (("posterior_cram",), lambda config: (_layer(config, "posterior_cram", NeverWrittenConfig),)),
 }
 
 

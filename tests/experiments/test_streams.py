@@ -1,99 +1,181 @@
-"""The experiment on streams: trained, deployed in fresh streams with fixed parameters, gathered and drawn."""
+"""The experiments on streams: trained, deployed in fresh streams with fixed parameters, gathered and drawn."""
+
+import itertools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import streams
-from commands import run, written
-from configs import streams as streams_config
-from lib import deployment, results
+from commands import refused, run, written
+from configs.streams import CHANGED
+from lib import deployment, results, stream_runs
+from stream_cases import ENTRIES, LENGTH, SETTINGS, SIZE, reader_of, trained_for, visited
 
-from cram_jax.training import loop
 from cram_jax.training import step as training
 
-SETTINGS = {
-    "run.steps": 20, "run.log_every": 20, "run.checkpoint_every": 20, "run.length": 32, "run.batch": 4,
-    "run.held_out_tokens": 128, "run.final_tokens": 128, "data.srcd.patterns": 6, "data.universe": 40,
-    "posterior_cram.semantic.features": 32, "price.start": 5, "price.plateau": 1.0, "deployment.streams": 3,
-    "deployment.visits": 20,
-}  # fmt: skip
+VISITS = 3
 TINY = "--config=experiments/configs/streams.py:tiny"
+FIRST_TWO = ("memory learns", "memory fixed")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """(where it ran, its result, what it printed)."""
+    """(where two entries ran, what was printed)."""
     at = tmp_path_factory.mktemp("runs") / "streams"
-    said = run("streams", TINY, f"--runs={at}", **SETTINGS)
-    return at, results.load(at.name, at.parent), said
+    return at, run("streams", TINY, f"--runs={at}", *(f"--entry={label}" for label in FIRST_TWO), **SETTINGS)
 
 
 @pytest.fixture(scope="module")
 def trained():
-    """(learner, state) after a few steps, the router released."""
-    config = streams_config.get_config("tiny")
-    config.update_from_flattened_dict(SETTINGS)
-    learner, settings = streams.build(config)
-    state = training.init(learner, 0, 0, loop.streams(learner, settings))
-    for i in range(8):
-        batch, fresh_B = learner.task.batch("train", 0, i, 32, 4), learner.task.fresh("train", i, 4)
-        state, _ = training.train_step(learner, state, batch, fresh_B)
-    return learner, state
+    """(learner, state) of "memory learns" after a few steps, the router released."""
+    return trained_for("memory learns", 8)
 
 
-def visited(learner, state, progress, index, learns=True):
-    """(progress, counts) after one visit of fresh streams."""
-    batch = learner.task.batch("held_out", 0, index, 32, progress.asked_BxP.shape[0])
-    return deployment.visit(learner, state.params, progress, learns, batch, index)
+@pytest.fixture(scope="module")
+def models(trained):
+    """(learner, state) of each training, by the label of its first entry; after two steps where it has code of its own.
+
+    The others are trained as any model is, which other tests show.
+    """
+    steps = {"no consolidation": 2, "gradient adapter": 2, "mamba2, carried": 2}
+    alone = [label for label, entry in ENTRIES.items() if entry.settings]
+    return {"memory learns": trained} | {label: trained_for(label, steps.get(label, 0)) for label in alone}
 
 
-def test_both_arms_are_deployed_and_only_one_learns(finished):
-    _, result, said = finished
-    assert set(result["entries"]) == set(streams.ARMS)
-    learns, fixed = (result["entries"][arm] for arm in streams.ARMS)
-    for found in (learns, fixed):
-        assert found["curves"][0]["first_visit"] == [0, 10]
-    # The same data: what is asked and the least that is needed are the same, visit by visit
-    for name in ("queries", "new", "least"):
-        assert learns["curves"][0][name] == fixed["curves"][0][name], name
-    assert "memory learns: visits 10 to 19" in said and "queries of new bindings" in said
+@pytest.fixture(scope="module")
+def counts(models):
+    """Counts of each entry over a few visits."""
+    found = {}
+    for label, entry in ENTRIES.items():
+        learner, state = models[label if entry.settings else "memory learns"]
+        how = dict(size=SIZE, visits=VISITS, length=LENGTH, seed=0, show=lambda done, found: None)
+        found[label] = deployment.deploy(reader_of(label, learner), state, **how)
+    return found
+
+
+def test_two_entries_share_a_training_and_others_are_not_trained(finished):
+    at, said = finished
+    assert [path.name for path in at.iterdir()] == ["memory_learns"]
+    assert said.count(f"seed 0: {at / 'memory_learns' / 'seed_0'}") == 1
+    assert "memory learns: visits 10 to 19" in said and "memory fixed" in said
+    # A part has no result
+    assert "no result was written" in said and not (at / "result.json").exists()
 
 
 def test_a_second_call_trains_and_deploys_nothing_again(finished):
-    at, result, _ = finished
-    before = written(at), (at / "seed_0" / "deployed.json").stat().st_mtime_ns
-    run("streams", TINY, f"--runs={at}", **SETTINGS)
-    assert (written(at), (at / "seed_0" / "deployed.json").stat().st_mtime_ns) == before
-    assert results.load(at.name, at.parent)["entries"] == result["entries"]
+    at, said = finished
+    times = lambda: {path: path.stat().st_mtime_ns for path in at.rglob("streams/*.json")}
+    before = times()
+    again = run("streams", TINY, f"--runs={at}", *(f"--entry={label}" for label in FIRST_TWO), **SETTINGS)
+    assert times() == before and len(before) == 2
+    assert again.splitlines()[-10:] == said.splitlines()[-10:] and "seed 0: " not in again
 
 
-def test_a_figure_is_left(finished):
-    at, _, _ = finished
-    assert (at / "figure.png").stat().st_size > 10_000 and (at / "figure.svg").exists()
+def test_entries_and_settings_that_do_not_exist_are_refused(tmp_path):
+    assert "memory learns" in refused("streams", TINY, f"--runs={tmp_path}", "--entry=memory", **SETTINGS)
+    said = refused("streams", TINY, f"--runs={tmp_path}", **SETTINGS | {"joined": (3,)})
+    assert "each number in joined must divide run.batch=4, got joined=(3,)" in said
+    assert not written(tmp_path) and not list(tmp_path.iterdir())
+
+
+def test_all_entries_make_one_result(counts, tmp_path):
+    with mock.patch.object(stream_runs, "deployed", lambda *args: counts):
+        said = run("streams", TINY, f"--runs={tmp_path}", **SETTINGS)
+    result = results.load(tmp_path.name, tmp_path.parent)
+    assert list(result["entries"]) == list(ENTRIES)
+    lines = [line for line in said.splitlines() if any(line.strip(" │").startswith(label) for label in ENTRIES)]
+    assert len(lines) == len(ENTRIES)
+    assert (tmp_path / "figure.png").stat().st_size > 10_000 and (tmp_path / "figure.svg").exists()
+
+
+def test_entries_are_asked_the_same_and_attend_as_they_are(counts):
+    tokens = LENGTH * SIZE
+    for label, found in counts.items():
+        for name in ("tokens", "queries", "new_queries", "least", "asked_by_exposure"):
+            np.testing.assert_array_equal(found[name], counts["memory learns"][name], label)
+        np.testing.assert_array_equal(found["to_consolidate"], tokens if label == "gradient adapter" else 0, label)
+        assert np.all(found["operations"] > 0), label
+    np.testing.assert_array_equal(counts["transformer"]["attended"], tokens)
+    for label in ("mamba2, carried", "palimpsa, carried"):
+        np.testing.assert_array_equal(counts[label]["attended"], 0)
 
 
 def test_a_fixed_memory_stays_empty_and_parameters_stay(trained):
     learner, state = trained
     before = jax.device_get(state.params)
-    progress = deployment.begin(learner, state.consolidation, 3)
-    for index in range(3):
-        progress, _ = visited(learner, state, progress, index, learns=False)
-    np.testing.assert_array_equal(progress.states[0].memory.sums.A_SxFxF, 0)
+    reader = reader_of("memory fixed", learner)
+    progress = deployment.begin(reader, state.params, state.consolidation, SIZE)
+    for index in range(VISITS):
+        progress, _ = visited(reader, state.params, progress, index)
+    np.testing.assert_array_equal(progress.carried[0].memory.sums.A_SxFxF, 0)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), before)
+
+
+def test_without_consolidation_the_memory_is_empty_in_training_too(trained):
+    # Given trainings of the same streams, in which the router decides
+    (_, written_to), (_, never) = trained, trained_for("no consolidation", 8)
+    assert never.consolidation[0].retrievals.released[0]
+    # Then only one of them has anything in its memory; both know the scale of retrievals
+    sums = lambda state: np.asarray(state.consolidation[0].memory.sums.A_SxFxF)
+    assert np.any(sums(written_to) != 0) and not np.any(sums(never))
+    assert never.consolidation[0].retrievals.weight[0] > 0
+
+
+def test_chance_lets_a_share_of_those_attend_that_need_to(counts):
+    some, everyone = (counts[label]["attended"] for label in ("routed by chance", "memory fixed"))
+    assert np.all(some <= everyone) and everyone.sum() > 100
+    # Half of them, within four standard deviations
+    assert abs(some.sum() / everyone.sum() - 0.5) < 2 / everyone.sum() ** 0.5
 
 
 def test_each_stream_has_a_memory_of_its_own(trained):
     # Given a deployment of three streams, and one of the first two
     learner, state = trained
-    three, two = (deployment.begin(learner, state.consolidation, size) for size in (3, 2))
+    reader = reader_of("memory learns", learner)
+    three, two = (deployment.begin(reader, state.params, state.consolidation, size) for size in (3, 2))
     for index in range(3):
-        three, _ = visited(learner, state, three, index)
-        two, _ = visited(learner, state, two, index)
+        three, _ = visited(reader, state.params, three, index)
+        two, _ = visited(reader, state.params, two, index)
     # Then what the two consolidated is the same, whoever else is served
-    sums = (jax.tree.leaves(one.states[0].memory.sums) for one in (three, two))
+    sums = (jax.tree.leaves(one.carried[0].memory.sums) for one in (three, two))
     for a, b in zip(*sums, strict=True):
         np.testing.assert_allclose(a[:, :2], b, atol=1e-5)
+
+
+def test_each_stream_teaches_an_adapter_of_its_own(models):
+    learner, state = models["gradient adapter"]
+    reader = reader_of("gradient adapter", learner)
+    progress = deployment.begin(reader, state.params, state.consolidation, SIZE)
+    before, (now, *_) = state.params.model[0], visited(reader, state.params, progress, 0)[0].carried[0]
+    # Then the adapters differ from the trained one, and from each other
+    ups = [before.semantic.up_RxD, *now.semantic.up_RxD]
+    assert all(np.max(np.abs(a - b)) > 1e-4 for a, b in itertools.combinations(ups, 2))
+    # and all that is not taught is what it was
+    same = lambda old, new: np.testing.assert_array_equal(new, np.stack([old] * SIZE))
+    for part in ("episodic", "router", "feed_forward"):
+        jax.tree.map(same, getattr(before, part), getattr(now, part))
+
+
+def test_a_carried_state_goes_on_from_visit_to_visit(models):
+    learner, state = models["mamba2, carried"]
+    reader, batches = (
+        reader_of("mamba2, carried", learner),
+        [learner.task.batch("held_out", 0, i, LENGTH, 2) for i in (0, 1)],
+    )
+    read = jax.jit(lambda carried, batch: reader.read(state.params, carried, batch, None))
+    fresh = reader.begin(state.params, state.consolidation, 2)
+    carried, _ = read(fresh, batches[0])
+    _, later = read(carried, batches[1])
+    # What a stream outputs in its second visit depends on its first
+    _, alone = read(fresh, batches[1])
+    assert np.max(np.abs(later.y_BxTxD - alone.y_BxTxD)) > 1e-3
+    # and is what one sequence of both visits gives there
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), *batches)
+    x_BxTxD, gap_BxT = learner.task.embed(state.params.task, both)
+    whole, _ = learner.model.apply(state.params.model, learner.model.init_state(), x_BxTxD, gap_BxT=gap_BxT)
+    # Sums over 64 tokens in float32, in another order
+    np.testing.assert_allclose(later.y_BxTxD, whole[:, LENGTH:], atol=1e-3)
 
 
 def test_training_resets_the_memory_of_a_fresh_stream(trained):
@@ -102,11 +184,11 @@ def test_training_resets_the_memory_of_a_fresh_stream(trained):
     fresh_B, nobody_B = jnp.array([True, False, False, True]), jnp.zeros(4, bool)
     sums = lambda states: np.asarray(states[0].memory.sums.A_SxFxF[0])
     emptied = state._replace(consolidation=learner.model.reset(state.consolidation, fresh_B))
-    written = np.any(sums(emptied.consolidation) != 0, axis=(1, 2))
+    has_some = np.any(sums(emptied.consolidation) != 0, axis=(1, 2))
     assert np.all(np.any(sums(state.consolidation) != 0, axis=(1, 2)))
-    np.testing.assert_array_equal(written, ~fresh_B)
+    np.testing.assert_array_equal(has_some, ~fresh_B)
     # When both are trained on one batch, the first told which streams are fresh, then they end alike
-    batch, copied = learner.task.batch("train", 0, 8, 32, 4), lambda tree: jax.tree.map(jnp.copy, tree)
+    batch, copied = learner.task.batch("train", 0, 8, LENGTH, 4), lambda tree: jax.tree.map(jnp.copy, tree)
     told, _ = training.train_step(learner, copied(state), batch, fresh_B)
     before, _ = training.train_step(learner, copied(emptied), batch, nobody_B)
     untold, _ = training.train_step(learner, copied(state), batch, nobody_B)
@@ -114,19 +196,33 @@ def test_training_resets_the_memory_of_a_fresh_stream(trained):
     assert np.any(sums(told.consolidation) != sums(untold.consolidation))
 
 
-def test_the_least_attention_is_counted_by_hand(trained):
-    learner, state = trained
-    progress, asked = deployment.begin(learner, state.consolidation, 2), [set(), set()]
-    for index in range(4):
-        batch = learner.task.batch("held_out", 0, index, 32, 2)
-        progress, counts = visited(learner, state, progress, index)
-        least, seen = 0, [set(), set()]
-        for row in range(2):
-            for pattern, new, answer in zip(
-                *(np.asarray(a[row]) for a in (batch.pattern_BxT, batch.is_new_BxT, batch.answer_BxT)), strict=True
-            ):
-                if answer >= 0:
-                    least += bool(new) or int(pattern) not in asked[row]
-                    seen[row] |= set() if new else {int(pattern)}
-        assert int(counts["least"]) == least
-        asked = [a | b for a, b in zip(asked, seen, strict=True)]
+def test_a_change_makes_one_result(finished, counts, tmp_path):
+    # Given an entry that was trained before: it is deployed in changing streams, and not trained again
+    at, _ = finished
+    lines = lambda: (at / "memory_learns" / "seed_0" / "launches.jsonl").read_text()
+    before = lines()
+    said = run("streams_change", TINY, f"--runs={at}", "--entry=memory learns", **SETTINGS)
+    assert lines() == before and "no result was written" in said
+    (kept,) = at.rglob("streams_change/*.json")
+    assert kept.stem == "memory_learns"
+
+    # When all entries are gathered, here with the counts of that one, then they make a result and a figure
+    def read(config, entries, chosen, *_):
+        found = deployed(config, entries, ["memory learns"], 0, at, "streams_change")
+        return dict.fromkeys(chosen, found["memory learns"])
+
+    deployed = stream_runs.deployed
+    with mock.patch.object(stream_runs, "deployed", read):
+        run("streams_change", TINY, f"--runs={tmp_path}", **SETTINGS)
+    result = results.load("change", tmp_path)
+    assert list(result["entries"]) == list(CHANGED)
+    found = result["entries"]["memory learns"]
+    asked, right = (np.array(result["data"]["by_binding"]["memory learns"][name]) for name in ("asked", "right"))
+    patterns = SIZE * 2  # a quarter of six, rounded
+    assert found["mean"]["wrong_answers_per_pattern"] == pytest.approx((asked - right).sum() / patterns)
+    assert found["curves"][0]["first_visit"] == [0, 5, 10, 15]
+    unknown = [share is None for share in found["curves"][0]["retrieval_accuracy_changed"]]
+    assert unknown == [True, True, False, False]
+    assert (tmp_path / "change" / "figure.png").stat().st_size > 10_000
+    said = refused("streams_change", TINY, f"--runs={tmp_path}", **SETTINGS | {"deployment.change.visit": 19})
+    assert "deployment.change.visit must be between" in said

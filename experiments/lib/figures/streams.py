@@ -1,4 +1,4 @@
-"""Deployment in fresh streams: attention, answers and exposures, with a memory that learns and with a fixed one."""
+"""Deployment in fresh streams: attention, answers and exposures; and what a change of answers does."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -6,56 +6,109 @@ from matplotlib.figure import Figure
 from lib.figures import style
 from lib.figures.training import band
 
-ARMS = {"memory learns": style.SERIES[0] | {"ms": 3}, "memory fixed": style.SERIES[1] | {"ms": 3}}
+MARKS = {"ms": 3, "lw": 1.1}
+LINES = {
+    label: line | MARKS
+    for label, line in {
+        "memory learns": style.SERIES[0],
+        "memory fixed": style.SERIES[1],
+        "no consolidation": style.SERIES[2],
+        "routed by chance": style.SERIES[3],
+        "gradient adapter": style.SERIES[4],
+        "seqboat": style.SERIES[5],
+        "mamba2, carried": style.SERIES[6],
+        "palimpsa, carried": style.SERIES[6] | {"ls": "-", "marker": "p", "mfc": "white"},
+        "transformer": {"color": style.GREY, "ls": "-", "marker": "*"},
+    }.items()
+}
 BLOCK = 10  # visits
-LEAST = 20  # queries of a point in the panel of exposures
+LEAST = 50  # queries of a point in the panels of exposures and bindings
 
 
 @style.drawer()
 def draw(result: dict) -> Figure:
     """Median and range of all seeds over visits; and all seeds together over how often a pattern was asked for.
 
-    Exposures without a query that attended have no place on a logarithmic axis, and are left out.
+    What never attends has no place on a logarithmic axis, and neither have exposures without a query that attended.
 
     Args:
-      result: with an entry for each arm. Its curves have a row for each block of visits.
+      result: with entries whose curves have a row for each block of visits, "memory learns" among them.
     """
-    figure, axes = style.panels(1, 3, 3.3)
-    attention, answers, exposure = axes.flat
-    middle = lambda curve: {**curve, "step": [visit + BLOCK / 2 for visit in curve["first_visit"]]}
-    for arm, line in ARMS.items():
-        found = result["entries"][arm]
-        curves = [middle(curve) for curve in found["curves"]]
-        band(attention, curves, "attention_tokens", arm, line)
-        band(answers, curves, "retrieval_accuracy", f"{arm}: all queries", line)
-        band(
-            answers,
-            curves,
-            "retrieval_accuracy_new",
-            f"{arm}: new bindings",
-            line | {"ls": ":", "marker": "", "lw": 1.0},
-        )
+    figure, axes = style.panels(2, 2, 5.6)
+    attention, exposure, recurring, new = axes.flat
+    for label, found in result["entries"].items():
+        curves, line = _middles(found, BLOCK), LINES[label]
+        called = style.spelled(label)
+        if extra := found["mean"].get("consolidation_tokens"):
+            called += f"\n(and {style.percent(extra)} to consolidate)"
+        if any(share for curve in curves for share in curve["attention_tokens"]):
+            band(attention, curves, "attention_tokens", called, line)
+        for axis, name in ((recurring, "retrieval_accuracy_recurring"), (new, "retrieval_accuracy_new")):
+            band(axis, curves, name, called, line)
         total = lambda name, found=found: np.sum([run[name] for run in found["exposures"]], axis=0)
         asked, attended = total("count"), total("episodic")
-        some = (asked >= LEAST) & (attended > 0)
-        exposure.plot(np.array(found["exposures"][0]["k"])[some] + 1, attended[some] / asked[some], label=arm, **line)
-    learns = [middle(curve) for curve in result["entries"]["memory learns"]["curves"]]
-    band(attention, learns, "least", "least that answers every query", {"color": style.BLACK, "ls": "--", "lw": 1.0})
-    band(attention, learns, "queries", "all queries", {"color": style.GREY, "ls": ":", "lw": 1.0})
-    attention.set(xlabel="visit of a fresh stream", ylabel="tokens that attend (%)", ylim=(0, None))
-    answers.set(xlabel="visit of a fresh stream", ylabel="queries answered right (%)")
-    exposure.set(
-        xscale="log",
-        yscale="log",
-        xlabel="earlier queries\nof the pattern, plus 1",
-        ylabel="chance that a query attends",
-    )
-    for axis in axes.flat:
-        style.below(axis)
+        if np.any(some := (asked >= LEAST) & (attended > 0)):
+            exposure.plot(np.arange(len(asked))[some] + 1, attended[some] / asked[some], **line)
+    learns = _middles(result["entries"]["memory learns"], BLOCK)
+    least = {"color": style.BLACK, "ls": "--", "lw": 0.9}
+    band(attention, learns, "least", "least that answers every query", least)
+    band(attention, learns, "queries", "all queries", {"color": style.GREY, "ls": ":", "lw": 0.9})
+    attention.set(xlabel="visit of a fresh stream", ylabel="tokens that attend (%)")
+    shares = [share for curve in learns for share in (*curve["attention_tokens"], *curve["least"]) if share]
+    attention.set_ylim(70 * min(shares, default=0.01), 120)
+    style.percent_ticks(attention)
+    recurring.set(xlabel="visit of a fresh stream", ylabel="queries of patterns\nanswered right (%)")
+    new.set(xlabel="visit of a fresh stream", ylabel="queries of new bindings\nanswered right (%)")
+    exposure.set(xlabel="earlier queries of the pattern, plus 1", ylabel="chance that a query attends")
+    if exposure.lines:
+        exposure.set(xscale="log", yscale="log")
+    style.under_all(figure)
     config = result["config"]
-    about = (
-        f"visits of {config['run']['length']} events, {config['data']['srcd']['patterns']} patterns a stream; "
-        f"parameters fixed, no labels; {style.seeds(len(learns))}"
-    )
-    style.headline(figure, result, about)
+    style.headline(figure, result, _about(config, len(learns)))
     return figure
+
+
+@style.drawer()
+def change(result: dict) -> Figure:
+    """Attention around the change, and right answers about changed patterns over visits and over bindings.
+
+    Args:
+      result: of `streams_change.py`.
+    """
+    figure, axes = style.panels(1, 3, 3.2)
+    attention, answers, binding = axes.flat
+    config = result["config"]
+    at = config["deployment"]["change"]["visit"]
+    for label, found in result["entries"].items():
+        first, second = found["curves"][0]["first_visit"][:2]
+        curves, line = _middles(found, second - first), LINES[label]
+        if any(share for curve in curves for share in curve["over_least"]):
+            band(attention, curves, "over_least", style.spelled(label), line, scale=1.0)
+        band(answers, curves, "retrieval_accuracy_changed", style.spelled(label), line)
+        asked, right = (np.array(result["data"]["by_binding"][label][name]) for name in ("asked", "right"))
+        some = asked >= LEAST
+        some[-1] = False  # the last bin has no number of its own
+        binding.plot(np.arange(len(asked))[some], 100 * right[some] / asked[some], **line)
+    attention.set(xlabel="visit of a fresh stream", ylabel="attention over the least")
+    if attention.lines:
+        attention.set_yscale("log")
+    style.moment(attention, at, "change")
+    answers.set(xlabel="visit of a fresh stream", ylabel="queries of changed patterns\nanswered right (%)")
+    binding.set(xlabel="bindings of the pattern\nsince the change", ylabel=answers.get_ylabel())
+    style.under_all(figure, ncols=5)
+    seeds = len(next(iter(result["entries"].values()))["curves"])
+    share = f"{config['deployment']['change']['share']:.0%} of the patterns get other answers"
+    style.headline(figure, result, f"{share}; {_about(config, seeds)}")
+    return figure
+
+
+def _middles(found: dict, block: int) -> list[dict]:
+    """The curves of an entry, over the middle of each block of visits."""
+    return [{**curve, "step": [visit + block / 2 for visit in curve["first_visit"]]} for curve in found["curves"]]
+
+
+def _about(config: dict, seeds: int) -> str:
+    return (
+        f"visits of {config['run']['length']} events, {config['data']['srcd']['patterns']} patterns a stream; "
+        f"parameters fixed, no labels; {style.seeds(seeds)}"
+    )

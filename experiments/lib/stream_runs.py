@@ -1,0 +1,171 @@
+"""Trains models on streams and deploys them in fresh ones: what both mains on streams do."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from cram_jax.tasks.streams import StreamsConfig
+from cram_jax.tasks.streams_task import StreamsTask
+from cram_jax.training.loop import RunConfig
+from cram_jax.training.metrics import read, strict
+from cram_jax.training.settings import claim_workdir, from_config
+from cram_jax.training.step import Learner
+from lib import deployment, gather, grid, runs, summary
+from lib.joined import JoinedTask
+from lib.readers import Reader
+
+BLOCK = 10  # visits of a line that is printed
+Counts = dict[str, np.ndarray]  # by name, with an axis of visits in front
+
+
+class Entry(NamedTuple):
+    """Attributes:
+    settings: those that differ, by dotted names. Entries with the same ones share a training.
+    reader: how the trained model reads fresh streams, one of the functions at the end of `lib/readers.py`.
+    """
+
+    settings: dict
+    reader: Callable[[Learner, ConfigDict], Reader]
+
+
+def build(config: ConfigDict) -> tuple[Learner, RunConfig]:
+    """Returns what to train, and for how long, from the settings.
+
+    With `carried`, training sequences have `joined` visits, and batches that many times fewer sequences.
+
+    Raises:
+      ValueError, KeyError: if settings are unknown, out of range, or contradict each other.
+    """
+    data = from_config(StreamsConfig(), config.data)
+    if not config.carried:
+        return runs.build(config, StreamsTask(data, config.dynamics_weight))
+    learner, run = runs.build(config, JoinedTask(data.one_visit, config.dynamics_weight, data))
+    joined = tuple(config.joined)
+    if not joined or any(one < 1 or run.batch % one for one in joined):
+        raise ValueError(f"each number in joined must divide run.batch={run.batch}, got joined={joined}")
+    shapes = [(run.length * one, run.batch // one) for one in joined]
+    stages = tuple((run.steps // len(joined), *shape) for shape in shapes[:-1])
+    return learner, dataclasses.replace(run, length=shapes[-1][0], batch=shapes[-1][1], curriculum=stages)
+
+
+def settings(config: ConfigDict, entry: Entry, seed: int) -> ConfigDict:
+    """Returns the settings of one training of an entry."""
+    config = config.copy_and_resolve_references()
+    config.seed = seed
+    return runs.change(config, entry.settings)
+
+
+def unchanged(data: StreamsConfig) -> StreamsConfig:
+    """Returns the settings of the streams in training, for fresh streams like them."""
+    return data
+
+
+def of_visits(config: ConfigDict, learner: Learner, change=unchanged) -> Learner:
+    """Returns the learner for the deployment, which reads visit after visit, however training read them.
+
+    Args:
+      change: returns the settings of the fresh streams from those of the streams in training.
+    """
+    data = change(from_config(StreamsConfig(), config.data))
+    return dataclasses.replace(learner, task=StreamsTask(data, config.dynamics_weight))
+
+
+def workdir(at: Path, entries: dict[str, Entry], label: str, seed: int) -> Path:
+    """Returns the directory of an entry's training: that of the first entry with the same settings."""
+    first = next(one for one, entry in entries.items() if entry.settings == entries[label].settings)
+    return at / grid.folder(first) / f"seed_{seed}"
+
+
+def deployed(
+    config: ConfigDict,
+    entries: dict[str, Entry],
+    chosen: Iterable[str],
+    seed: int,
+    at: Path,
+    kept: str,
+    change: Callable[[StreamsConfig], StreamsConfig] = unchanged,
+) -> dict[str, Counts]:
+    """Trains what the chosen entries need and deploys them, or reads what an earlier call left.
+
+    Args:
+      entries: all entries. chosen: labels of some.
+      at: directory of all trainings.
+      kept: folder for the counts, within the directory of a training.
+      change: see `of_visits`.
+
+    Returns:
+      Counts of each chosen entry.
+    """
+    found, trained = {}, {}
+    for label in chosen:
+        own, place = settings(config, entries[label], seed), workdir(at, entries, label, seed)
+        claim_workdir(place, own)
+        path = place / kept / f"{grid.folder(label)}.json"
+        if not path.exists():
+            learner, run = build(own)
+            if place not in trained:
+                print(f"{label}, seed {seed}: {place}", flush=True)
+                trained[place], _ = runs.train(own, learner, run, place)
+            fresh = of_visits(own, learner, change)
+            counts = deployment.deploy(
+                entries[label].reader(fresh, own.deployment),
+                trained[place],
+                size=own.deployment.streams,
+                visits=own.deployment.visits,
+                length=own.run.length,
+                seed=seed,
+                show=lambda done, found, label=label: _progress(label, done, found),
+            )
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps({name: values.tolist() for name, values in counts.items()}))
+        found[label] = {name: np.array(values) for name, values in json.loads(path.read_text()).items()}
+    return found
+
+
+def _progress(label: str, done: int, counts: list[dict]) -> None:
+    if done % BLOCK:
+        return
+    row = deployment.blocks({name: np.stack([one[name] for one in counts[-BLOCK:]]) for name in counts[0]}, BLOCK)[0]
+    percent = lambda name: summary.percent(row[name])
+    print(
+        f"{label}: visits {done - BLOCK} to {done - 1}  "
+        f"attend {percent('attention_tokens')} (least {percent('least')})  "
+        f"right {percent('retrieval_accuracy')}, new {percent('retrieval_accuracy_new')}",
+        flush=True,
+    )
+
+
+def made_by(at: Path, entries: dict[str, Entry], chosen: Iterable[str], seeds: Iterable[int]) -> dict:
+    """Returns `made_by` of a result of these entries, from all launches of their trainings."""
+    seeds = list(seeds)
+    places = dict.fromkeys(workdir(at, entries, label, seed) for label in chosen for seed in seeds)
+    return gather.made_by_launches([line for place in places for line in read(place / "launches.jsonl")])
+
+
+def entry(changed: dict, made: dict, found: list[dict], **parts) -> dict:
+    """Returns an entry of a result.
+
+    Args:
+      changed: settings of the entry that differ.
+      made: `made_by`.
+      found: numbers of each seed.
+      parts: further parts of the entry, such as curves.
+    """
+    flat = [gather.flat(run | {"trained_by": made["commits"], "trained_on": made["machines"]}) for run in found]
+    return strict({"settings": changed, "runs": flat, **gather.statistics(flat), **parts})
+
+
+def table(columns: Iterable[summary.Column], entries: dict[str, dict]) -> list[tuple[str, ...]]:
+    """Returns a heading, and a row for each entry: means over seeds, a dash where there is none."""
+
+    def cell(found: dict, column: summary.Column) -> str:
+        value = found["mean"].get(column.number)
+        return summary.percent(value) if value is None or column.written == "%" else format(value, column.written)
+
+    headings = ("", *(column.heading for column in columns))
+    return [headings, *((label, *(cell(found, column) for column in columns)) for label, found in entries.items())]
