@@ -1,20 +1,22 @@
 """Trains on streams, then deploys the fixed models in fresh ones: does attention fall by experience alone?
 
 python experiments/streams.py --config=experiments/configs/streams.py:small --runs=runs/streams [--seeds=3]
-python experiments/streams.py --runs=runs/streams --entry="memory learns" --entry="seqboat"    # a part, so no result
+python experiments/streams.py --what=controls --runs=runs/streams              # and all that it is compared with
+python experiments/streams.py --runs=runs/streams --entry="seqboat"            # a part, so no result
 
 The config file describes the entries, training, deployment and what is reported.
 """
 
 from pathlib import Path
 
-from configs.streams import ENTRIES
+from configs.streams import ENTRIES, VARIANTS
 from lib import deployment, gather, launch, stream_runs, summary
 from lib.figures import catalogue
 from lib.summary import Column
 
 QUESTION = "Does the attention of a fixed model fall in fresh streams, by what it retrieved there before?"
-COMMAND = "python experiments/streams.py --config=experiments/configs/streams.py:small --runs=runs/streams --seeds=N"
+# What is trained: the result's name, and its entries. Both find the same trainings below --runs.
+WHAT = {"model": ("streams", ("memory learns", "memory fixed")), "controls": ("streams_controls", tuple(ENTRIES))}
 COUNTED = "streams"  # folder of the counts, in the directory of a training
 BLOCK = 10  # visits
 COLUMNS = (
@@ -68,8 +70,8 @@ def entry(changed: dict, seeds: dict[int, stream_runs.Counts], made: dict) -> di
 
 
 def main(args) -> None:
-    at, seeds = Path(args.runs), range(args.seeds)
-    chosen = [label for label in ENTRIES if label in (args.entry or ENTRIES)]
+    at, seeds, (name, whole) = Path(args.runs), range(args.seeds), WHAT[args.what]
+    chosen = [label for label in ENTRIES if label in (args.entry or whole)]
     for label in chosen:  # so that wrong settings show before the first training
         stream_runs.build(stream_runs.settings(args.config, ENTRIES[label], 0))
     counts = {seed: stream_runs.deployed(args.config, ENTRIES, chosen, seed, at, COUNTED) for seed in seeds}
@@ -85,10 +87,13 @@ def main(args) -> None:
         stream_runs.table(COLUMNS, entries),
         heading=True,
     )
-    if len(chosen) < len(ENTRIES):
+    if set(chosen) != set(whole):
         return print("This was a part of the entries, so no result was written.")
     config = args.config.copy_and_resolve_references()
-    catalogue.leave(gather.result("streams", QUESTION, COMMAND, made, config=config, entries=entries), at)
+    variant = next(name for name, of in VARIANTS.items() if of["run"].length == config.run.length)
+    command = f"python experiments/streams.py --config=experiments/configs/streams.py:{variant} --what={args.what}"
+    command += f" --runs=runs/{name} --seeds={args.seeds}"
+    catalogue.leave(gather.result(name, QUESTION, command, made, config=config, entries=entries), at)
 
 
 if __name__ == "__main__":
@@ -97,6 +102,7 @@ if __name__ == "__main__":
         config="streams.py:small",
         runs="runs/streams",
         seeds=1,
+        what=launch.Flag("model", "The model alone, or beside all controls.", tuple(WHAT)),
         entry=launch.Flag([], "Only the entry with this label; may be repeated. All by default.", tuple(ENTRIES)),
-        takes="an hour for each seed (small), two CPU cores",
+        takes="15 minutes for each seed of the model (small), two CPU cores",
     )

@@ -11,7 +11,6 @@ from cram_cases import INPUTS
 from flax import linen as nn
 from flax import nnx
 from flax.traverse_util import flatten_dict
-from posterior_cases import knowing
 
 from cram_jax.functional import (
     addressed,
@@ -102,8 +101,7 @@ def parameters(face: Face):
     """Parameters off their initial zeros, so that tokens take every route."""
     draw = np.random.default_rng(1)
     moved = lambda leaf: leaf + np.asarray(0.5 * draw.standard_normal(leaf.shape), np.float32)
-    params = jax.tree.map(moved, face.own(jax.jit(face.cfg.init)(jax.random.key(0))))
-    return knowing(params) if _is_posterior(face) else params
+    return jax.tree.map(moved, face.own(jax.jit(face.cfg.init)(jax.random.key(0))))
 
 
 def _is_posterior(face: Face) -> bool:

@@ -27,18 +27,7 @@ def lively(cfg: PosteriorCRAMConfig = CFG, seed: int = 0):
     scale = lambda leaf: 0.5 * leaf.shape[0] ** -0.5 if leaf.ndim > 1 else 0.2
     moved = [x + scale(x) * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
     params = jax.tree.unflatten(tree, moved)
-    router = params.router._replace(need=params.router.need._replace(out_FxD=8 * params.router.need.out_FxD))
-    return knowing(params._replace(router=router))
-
-
-def knowing(params):
-    """Parameters with which an address is known if u is low: the logit falls with log u."""
-    known = params.router.known
-    known = known._replace(
-        in_DxF=jnp.zeros_like(known.in_DxF).at[0, 0].set(-1.0), bias_F=jnp.zeros_like(known.bias_F),
-        out_FxD=jnp.zeros_like(known.out_FxD).at[0].set(6.0),
-    )  # fmt: skip
-    return params._replace(router=params.router._replace(known=known))
+    return params._replace(router=params.router._replace(out_FxD=8 * params.router.out_FxD))
 
 
 def tokens(seed: int, rows: int = B):

@@ -21,7 +21,7 @@ from cram_jax.functional.posterior import Posterior, PosteriorConfig, PosteriorS
 
 SHARPNESS = 15.0  # initial inverse temperature of attention between unit addresses
 NEVER = jnp.iinfo(jnp.int32).max  # position in the unused places of a cache's list
-KNOWN, APART = 0.25, 0.15  # thresholds of `compare`
+KNOWN, APART = 0.25, 0.1  # thresholds of `compare`
 
 
 class AddressedParams(NamedTuple):
@@ -91,8 +91,8 @@ def compare(recalled: Float[Array, "... D"], value: Float[Array, "... D"]) -> Co
     """Compares what semantic memory recalls for an event with the event's own value.
 
     A recall counts only if its square is above a quarter of the value's. The two differ if their squared distance is
-    above 0.15 of the sum of their squares; for unrelated vectors it is the sum. Values of one key have much in common:
-    with other answers they are 0.2 to 0.5 apart, with the same one 0.02 (measured in trained models).
+    above a tenth of the sum of their squares; for unrelated vectors it is the sum. Values of one key have much in
+    common: with other answers they are 0.1 to 0.5 apart, with the same one 0.001 to 0.04 (in a trained model).
     """
     square = lambda x: jnp.sum(x**2, axis=-1)
     known = square(recalled) > KNOWN * square(value)

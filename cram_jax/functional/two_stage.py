@@ -1,7 +1,8 @@
 """A router in two stages: does a token need memory, and if so, is it familiar to semantic memory (CRAM, Eq 7)?
 
-The three probabilities are products: pi^E = need (1 - known), pi^S = need known, and the rest is working memory only.
-Only tokens that need memory, or are audited, look anything up; so both memories are sparse.
+The first stage is learned; the second follows from the memory's own uncertainty. The three probabilities are products:
+pi^E = need (1 - known), pi^S = need known, and the rest is working memory only. Only tokens that need memory, or are
+audited, look anything up; so both memories are sparse.
 """
 
 import dataclasses
@@ -16,13 +17,15 @@ from cram_jax.functional.episodic import Writes
 from cram_jax.functional.objective import MemorySums
 from cram_jax.functional.routing import EPISODIC, SEMANTIC, WORKING, CRAMRoutes
 
-KNOWN = -3.0  # initial logit of the second stage: nothing is known
+LEAST = 1e-6  # smallest uncertainty
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class TwoStageConfig:
-    """width: hidden units of the first stage. known_width: of the second.
+    """width: hidden units of the first stage.
+    known_below: semantic memory answers where its uncertainty u is below this: where the expected squared error of its
+        recall is below that share of what it would be in an empty memory.
     need_bias: initial logit of the first stage: at 2, 88% of the tokens need memory.
     audit_rate: in training, share of tokens routed elsewhere that retrieve all the same, so that the router learns what
         retrieval would have given them. They count as attention.
@@ -31,30 +34,28 @@ class TwoStageConfig:
     """
 
     width: int = 64
-    known_width: int = 16
+    known_below: float = 0.35
     need_bias: float = 2.0
     audit_rate: float = 0.02
     audit_gain: float = 2.0
     evaluation_audit_rate: float = 0.0
 
     def __post_init__(self):
-        check_at_least_one(self, "width", "known_width")
+        check_at_least_one(self, "width")
+        if not 0 <= self.known_below < 1:
+            raise ValueError(
+                f"known_below must be in [0, 1), got {self.known_below}; u is 1 at an address like none before"
+            )
         if not 0 < self.audit_rate <= 1:
             raise ValueError(f"audit_rate must be in (0, 1]: audits carry the router's gradient; got {self.audit_rate}")
-
-
-class RouterParams(NamedTuple):
-    """Attributes: `need`, from a token and its gap to a logit; `known`, from uncertainties to a logit."""
-
-    need: FeedForward
-    known: FeedForward
 
 
 class Stage(NamedTuple):
     """A decision.
 
     Attributes:
-      logit: without noise. hard: what is done. soft: its probability given the noise, which carries the gradient.
+      logit: without noise. hard: what is done. soft: its probability given the noise, which carries the gradient; of
+        a stage without parameters the decision itself.
     """
 
     logit: Float[Array, "*shape"]
@@ -67,21 +68,13 @@ class Stage(NamedTuple):
         return jax.nn.sigmoid(self.logit)
 
 
-def init(key: Key, D: int, cfg: TwoStageConfig) -> RouterParams:
-    """Indifferent to the token and to what is known: output weights are zero."""
-    need, known = jax.random.split(key)
-    return RouterParams(
-        silent(init_feed_forward(need, D + 1, cfg.width, 1)), silent(init_feed_forward(known, 3, cfg.known_width, 1))
-    )
-
-
-def _decide(logit, uniform) -> Stage:
-    noisy = logit if uniform is None else logit + jnp.log(uniform) - jnp.log1p(-uniform)
-    return Stage(logit, noisy > 0, jax.nn.sigmoid(noisy))
+def init(key: Key, D: int, cfg: TwoStageConfig) -> FeedForward:
+    """The first stage, from a token and its gap to a logit. It is indifferent to both: output weights are zero."""
+    return silent(init_feed_forward(key, D + 1, cfg.width, 1))
 
 
 def need(
-    params: RouterParams, x: Float[Array, "... D"], gap: Float[Array, "..."], uniform: Array | None, cfg: TwoStageConfig
+    params: FeedForward, x: Float[Array, "... D"], gap: Float[Array, "..."], uniform: Array | None, cfg: TwoStageConfig
 ) -> Stage:
     """Whether a token needs memory, from the token and its gap alone.
 
@@ -89,21 +82,20 @@ def need(
       uniform: a random number for each token, in training; None decides by the sign of the logit.
     """
     seen = jnp.concatenate([x, jnp.log1p(gap)[..., None]], axis=-1)
-    return _decide(feed_forward(params.need, seen)[..., 0] + cfg.need_bias, uniform)
+    logit = feed_forward(params, seen)[..., 0] + cfg.need_bias
+    noisy = logit if uniform is None else logit + jnp.log(uniform) - jnp.log1p(-uniform)
+    return Stage(logit, noisy > 0, jax.nn.sigmoid(noisy))
 
 
-def known(params: RouterParams, u: Float[Array, "..."], free: Array, looked: Bool[Array, "..."], uniform) -> Stage:
-    """Whether semantic memory knows the address, from its uncertainty there and the share of it that is free.
+def known(u: Float[Array, "..."], looked: Bool[Array, "..."], cfg: TwoStageConfig) -> Stage:
+    """Whether semantic memory knows the address: u is below a threshold. Nothing is learned, and there is no noise.
 
-    A memory that fills up is less uncertain everywhere, so u is seen beside its mean, too. Tokens that did not look
-    anything up know nothing.
+    A learned second stage was tried. It attended 1.25 times as often at the same share of right answers. Tokens that
+    did not look anything up know nothing.
     """
-    u = jnp.where(looked, u, 1)
-    log_u, log_free = jnp.log(jnp.maximum(u, 1e-6)), jnp.broadcast_to(jnp.log(free), u.shape)
-    seen = jax.lax.stop_gradient(jnp.stack([log_u, log_u - log_free, log_free], axis=-1))
-    decided = _decide(feed_forward(params.known, seen)[..., 0] + KNOWN, uniform)
-    never = Stage(jnp.full_like(u, -jnp.inf), jnp.zeros_like(looked), jnp.zeros_like(u))
-    return jax.tree.map(lambda a, b: jnp.where(looked, a, b), decided, never)
+    log_share = jnp.log(jnp.asarray(cfg.known_below, u.dtype))  # -infinity for 0: then nothing is ever known
+    logit = jax.lax.stop_gradient(jnp.where(looked, log_share - jnp.log(jnp.maximum(u, LEAST)), -jnp.inf))
+    return Stage(logit, logit > 0, (logit > 0).astype(u.dtype))
 
 
 class Decisions(NamedTuple):
@@ -150,15 +142,12 @@ def audits(uniform: Array | None, among: Bool[Array, "..."], chance, train: bool
 
 
 def decide(
-    params: RouterParams,
     needs: Stage,
     audited: tuple[Bool[Array, "*shape"], Float[Array, "*shape"]],
     u: Float[Array, "*shape"],
-    free: Array,
     looked: Bool[Array, "*shape"],
     released: Bool[Array, ""],
     *,
-    uniform: Array | None,
     doubt: Array | None,
     train: bool,
     cfg: TwoStageConfig,
@@ -168,11 +157,11 @@ def decide(
     Args:
       needs: the first stage.
       audited: what `audits` drew among tokens that need no memory.
-      u, free, looked: see `known`.
+      u, looked: see `known`.
       released: while it is False, every token attends.
-      uniform, doubt: random numbers of the second stage, and of audits.
+      doubt: random numbers of audits.
     """
-    knows = known(params, u, free, looked, uniform)
+    knows = known(u, looked, cfg)
     choice = jnp.where(needs.hard, jnp.where(knows.hard, SEMANTIC, EPISODIC), WORKING)
     choice = jnp.where(released, choice, EPISODIC)
     answered, (idle, rate) = choice == SEMANTIC, audited

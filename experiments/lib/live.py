@@ -31,7 +31,9 @@ class StreamsView:
     def __call__(self, done: int, counts: list[dict]) -> None:
         of = {name: np.stack([one[name] for one in counts]) for name in ("attended", "least", "right", "queries")}
         length = counts[0]["tokens"] / len(counts[0]["attended"])
-        self._live.update(table(f"{self._title}: visit {done} of {self._visits}", of, length, self._visits), refresh=True)
+        self._live.update(
+            table(f"{self._title}: visit {done} of {self._visits}", of, length, self._visits), refresh=True
+        )
 
 
 def table(title: str, counts: dict[str, np.ndarray], length: float, visits: int) -> Table:

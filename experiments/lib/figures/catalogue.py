@@ -45,6 +45,7 @@ FIGURES: dict[str, Drawer] = {
     "theorems": theorems.draw,
     "transfer": transfer.draw,
     "streams": streams.draw,
+    "streams_controls": streams.draw,
     "streams_change": streams.change,
     **{f"kernels_{part}": draw for part, draw in kernels.BENCHMARKS.items()},
 }
