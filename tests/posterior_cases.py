@@ -27,7 +27,9 @@ def lively(cfg: PosteriorCRAMConfig = CFG, seed: int = 0):
     scale = lambda leaf: 0.5 * leaf.shape[0] ** -0.5 if leaf.ndim > 1 else 0.2
     moved = [x + scale(x) * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
     params = jax.tree.unflatten(tree, moved)
-    return params._replace(router=params.router._replace(out_FxD=8 * params.router.out_FxD))
+    need = params.router.need
+    router = params.router._replace(need=need._replace(out_FxD=8 * need.out_FxD), trust=jnp.asarray(2.0))
+    return params._replace(router=router)
 
 
 def tokens(seed: int, rows: int = B):

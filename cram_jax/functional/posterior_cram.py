@@ -40,7 +40,7 @@ from cram_jax.functional.layer import Layer, LayerAux, Operations, apply, init, 
 from cram_jax.functional.posterior import PosteriorConfig, PosteriorSums
 from cram_jax.functional.routing import SEMANTIC, WORKING, CRAMRoutes
 from cram_jax.functional.stream_memory import LearningConfig, StreamState, StreamStats
-from cram_jax.functional.two_stage import Decisions, TwoStageConfig
+from cram_jax.functional.two_stage import Decisions, RouterParams, TwoStageConfig
 from cram_jax.functional.working import WorkingConfig
 
 __all__ = [
@@ -55,7 +55,7 @@ class PosteriorCRAMParams(NamedTuple):
     norm_D: Float[Array, "D"]
     working: Any
     episodic: AddressedParams
-    router: FeedForward
+    router: RouterParams
     norm_ff_D: Float[Array, "D"]
     feed_forward: FeedForward
 
@@ -139,8 +139,8 @@ class PosteriorCRAMConfig(Layer):
         """The three memories over whole sequences. Decisions are hard; in training they are sampled."""
         B, T, _ = x_BxTxD.shape
         z_BxTxD = rms_norm(params.norm_D, x_BxTxD)
-        uniform_BxTx3 = None if key is None else uniforms(key, jnp.arange(T), B, 3)
-        noise = lambda i: uniform_BxTx3[..., i] if train and uniform_BxTx3 is not None else None
+        uniform_BxTx4 = None if key is None else uniforms(key, jnp.arange(T), B, 4)
+        noise = lambda i: uniform_BxTx4[..., i] if train and uniform_BxTx4 is not None else None
         worked_BxTxD, _ = working.apply(params.working, z_BxTxD, gap_BxT, segment_BxT, self.working)
         writes = self._decide_writes(params, z_BxTxD, noise(1))
         held, memory, seen_BxTxD = jax.lax.stop_gradient((params.episodic, state.memory, z_BxTxD))
@@ -150,13 +150,13 @@ class PosteriorCRAMConfig(Layer):
         tells_BxT = writes.kept_BxT & ~need.hard  # a token that asks has no answer to compare with
         told = tells_BxT, seen_BxTxD, self.contradictions, self.learning.rehearsal, used
         against, rehearsed = addressed.told(held, memory, *told)
-        doubt = None if uniform_BxTx3 is None else uniform_BxTx3[..., 2]
+        doubt = None if uniform_BxTx4 is None else uniform_BxTx4[..., 2]
         audited = two_stage.audits(doubt, ~need.hard, need.mean, train, self.routing)
         looks_BxT = need.hard | audited[0] | ~used
         plan = addressed.listed(looks_BxT)
         first_BxT = jnp.zeros((B, T), jnp.int32) if segment_BxT is None else kernels.segment_firsts(segment_BxT)
         asked = addressed.look_up(held, memory, plan, seen_BxTxD, first_BxT, against, self.semantic.bandwidth, used)
-        made = self._decide(state, need, audited, looks_BxT, asked, doubt, train)
+        made = self._decide(params, state, need, audited, looks_BxT, asked, noise(3), doubt, train)
 
         attends = addressed.plan_reads(made.attended_BxT, writes.kept_BxT, segment_BxT, self.episodic.memory)
         computed, c_BxTxD = cast(params.episodic, self.compute_dtype), cast(z_BxTxD, self.compute_dtype)
@@ -179,7 +179,7 @@ class PosteriorCRAMConfig(Layer):
         """The three memories for one token. `aux.stats` has what it teaches; add it up over a visit."""
         B = x_BxD.shape[0]
         z_BxD = rms_norm(params.norm_D, x_BxD)
-        uniform_Bx3 = None if key is None else uniforms(key, cache.position[None], B, 3)[:, 0]
+        uniform_Bx4 = None if key is None else uniforms(key, cache.position[None], B, 4)[:, 0]
         worked_BxD, working_BxN, _ = working.step(params.working, cache.working_BxN, z_BxD, gap_B, self.working)
         writes = self._decide_writes(params, z_BxD, None)
         address_BxE = addressed.joined(addressed.addresses(params.episodic, z_BxD))
@@ -189,14 +189,14 @@ class PosteriorCRAMConfig(Layer):
         tells_Bx1 = (writes.kept_BxT & ~need.hard)[:, None]
         wrong_B = (tells_Bx1 & compared.contradicts)[:, 0]
         against = addressed.noted(cache.against, address_BxE, wrong_B, cache.position)
-        doubt = None if uniform_Bx3 is None else uniform_Bx3[..., 2]
+        doubt = None if uniform_Bx4 is None else uniform_Bx4[..., 2]
         audited = two_stage.audits(doubt, ~need.hard, need.mean, False, self.routing)
         looks_B = need.hard | audited[0] | ~state.retrievals.released
         place_Bx1 = jnp.full((B, 1), cache.position)
         at = address_BxE[:, None], place_Bx1, jnp.zeros_like(place_Bx1)
         asked = addressed.ask(params.episodic, state.memory, *at, against, self.semantic.bandwidth)
         asked = jax.tree.map(lambda a: jnp.where(looks_B.reshape(-1, *[1] * (a.ndim - 2)), a[:, 0], 0), asked)
-        made = self._decide(state, need, audited, looks_B, asked, doubt, False)
+        made = self._decide(params, state, need, audited, looks_B, asked, None, doubt, False)
 
         computed, c_BxD = cast(params.episodic, self.compute_dtype), cast(z_BxD, self.compute_dtype)
         ring = cache.episodic
@@ -221,10 +221,10 @@ class PosteriorCRAMConfig(Layer):
     def _decide_writes(self, params: PosteriorCRAMParams, z, uniform) -> Writes:
         return episodic.decide_writes(params.episodic.write, z, jnp.ones(z.shape[:-1]), uniform, cfg=self.episodic)
 
-    def _decide(self, state: StreamState, need, audited, looks, asked, doubt, train) -> Decisions:
+    def _decide(self, params, state: StreamState, need, audited, looks, asked, uniform, doubt, train) -> Decisions:
         u = jnp.maximum(asked.u_BxT, asked.doubt_BxT)
-        released = state.retrievals.released
-        return two_stage.decide(need, audited, u, looks, released, doubt=doubt, train=train, cfg=self.routing)
+        more = dict(uniform=uniform, doubt=doubt, train=train, cfg=self.routing)
+        return two_stage.decide(params.router, need, audited, u, looks, state.retrievals.released, **more)
 
     def mixer_params(self, params):
         """Without the feed-forward network."""

@@ -1,6 +1,6 @@
 """A router in two stages: does a token need memory, and if so, is it familiar to semantic memory (CRAM, Eq 7)?
 
-The first stage is learned; the second follows from the memory's own uncertainty. The three probabilities are products:
+The first stage is learned; the second follows from the memory's uncertainty. The three probabilities are products:
 pi^E = need (1 - known), pi^S = need known, and the rest is working memory only. Only tokens that need memory, or are
 audited, look anything up; so both memories are sparse.
 """
@@ -17,7 +17,7 @@ from cram_jax.functional.episodic import Writes
 from cram_jax.functional.objective import MemorySums
 from cram_jax.functional.routing import EPISODIC, SEMANTIC, WORKING, CRAMRoutes
 
-LEAST = 1e-6  # smallest uncertainty
+UNTRUSTED = -3.0  # initial logit of trust: 5% of what is known is answered from semantic memory
 
 
 @jax.tree_util.register_static
@@ -54,8 +54,7 @@ class Stage(NamedTuple):
     """A decision.
 
     Attributes:
-      logit: without noise. hard: what is done. soft: its probability given the noise, which carries the gradient; of
-        a stage without parameters the decision itself.
+      logit: without noise. hard: what is done. soft: its probability given the noise, which carries the gradient.
     """
 
     logit: Float[Array, "*shape"]
@@ -68,13 +67,28 @@ class Stage(NamedTuple):
         return jax.nn.sigmoid(self.logit)
 
 
-def init(key: Key, D: int, cfg: TwoStageConfig) -> FeedForward:
-    """The first stage, from a token and its gap to a logit. It is indifferent to both: output weights are zero."""
-    return silent(init_feed_forward(key, D + 1, cfg.width, 1))
+class RouterParams(NamedTuple):
+    """Attributes:
+    need: the first stage, from a token and its gap to a logit.
+    trust: a logit: how often semantic memory answers what it knows.
+    """
+
+    need: FeedForward
+    trust: Float[Array, ""]
+
+
+def init(key: Key, D: int, cfg: TwoStageConfig) -> RouterParams:
+    """The first stage is indifferent to the token: output weights are zero. Semantic memory is not yet trusted."""
+    return RouterParams(silent(init_feed_forward(key, D + 1, cfg.width, 1)), jnp.asarray(UNTRUSTED))
+
+
+def _decide(logit, uniform) -> Stage:
+    noisy = logit if uniform is None else logit + jnp.log(uniform) - jnp.log1p(-uniform)
+    return Stage(logit, noisy > 0, jax.nn.sigmoid(noisy))
 
 
 def need(
-    params: FeedForward, x: Float[Array, "... D"], gap: Float[Array, "..."], uniform: Array | None, cfg: TwoStageConfig
+    params: RouterParams, x: Float[Array, "... D"], gap: Float[Array, "..."], uniform: Array | None, cfg: TwoStageConfig
 ) -> Stage:
     """Whether a token needs memory, from the token and its gap alone.
 
@@ -82,20 +96,21 @@ def need(
       uniform: a random number for each token, in training; None decides by the sign of the logit.
     """
     seen = jnp.concatenate([x, jnp.log1p(gap)[..., None]], axis=-1)
-    logit = feed_forward(params, seen)[..., 0] + cfg.need_bias
-    noisy = logit if uniform is None else logit + jnp.log(uniform) - jnp.log1p(-uniform)
-    return Stage(logit, noisy > 0, jax.nn.sigmoid(noisy))
+    return _decide(feed_forward(params.need, seen)[..., 0] + cfg.need_bias, uniform)
 
 
-def known(u: Float[Array, "..."], looked: Bool[Array, "..."], cfg: TwoStageConfig) -> Stage:
-    """Whether semantic memory knows the address: u is below a threshold. Nothing is learned, and there is no noise.
+def known(
+    params: RouterParams, u: Float[Array, "..."], looked: Bool[Array, "..."], uniform: Array | None, cfg: TwoStageConfig
+) -> Stage:
+    """Whether semantic memory knows the address, u < `known_below`, and is trusted.
 
-    A learned second stage was tried. It attended 1.25 times as often at the same share of right answers. Tokens that
-    did not look anything up know nothing.
+    Trust is one number, which training raises. After the release nearly all tokens need memory at first, and what they
+    write is of no use; so semantic memory must not answer before the first stage has learned who needs it. Which
+    address is known is not learned: a network of u attended 1.25 times as often at the same share of right answers.
+    Tokens that did not look anything up know nothing.
     """
-    log_share = jnp.log(jnp.asarray(cfg.known_below, u.dtype))  # -infinity for 0: then nothing is ever known
-    logit = jax.lax.stop_gradient(jnp.where(looked, log_share - jnp.log(jnp.maximum(u, LEAST)), -jnp.inf))
-    return Stage(logit, logit > 0, (logit > 0).astype(u.dtype))
+    knows = looked & (u < cfg.known_below)
+    return _decide(jnp.where(knows, params.trust.astype(u.dtype), -jnp.inf), uniform)
 
 
 class Decisions(NamedTuple):
@@ -142,12 +157,14 @@ def audits(uniform: Array | None, among: Bool[Array, "..."], chance, train: bool
 
 
 def decide(
+    params: RouterParams,
     needs: Stage,
     audited: tuple[Bool[Array, "*shape"], Float[Array, "*shape"]],
     u: Float[Array, "*shape"],
     looked: Bool[Array, "*shape"],
     released: Bool[Array, ""],
     *,
+    uniform: Array | None,
     doubt: Array | None,
     train: bool,
     cfg: TwoStageConfig,
@@ -159,9 +176,9 @@ def decide(
       audited: what `audits` drew among tokens that need no memory.
       u, looked: see `known`.
       released: while it is False, every token attends.
-      doubt: random numbers of audits.
+      uniform, doubt: random numbers of the second stage, and of audits.
     """
-    knows = known(u, looked, cfg)
+    knows = known(params, u, looked, uniform, cfg)
     choice = jnp.where(needs.hard, jnp.where(knows.hard, SEMANTIC, EPISODIC), WORKING)
     choice = jnp.where(released, choice, EPISODIC)
     answered, (idle, rate) = choice == SEMANTIC, audited

@@ -47,10 +47,10 @@ class ByChanceConfig(PosteriorCRAMConfig):
         if not 0 <= self.budget <= 1:
             raise ValueError(f"budget must be a share between 0 and 1, got {self.budget}")
 
-    def _decide(self, state: StreamState, need, audited, looks, asked, doubt, train) -> Decisions:
+    def _decide(self, params, state: StreamState, need, audited, looks, asked, uniform, doubt, train) -> Decisions:
         if doubt is None:
             raise ValueError("a router by chance needs random numbers: pass a key")
-        made = super()._decide(state, need, audited, looks, asked, doubt, train)
+        made = super()._decide(params, state, need, audited, looks, asked, uniform, doubt, train)
         refused = (made.choice_BxT == EPISODIC) & (doubt >= self.budget)
         return made._replace(choice_BxT=jnp.where(refused, WORKING, made.choice_BxT))
 
