@@ -17,7 +17,8 @@ from cram_jax.functional.episodic import Writes
 from cram_jax.functional.objective import MemorySums
 from cram_jax.functional.routing import EPISODIC, SEMANTIC, WORKING, CRAMRoutes
 
-UNTRUSTED = -3.0  # initial logit of trust: 5% of what is known is answered from semantic memory
+UNTRUSTED = -0.3  # initial trust: 5% of what is known is answered from semantic memory
+TRUST = 10.0  # logits in a unit of trust: Adam moves a number by its learning rate at most, whatever its gradient
 
 
 @jax.tree_util.register_static
@@ -70,7 +71,7 @@ class Stage(NamedTuple):
 class RouterParams(NamedTuple):
     """Attributes:
     need: the first stage, from a token and its gap to a logit.
-    trust: a logit: how often semantic memory answers what it knows.
+    trust: how often semantic memory answers what it knows, as a tenth of a logit.
     """
 
     need: FeedForward
@@ -110,7 +111,7 @@ def known(
     Tokens that did not look anything up know nothing.
     """
     knows = looked & (u < cfg.known_below)
-    return _decide(jnp.where(knows, params.trust.astype(u.dtype), -jnp.inf), uniform)
+    return _decide(jnp.where(knows, TRUST * params.trust.astype(u.dtype), -jnp.inf), uniform)
 
 
 class Decisions(NamedTuple):
