@@ -15,7 +15,7 @@ CFG = PosteriorCRAMConfig(
     contradictions=3,
     episodic=EpisodicConfig(heads=2, head_dim=6, memory=5, write_bias=0.0),
     semantic=PosteriorConfig(features=64),
-    routing=two_stage.TwoStageConfig(audit_rate=0.1, evaluation_audit_rate=0.1),
+    routing=two_stage.TwoStageConfig(known_below=0.02, need_bias=-1.0, audit_rate=0.1, evaluation_audit_rate=0.1),
 )
 
 

@@ -39,7 +39,8 @@ def test_streaming_equals_the_whole_sequence(x64, monkeypatch, streams):
     assert np.any(cache.against.position_BxG < addressed.NEVER)
     if streams is None:
         return  # one program less to compile
-    monkeypatch.setattr(addressed, "contradict", lambda recalled, value: jnp.zeros(value.shape[:-1], bool))
+    nowhere = lambda recalled, value: addressed.Comparison(*2 * (jnp.zeros(value.shape[:-1], bool),))
+    monkeypatch.setattr(addressed, "compare", nowhere)
     _, blind = jax.jit(lambda s, x: run(s, x))(state, x_BxTxD)
     assert np.any(blind.routes.choice_BxT != aux.routes.choice_BxT)
 
@@ -112,10 +113,13 @@ def test_a_contradicted_recall_is_not_believed():
     )
     value = jnp.einsum("td,dhv,hvo->to", x_1xD, params.episodic.v_DxHxV, params.episodic.o_HxVxD)
     other = jnp.roll(value, 3, axis=-1) * jnp.sign(jnp.arange(D) - 3.5)
-    for written, weight, wrong in ((value, 5.0, False), (other, 5.0, True), (other, 1e-6, False)):
+    cases = ((value, 5.0, False, True), (other, 5.0, True, False), (other, 1e-6, False, False))
+    for written, weight, wrong, agrees in cases:
         empty = posterior.init(D, CFG.semantic)
         memory = posterior.update(empty, posterior.writes(phi, written, jnp.full(1, weight)))
-        assert bool(addressed.contradicts(params.episodic, memory.up_SxFxD, x_1xD)[0]) == wrong
+        _, own, compared = addressed.event(params.episodic, memory.up_SxFxD, x_1xD)
+        np.testing.assert_allclose(own, value, rtol=1e-5)
+        assert bool(compared.contradicts[0]) == wrong and bool(compared.agrees[0]) == agrees
 
 
 def test_many_writes_at_one_address_leave_the_memory_finite():
