@@ -299,10 +299,12 @@ class PosteriorCRAMConfig(Layer):
         D, E, features = self.D, self.episodic.heads * self.episodic.head_dim, self.semantic.features
         asked = jnp.sum(routes.attended_BxT | (routes.choice_BxT == SEMANTIC), dtype=jnp.float32)
         kept = jnp.sum(routes.kept_BxT & (routes.choice_BxT == WORKING), dtype=jnp.float32)
+        attended = jnp.sum(routes.attended_BxT, dtype=jnp.float32)
         at_address, recalled = 2 * D * E + E * features, 2 * features * D
-        # Addresses are formed once to ask and once to write; u takes F^2 multiply-adds, a write F^2 + F D.
-        of_asked = 2 * at_address + recalled + 2 * features**2 + 2 * features * (features + D)
-        of_kept = at_address + recalled + 4 * D * E
+        of_write = 2 * features * (features + D)
+        of_asked = at_address + recalled + 2 * features**2  # u takes F^2 multiply-adds
+        of_attended = at_address + of_write  # addresses are formed once to ask and once to write
+        of_kept = at_address + recalled + 4 * D * E + of_write  # all are written, with weight 0 if they do not agree
         # Once a visit: the Cholesky factor, its inverse, and W_up from it
         of_visit = 2 * features**3 / 3 + 4 * features**2 * D
-        return asked * of_asked + kept * of_kept + shape[0] * of_visit
+        return asked * of_asked + attended * of_attended + kept * of_kept + shape[0] * of_visit
