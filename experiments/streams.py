@@ -9,12 +9,15 @@ The config file describes the entries, training, deployment and what is reported
 
 from pathlib import Path
 
-from configs.streams import ENTRIES, VARIANTS
+from configs.streams import ENTRIES
 from lib import deployment, gather, launch, stream_runs, summary
 from lib.figures import catalogue
 from lib.summary import Column
 
 QUESTION = "Does the attention of a fixed model fall in fresh streams, by what it retrieved there before?"
+COMMAND = (
+    "python experiments/streams.py --config=experiments/configs/streams.py:small --what={} --runs=runs/{} --seeds=N"
+)
 # What is trained: the result's name, and its entries. Both find the same trainings below --runs.
 WHAT = {"model": ("streams", ("memory learns", "memory fixed")), "controls": ("streams_controls", tuple(ENTRIES))}
 COUNTED = "streams"  # folder of the counts, in the directory of a training
@@ -90,10 +93,9 @@ def main(args) -> None:
     if set(chosen) != set(whole):
         return print("This was a part of the entries, so no result was written.")
     config = args.config.copy_and_resolve_references()
-    variant = next(name for name, of in VARIANTS.items() if of["run"].length == config.run.length)
-    command = f"python experiments/streams.py --config=experiments/configs/streams.py:{variant} --what={args.what}"
-    command += f" --runs=runs/{name} --seeds={args.seeds}"
-    catalogue.leave(gather.result(name, QUESTION, command, made, config=config, entries=entries), at)
+    catalogue.leave(
+        gather.result(name, QUESTION, COMMAND.format(args.what, name), made, config=config, entries=entries), at
+    )
 
 
 if __name__ == "__main__":

@@ -76,7 +76,8 @@ def visit(
 def _counts(batch: SRCDBatch, done: Reading, right_BxT, least_BxT) -> dict[str, Array]:
     query_BxT, new_BxT = batch.kind_BxT == QUERY, batch.is_new_BxT
     count = lambda marks: jnp.sum(marks, dtype=jnp.int32)
-    return {
+    each = {"attended": done.attended_BxT, "least": least_BxT, "right": right_BxT, "queries": query_BxT}
+    return {f"{name}_by_stream": jnp.sum(marks, axis=1, dtype=jnp.int32) for name, marks in each.items()} | {
         "tokens": jnp.asarray(query_BxT.size),
         "queries": count(query_BxT),
         "new_queries": count(new_BxT),

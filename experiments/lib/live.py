@@ -1,5 +1,8 @@
 """Shows streams while they are read: the attention of each falls on the terminal."""
 
+import contextlib
+from collections.abc import Callable, Iterator
+
 import numpy as np
 from rich.console import Console
 from rich.live import Live
@@ -11,29 +14,31 @@ RECENT = 10  # visits behind the numbers beside it
 SHOWN = 6  # streams
 
 
-class StreamsView:
-    """A table that is drawn again after each visit. Where no terminal is, only the last one of each arm is printed.
+Show = Callable[[int, list[dict]], None]  # called with the number of visits done, and the counts of each
 
-    Use it as a context; call it with the number of visits done and their counts.
+
+@contextlib.contextmanager
+def shown(label: str, visits: int, lines: Show) -> Iterator[Show]:
+    """Yields a function that shows a deployment: a table that is drawn again after each visit, on a terminal.
+
+    Args:
+      label: what is deployed.
+      visits: their number.
+      lines: is yielded where no terminal is.
     """
+    console = Console()
+    if not console.is_terminal:
+        yield lines
+        return
+    with Live(console=console, auto_refresh=False) as view:
 
-    def __init__(self, title: str, visits: int):
-        self._title, self._visits = title, visits
-        self._live = Live(console=Console(), auto_refresh=False)
+        def show(done: int, counts: list[dict]) -> None:
+            names = ("attended", "least", "right", "queries")
+            of = {name: np.stack([one[f"{name}_by_stream"] for one in counts]) for name in names}
+            length = counts[0]["tokens"] / of["attended"].shape[1]
+            view.update(table(f"{label}: visit {done} of {visits}", of, length, visits), refresh=True)
 
-    def __enter__(self):
-        self._live.start()
-        return self
-
-    def __exit__(self, *_):
-        self._live.stop()
-
-    def __call__(self, done: int, counts: list[dict]) -> None:
-        of = {name: np.stack([one[name] for one in counts]) for name in ("attended", "least", "right", "queries")}
-        length = counts[0]["tokens"] / len(counts[0]["attended"])
-        self._live.update(
-            table(f"{self._title}: visit {done} of {self._visits}", of, length, self._visits), refresh=True
-        )
+        yield show
 
 
 def table(title: str, counts: dict[str, np.ndarray], length: float, visits: int) -> Table:
@@ -46,7 +51,7 @@ def table(title: str, counts: dict[str, np.ndarray], length: float, visits: int)
     """
     out = Table(title=title, title_justify="left")
     recent = f"last {RECENT} visits"
-    heads = ("stream", "tokens that attend, from the first visit on", f"{recent}", "least possible", "answered right")
+    heads = ("stream", "tokens that attend, from the first visit on", recent, "least possible", "answered right")
     for head in heads:
         out.add_column(head, justify="left" if head == heads[1] else "right", no_wrap=True)
     for stream in range(min(SHOWN, counts["attended"].shape[1])):
@@ -66,8 +71,8 @@ def table(title: str, counts: dict[str, np.ndarray], length: float, visits: int)
 
 
 def bars(shares: np.ndarray, visits: int) -> str:
-    """A curve of WIDTH bars for so many visits, each the mean over its visits; the highest bar is the first."""
+    """A curve of WIDTH bars for so many visits, each the mean over its visits. The scale is that of the highest bar."""
     edge = np.linspace(0, visits, min(WIDTH, visits) + 1).round().astype(int)
     means = [shares[a:b].mean() for a, b in zip(edge[:-1], edge[1:], strict=True) if a < len(shares)]
-    top = max(*means, 1e-9) if len(means) > 1 else max(means[0], 1e-9)
+    top = max([*means, 1e-9])
     return "".join(BARS[round((len(BARS) - 1) * mean / top)] for mean in means)

@@ -1,6 +1,7 @@
 """Trains models on streams and deploys them in fresh ones: what both mains on streams do."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,7 +16,7 @@ from cram_jax.training.loop import RunConfig
 from cram_jax.training.metrics import read, strict
 from cram_jax.training.settings import claim_workdir, from_config
 from cram_jax.training.step import Learner
-from lib import deployment, gather, grid, runs, summary
+from lib import deployment, gather, grid, live, runs, summary
 from lib.joined import JoinedTask
 from lib.readers import Reader
 
@@ -112,15 +113,17 @@ def deployed(
                 print(f"{label}, seed {seed}: {place}", flush=True)
                 trained[place], _ = runs.train(own, learner, run, place)
             fresh = of_visits(own, learner, change)
-            counts = deployment.deploy(
-                entries[label].reader(fresh, own.deployment),
-                trained[place],
-                size=own.deployment.streams,
-                visits=own.deployment.visits,
-                length=own.run.length,
-                seed=seed,
-                show=lambda done, found, label=label: _progress(label, done, found),
-            )
+            lines = functools.partial(_progress, label)
+            with live.shown(f"{label}, seed {seed}", own.deployment.visits, lines) as show:
+                counts = deployment.deploy(
+                    entries[label].reader(fresh, own.deployment),
+                    trained[place],
+                    size=own.deployment.streams,
+                    visits=own.deployment.visits,
+                    length=own.run.length,
+                    seed=seed,
+                    show=show,
+                )
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps({name: values.tolist() for name, values in counts.items()}))
         found[label] = {name: np.array(values) for name, values in json.loads(path.read_text()).items()}

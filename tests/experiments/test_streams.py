@@ -74,14 +74,14 @@ def test_a_second_call_trains_and_deploys_nothing_again(finished):
 
 def test_entries_and_settings_that_do_not_exist_are_refused(tmp_path):
     assert "memory learns" in refused("streams", TINY, f"--runs={tmp_path}", "--entry=memory", **SETTINGS)
-    said = refused("streams", TINY, f"--runs={tmp_path}", **SETTINGS | {"joined": (3,)})
+    said = refused("streams", TINY, "--what=controls", f"--runs={tmp_path}", **SETTINGS | {"joined": (3,)})
     assert "each number in joined must divide run.batch=4, got joined=(3,)" in said
     assert not written(tmp_path) and not list(tmp_path.iterdir())
 
 
 def test_all_entries_make_one_result(counts, tmp_path):
     with mock.patch.object(stream_runs, "deployed", lambda *args: counts):
-        said = run("streams", TINY, f"--runs={tmp_path}", **SETTINGS)
+        said = run("streams", TINY, "--what=controls", f"--runs={tmp_path}", **SETTINGS)
     result = results.load(tmp_path.name, tmp_path.parent)
     assert list(result["entries"]) == list(ENTRIES)
     lines = [line for line in said.splitlines() if any(line.strip(" │").startswith(label) for label in ENTRIES)]
