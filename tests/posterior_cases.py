@@ -28,7 +28,7 @@ def lively(cfg: PosteriorCRAMConfig = CFG, seed: int = 0):
     moved = [x + scale(x) * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
     params = jax.tree.unflatten(tree, moved)
     need = params.router.need
-    router = params.router._replace(need=need._replace(out_FxD=8 * need.out_FxD), trust=jnp.asarray(0.2))
+    router = params.router._replace(need=need._replace(out_FxD=8 * need.out_FxD), trust=jnp.asarray(0.1))
     return params._replace(router=router)
 
 

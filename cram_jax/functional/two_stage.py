@@ -17,8 +17,8 @@ from cram_jax.functional.episodic import Writes
 from cram_jax.functional.objective import MemorySums
 from cram_jax.functional.routing import EPISODIC, SEMANTIC, WORKING, CRAMRoutes
 
-UNTRUSTED = -0.3  # initial trust: 5% of what is known is answered from semantic memory
-TRUST = 10.0  # logits in a unit of trust: Adam moves a number by its learning rate at most, whatever its gradient
+UNTRUSTED = -0.15  # initial trust: 5% of what is known is answered from semantic memory
+TRUST = 20.0  # logits in a unit of trust: Adam moves a number by its learning rate at most, whatever its gradient
 
 
 @jax.tree_util.register_static
@@ -71,7 +71,7 @@ class Stage(NamedTuple):
 class RouterParams(NamedTuple):
     """Attributes:
     need: the first stage, from a token and its gap to a logit.
-    trust: how often semantic memory answers what it knows, as a tenth of a logit.
+    trust: how often semantic memory answers what it knows, as a twentieth of a logit.
     """
 
     need: FeedForward

@@ -37,7 +37,7 @@ bindings, and of patterns that no query of an earlier visit asked for), and the 
 | variant | a visit | training | deployment | on 2 cores of a server's CPU, each seed |
 |---|---|---|---|---|
 | tiny | 64 events, 12 patterns | 1200 steps | 16 streams, 100 visits | 3 minutes for the first three entries |
-| small | 256 events, 100 patterns | 1200 steps | 16 streams, 200 visits | 20 minutes for the first three entries |
+| small | 256 events, 100 patterns | 2000 steps | 16 streams, 200 visits | 20 minutes for the first three entries |
 """
 
 from configs.comparisons import BASELINES, TABLE_1
@@ -69,7 +69,7 @@ VARIANTS = {
         "start": 200,
     },
     "small": {
-        "run": RunConfig(steps=1200, length=256, batch=16, log_every=100, held_out_tokens=16384, probe_batches=0),
+        "run": RunConfig(steps=2000, length=256, batch=16, log_every=100, held_out_tokens=16384, probe_batches=0),
         "data": StreamsConfig(srcd=SRCDConfig(patterns=100), lifetimes=(48, 96, 144)),
         "features": 512,
         "visits": 200,
