@@ -29,12 +29,12 @@ COUNTED = "streams_change"  # folder of the counts, in the directory of a traini
 BLOCK = 5  # visits
 SHOWN = 3  # bindings since the change that have a number of their own
 COLUMNS = (
-    *(Column(f"changed right,\nbinding {n}", f"changed_right_after_{n}") for n in range(1, SHOWN + 1)),
-    Column("last\nvisits", "retrieval_accuracy_changed_end"),
-    Column("wrong\na pattern", "wrong_answers_per_pattern", ".2f"),
-    Column("over least,\nbefore", "over_least_before", ".2f"),
-    Column("highest\nafter", "over_least_highest", ".2f"),
-    Column("last\nvisits", "over_least_end", ".2f"),
+    *(Column(f"right at\nbinding {n}", f"changed_right_after_{n}") for n in range(1, SHOWN + 1)),
+    Column("right:\nlast", "retrieval_accuracy_changed_end"),
+    Column("wrong of\na pattern", "wrong_answers_per_pattern", ".2f"),
+    Column("over least:\nbefore", "over_least_before", ".2f"),
+    Column("\nhighest", "over_least_highest", ".2f"),
+    Column("\nlast", "over_least_end", ".2f"),
 )
 
 
@@ -104,7 +104,8 @@ def main(args) -> None:
         entries[label], by_binding[label] = entry(args.config, ENTRIES[label].settings, of_seeds, made)
     settings = args.config.deployment
     said = f"{settings.change.share:.0%} of the patterns change at visit {settings.change.visit}"
-    summary.show(f"{said}, seeds {', '.join(map(str, seeds))}", stream_runs.table(COLUMNS, entries), heading=True)
+    title = f"{said}, seeds {', '.join(map(str, seeds))}\nQueries of changed patterns, and tokens that attend"
+    summary.show(title, stream_runs.table(COLUMNS, entries), heading=True)
     if len(chosen) < len(CHANGED):
         return print("This was a part of the entries, so no result was written.")
     config = args.config.copy_and_resolve_references()

@@ -21,9 +21,9 @@ FIRST_TWO = ("memory learns", "memory fixed")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """(where two entries ran, what was printed)."""
+    """(where the model alone ran, what was printed)."""
     at = tmp_path_factory.mktemp("runs") / "streams"
-    return at, run("streams", TINY, f"--runs={at}", *(f"--entry={label}" for label in FIRST_TWO), **SETTINGS)
+    return at, run("streams", TINY, f"--runs={at}", **SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -56,20 +56,23 @@ def counts(models):
 
 def test_two_entries_share_a_training_and_others_are_not_trained(finished):
     at, said = finished
-    assert [path.name for path in at.iterdir()] == ["memory_learns"]
+    assert [path.name for path in at.iterdir() if path.is_dir()] == ["memory_learns"]
     assert said.count(f"seed 0: {at / 'memory_learns' / 'seed_0'}") == 1
     assert "memory learns: visits 10 to 19" in said and "memory fixed" in said
-    # A part has no result
-    assert "no result was written" in said and not (at / "result.json").exists()
+    assert list(results.load(at.name, at.parent)["entries"]) == list(FIRST_TWO)
+    # No variant has visits as short as those of the tests
+    assert "streams.py:VARIANT --what=model" in results.load(at.name, at.parent)["command"]
 
 
-def test_a_second_call_trains_and_deploys_nothing_again(finished):
+def test_a_second_call_trains_and_deploys_nothing_again_and_a_part_has_no_result(finished):
     at, said = finished
-    times = lambda: {path: path.stat().st_mtime_ns for path in at.rglob("streams/*.json")}
+    times = lambda: {path: path.stat().st_mtime_ns for path in (*at.rglob("streams/*.json"), at / "result.json")}
     before = times()
-    again = run("streams", TINY, f"--runs={at}", *(f"--entry={label}" for label in FIRST_TWO), **SETTINGS)
-    assert times() == before and len(before) == 2
-    assert again.splitlines()[-10:] == said.splitlines()[-10:] and "seed 0: " not in again
+    again = run("streams", TINY, f"--runs={at}", "--what=controls", *map("--entry={}".format, FIRST_TWO), **SETTINGS)
+    assert times() == before and len(before) == 3
+    assert "seed 0: " not in again and "no result was written" in again
+    shown = lambda text: [line for line in text.splitlines() if line.startswith("│ memory")]
+    assert shown(again) == shown(said) and len(shown(said)) == 2
 
 
 def test_entries_and_settings_that_do_not_exist_are_refused(tmp_path):

@@ -22,7 +22,8 @@ LINES = {
     }.items()
 }
 BLOCK = 10  # visits
-LEAST = 50  # queries of a point in the panels of exposures and bindings
+LEAST = 50  # queries of a point in the panel of exposures
+BINDINGS = ((1, 2), (2, 3), (3, 5), (5, 9), (9, 17), (17, 32))  # from, and up to but without, of each point
 
 
 @style.drawer()
@@ -62,7 +63,7 @@ def draw(result: dict) -> Figure:
     exposure.set(xlabel="earlier queries of the pattern, plus 1", ylabel="chance that a query attends")
     if exposure.lines:
         exposure.set(xscale="log", yscale="log")
-    style.under_all(figure)
+    style.under_all(figure, ncols=3)
     config = result["config"]
     style.headline(figure, result, _about(config, len(learns)))
     return figure
@@ -85,16 +86,15 @@ def change(result: dict) -> Figure:
         if any(share for curve in curves for share in curve["over_least"]):
             band(attention, curves, "over_least", style.spelled(label), line, scale=1.0)
         band(answers, curves, "retrieval_accuracy_changed", style.spelled(label), line)
-        asked, right = (np.array(result["data"]["by_binding"][label][name]) for name in ("asked", "right"))
-        some = asked >= LEAST
-        some[-1] = False  # the last bin has no number of its own
-        binding.plot(np.arange(len(asked))[some], 100 * right[some] / asked[some], **line)
-    attention.set(xlabel="visit of a fresh stream", ylabel="attention over the least")
-    if attention.lines:
-        attention.set_yscale("log")
+        by_binding = result["data"]["by_binding"][label]
+        asked, right = (np.array([sum(by_binding[name][a:b]) for a, b in BINDINGS]) for name in ("asked", "right"))
+        some = asked > 0
+        binding.plot(np.arange(len(BINDINGS))[some], 100 * right[some] / asked[some], **line)
+    attention.set(xlabel="visit of a fresh stream", ylabel="attention over the least", ylim=(0, None))
     style.moment(attention, at, "change")
     answers.set(xlabel="visit of a fresh stream", ylabel="queries of changed patterns\nanswered right (%)")
     binding.set(xlabel="bindings of the pattern\nsince the change", ylabel=answers.get_ylabel())
+    binding.set_xticks(range(len(BINDINGS)), [f"{a}" if b == a + 1 else f"{a}-{b - 1}" for a, b in BINDINGS])
     style.under_all(figure, ncols=5)
     seeds = len(next(iter(result["entries"].values()))["curves"])
     share = f"{config['deployment']['change']['share']:.0%} of the patterns get other answers"
