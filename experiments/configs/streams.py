@@ -1,6 +1,6 @@
 """Streams of SRCD: attention that falls by experience, after training, with fixed parameters and without labels.
 
-python experiments/streams.py --config=experiments/configs/streams.py:VARIANT --runs=runs/streams [--what=controls] [--seeds=3]
+python experiments/streams.py --config=experiments/configs/streams.py:VARIANT --runs=runs/streams [--what=controls]
 python experiments/streams_change.py --config=experiments/configs/streams.py:VARIANT --runs=runs/streams [--seeds=3]
 
 1. Training: each row of a batch is a stream with bindings of its own, replaced by a fresh one at the end of its life.
