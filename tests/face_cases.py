@@ -101,7 +101,9 @@ def parameters(face: Face):
     """Parameters off their initial zeros, so that tokens take every route."""
     draw = np.random.default_rng(1)
     moved = lambda leaf: leaf + np.asarray(0.5 * draw.standard_normal(leaf.shape), np.float32)
-    return jax.tree.map(moved, face.own(jax.jit(face.cfg.init)(jax.random.key(0))))
+    params = jax.tree.map(moved, face.own(jax.jit(face.cfg.init)(jax.random.key(0))))
+    trusts = lambda params: params._replace(router=params.router._replace(trust=np.float32(0.1)))
+    return trusts(params) if _is_posterior(face) else params
 
 
 def _is_posterior(face: Face) -> bool:
