@@ -105,11 +105,24 @@ def test_means_and_deviations_are_those_of_the_runs(name, label):
     assert not entry["mean"].keys() & entry["missing"].keys()
 
 
+def check_curves_over_visits(entry: dict, visits: int) -> None:
+    """Numbers of a run are the first, the last, the highest and the lowest of its curve, in blocks of ten visits."""
+    for run, curve in zip(entry["runs"], entry["curves"], strict=True):
+        assert curve["first_visit"] == list(range(0, visits, 10))
+        assert run["attention_tokens_first"] == curve["attention_tokens"][0]
+        assert run["attention_tokens_end"] == curve["attention_tokens"][-1]
+        assert run["over_least_highest"] == max(curve["over_least"])
+        assert run["retrieval_accuracy_lowest"] == min(curve["retrieval_accuracy"])
+        assert run["retrieval_accuracy_new_lowest"] == min(curve["retrieval_accuracy_new"])
+
+
 @pytest.mark.parametrize(("name", "label"), CURVED)
 def test_curves_are_those_of_the_runs(name, label):
     entry, steps = entry_of(name, label), settings_of(name, label)["run.steps"]
     assert len(entry["curves"]) == len(entry["runs"])
     close = lambda value: pytest.approx(value, rel=2e-4)
+    if "first_visit" in entry["curves"][0]:
+        return check_curves_over_visits(entry, settings_of(name, label)["deployment.visits"])
     for run, curve in zip(entry["runs"], entry["curves"], strict=True):
         assert curve["step"][-1] == steps == run.get("steps", steps)
         if name != "change":  # where the second training begins at the step at which the first ended

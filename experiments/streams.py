@@ -106,5 +106,5 @@ if __name__ == "__main__":
         seeds=1,
         what=launch.Flag("model", "The model alone, or beside all controls.", tuple(WHAT)),
         entry=launch.Flag([], "Only the entry with this label; may be repeated. All by default.", tuple(ENTRIES)),
-        takes="15 minutes for each seed of the model (small), two CPU cores",
+        takes="17 minutes for each seed of the model (small), two CPU cores",
     )

@@ -37,7 +37,7 @@ bindings, and of patterns that no query of an earlier visit asked for), and the 
 | variant | a visit | training | deployment | on 2 cores of a server's CPU, each seed |
 |---|---|---|---|---|
 | tiny | 64 events, 12 patterns | 1200 steps | 16 streams, 100 visits | 3 minutes for the first three entries |
-| small | 256 events, 100 patterns | 2000 steps | 16 streams, 200 visits | 20 minutes for the first three entries |
+| small | 256 events, 100 patterns | 2000 steps | 16 streams, 200 visits | 17 minutes for the first three entries |
 """
 
 from configs.comparisons import BASELINES, TABLE_1
