@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads and XLA's fight for the cores; see experiments/lib
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as for experiments, see experiments/lib
 # Programs that a test launches several times compile once.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"

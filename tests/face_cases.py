@@ -37,13 +37,14 @@ NOISE = 5  # seed of the stream "route"
 RATE, PRICE = 0.1, 0.3  # of a training step
 
 WORKING = cram.WorkingConfig(body="gated_scan", width=8)  # a body that carries a state along the stream
+EPISODIC = cram.EpisodicConfig(heads=2, head_dim=4, memory=3, width=4)
 ATTENTION = attention.AttentionConfig(D=D, F=8, heads=2, head_dim=4, rotary=True, context=T)
 LAYERS = {
     "CRAM": cram.CRAMConfig(
         D=D,
         F=8,
         working=WORKING,
-        episodic=cram.EpisodicConfig(heads=2, head_dim=4, memory=3, width=4),
+        episodic=EPISODIC,
         semantic=cram.SemanticConfig(rank=8),
         # So many audits that 24 tokens show some.
         routing=cram.RoutingConfig(features=INPUTS, width=8, audit_rate=0.3, evaluation_audit_rate=0.3),
@@ -52,7 +53,7 @@ LAYERS = {
         D=D,
         F=8,
         working=WORKING,
-        episodic=cram.EpisodicConfig(heads=2, head_dim=4, memory=3, width=4),
+        episodic=EPISODIC,
         semantic=posterior.PosteriorConfig(features=16),
         routing=two_stage.TwoStageConfig(width=8, need_bias=0.0, audit_rate=0.3, evaluation_audit_rate=0.3),
     ),

@@ -91,8 +91,8 @@ def compare(recalled: Float[Array, "... D"], value: Float[Array, "... D"]) -> Co
     """Compares what semantic memory recalls for an event with the event's own value.
 
     A recall counts only if its square is above a quarter of the value's. The two differ if their squared distance is
-    above a tenth of the sum of their squares; for unrelated vectors it is the sum. Values of one key have much in
-    common: with other answers they are 0.1 to 0.5 apart, with the same one 0.001 to 0.04 (in a trained model).
+    above a tenth of the sum of their squares. For unrelated vectors it is the whole sum, but two values of one key have
+    much in common, whatever their answers.
     """
     square = lambda x: jnp.sum(x**2, axis=-1)
     known = square(recalled) > KNOWN * square(value)

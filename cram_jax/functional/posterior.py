@@ -139,27 +139,17 @@ def solve(memory: Posterior, sums: PosteriorSums) -> Posterior:
     return memory._replace(sums=sums, root_SxFxF=root, up_SxFxD=jnp.swapaxes(root, -1, -2) @ (root @ sums.C_SxFxD))
 
 
-def update(memory: Posterior, sums: PosteriorSums, axis_name: str | None = None) -> Posterior:
+def update(memory: Posterior, sums: PosteriorSums) -> Posterior:
     """The memory after a visit with these writes. What was there before weighs `keep` times as much from now on.
 
     So what is not written again becomes uncertain, and its share of the memory is free again. What the memory believes
-    stays as it is: A W_up + lambda W_up = C holds again with the lighter A, and so for the same W_up. Without that, the
-    ridge would pull W_up towards 0 at each visit, and rehearsals would write the pulled values.
-
-    Args:
-      axis_name: adds the sums over that mapped axis first.
+    stays as it is: C is changed with A, so that (A + lambda I) W_up = C holds for the same W_up. Without that, the
+    ridge would pull W_up towards 0 at each visit.
     """
-    if axis_name is not None:
-        sums = jax.tree.map(lambda s: jax.lax.psum(s, axis_name), sums)
-    keep_SxFxF = memory.keep[..., None, None]
-    believed_SxFxD = (1 - keep_SxFxF) * memory.ridge[..., None, None] * memory.up_SxFxD
-    old = memory.sums
-    return solve(
-        memory,
-        PosteriorSums(
-            keep_SxFxF * old.A_SxFxF + sums.A_SxFxF, keep_SxFxF * old.C_SxFxD + believed_SxFxD + sums.C_SxFxD
-        ),
-    )
+    keep, ridge = (of_stream[..., None, None] for of_stream in (memory.keep, memory.ridge))
+    A_SxFxF = keep * memory.sums.A_SxFxF + sums.A_SxFxF
+    C_SxFxD = keep * memory.sums.C_SxFxD + (1 - keep) * ridge * memory.up_SxFxD + sums.C_SxFxD
+    return solve(memory, PosteriorSums(A_SxFxF, C_SxFxD))
 
 
 def write_one(

@@ -165,8 +165,8 @@ class PosteriorCRAMConfig(Layer):
         found_BxT = made.attended_BxT & attends.scatter(attends.end_BxC > attends.start_BxC, T)
         mixed_BxTxD = two_stage.mix(made, worked_BxTxD, r_BxTxD, asked.recalled_BxTxD.astype(x_BxTxD.dtype))
 
-        weight_BxT, value_BxTxD = stream_memory.lessons(state, made, found_BxT, r_BxTxD, asked, self.learning)
-        written = addressed.written(held, plan, seen_BxTxD, value_BxTxD, weight_BxT, used)
+        weight_BxT = stream_memory.weights(state, made, found_BxT, asked, self.learning)
+        written = addressed.written(held, plan, seen_BxTxD, r_BxTxD, weight_BxT, used)
         stats = stream_memory.statistics(state, r_BxTxD, found_BxT, jax.tree.map(jnp.add, rehearsed, written))
         familiarity_BxT, quality_BxT = stream_memory.quality(state, found_BxT, r_BxTxD, asked)
         routes = two_stage.report(made, writes, found_BxT, familiarity_BxT, quality_BxT, used)
@@ -208,8 +208,8 @@ class PosteriorCRAMConfig(Layer):
         k_BxHxK, v_BxHxK = addressed.keys_values(computed, c_BxD, jnp.zeros(B, c_BxD.dtype))
         ring = episodic.push(ring, k_BxHxK, v_BxHxK, writes.kept_BxT)
 
-        weight_B, value_BxD = stream_memory.lessons(state, made, found_B, r_BxD, asked, self.learning)
-        written = posterior.writes(phi_Bx1xF, value_BxD[:, None], weight_B[:, None])
+        weight_B = stream_memory.weights(state, made, found_B, asked, self.learning)
+        written = posterior.writes(phi_Bx1xF, r_BxD[:, None], weight_B[:, None])
         again_Bx1 = self.learning.rehearsal * (tells_Bx1 & compared.agrees & state.retrievals.released)
         written = jax.tree.map(jnp.add, written, posterior.writes(phi_Bx1xF, own_Bx1xD, again_Bx1))
         stats = stream_memory.statistics(state, r_BxD[:, None], found_B[:, None], written)

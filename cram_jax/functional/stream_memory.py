@@ -80,24 +80,18 @@ def beside(of_stream: Array, of_token: Array) -> Array:
     return of_stream.reshape(of_stream.shape + axes)
 
 
-def lessons(
-    state: StreamState,
-    made: Decisions,
-    found: Bool[Array, "*shape"],
-    r: Float[Array, "*shape D"],
-    asked: Lookup,
-    cfg: LearningConfig,
-) -> tuple[Float[Array, "*shape"], Float[Array, "*shape D"]]:
-    """(weight, value) of what each token writes. No gradient.
+def weights(
+    state: StreamState, made: Decisions, found: Bool[Array, "*shape"], asked: Lookup, cfg: LearningConfig
+) -> Float[Array, "*shape"]:
+    """The weight with which each token writes its retrieval into semantic memory. No gradient.
 
-    A token that needs memory and attended writes what it found, also where semantic memory answered and the token was
-    audited. Others write nothing, and nobody before the release.
+    Tokens that need memory and found something write, also those that semantic memory answered and that were audited.
+    Others have the weight 0, and so has every token before the release.
     """
-    needs = (made.choice_BxT != WORKING) & state.retrievals.released
+    writes = found & (made.choice_BxT != WORKING) & state.retrievals.released
     # u = lambda / (lambda + w) after writes of weight w at an address of its own
     there = beside(state.memory.ridge, asked.u_BxT) * (1 / jnp.maximum(asked.u_BxT, LEAST) - 1)
-    retrieved = jnp.minimum(cfg.first + cfg.growth * there, cfg.most)
-    return jax.lax.stop_gradient((jnp.where(found & needs, retrieved, 0), r))
+    return jax.lax.stop_gradient(jnp.where(writes, jnp.minimum(cfg.first + cfg.growth * there, cfg.most), 0))
 
 
 def statistics(state: StreamState, r_BxTxD: Tokens, found_BxT: Marks, written: PosteriorSums) -> StreamStats:

@@ -106,9 +106,8 @@ def known(
     """Whether semantic memory knows the address, u < `known_below`, and is trusted.
 
     Trust is one number, which training raises. After the release nearly all tokens need memory at first, and what they
-    write is of no use; so semantic memory must not answer before the first stage has learned who needs it. Which
-    address is known is not learned: a network of u attended 1.25 times as often at the same share of right answers.
-    Tokens that did not look anything up know nothing.
+    write is of no use; so semantic memory must not answer before the first stage has learned who needs it. Tokens that
+    did not look anything up know nothing.
     """
     knows = looked & (u < cfg.known_below)
     return _decide(jnp.where(knows, TRUST * params.trust.astype(u.dtype), -jnp.inf), uniform)

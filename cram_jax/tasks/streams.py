@@ -110,8 +110,9 @@ def visit(cfg: StreamsConfig, seed: Number, stream: Number, visit: Number) -> SR
     return batch._replace(key_BxT=jnp.where(batch.key_BxT >= 0, id_X[batch.key_BxT], -1))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def visits(cfg: StreamsConfig, seed: Number, stream_B: Int[Array, "B"], visit_B: Int[Array, "B"]) -> SRCDBatch:
-    """A batch: of each row's stream the visit that it is at. jit with `cfg` static."""
+    """A batch: of each row's stream the visit that it is at."""
     return jax.vmap(functools.partial(visit, cfg, seed))(stream_B, visit_B)
 
 

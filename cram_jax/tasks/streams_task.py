@@ -13,8 +13,6 @@ from cram_jax.tasks.srcd import SRCDBatch
 from cram_jax.tasks.srcd_task import SRCDParams, SRCDTask
 from cram_jax.tasks.streams import StreamsConfig
 
-_visits = jax.jit(streams.visits, static_argnums=0)
-
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 3))
 def _rows(cfg: StreamsConfig, split: str, index, size: int):
@@ -50,7 +48,7 @@ class StreamsTask:
         sees, the same ones for every index.
         """
         data = dataclasses.replace(self.data, srcd=dataclasses.replace(self.data.srcd, length=length))
-        return _visits(data, seed, *self.rows(split, index, size))
+        return streams.visits(data, seed, *self.rows(split, index, size))
 
     def rows(self, split: str, index: int, size: int) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
         """(stream, visit) of the rows of batch `index`.

@@ -2,6 +2,5 @@
 
 import os
 
-# Before jax is imported. BLAS's own threads fight with XLA's for the cores: they wait in busy loops, and where the
-# machine has other work, a factorisation takes three times as long.
+# Before jax is imported. BLAS's own threads wait in busy loops, and so take the cores from XLA's.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

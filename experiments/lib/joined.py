@@ -10,8 +10,6 @@ from cram_jax.tasks.srcd import SRCDBatch
 from cram_jax.tasks.srcd_task import SRCDTask
 from cram_jax.tasks.streams import FIRST_HELD_OUT, StreamsConfig
 
-_visits = jax.jit(streams.visits, static_argnums=0)
-
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
@@ -44,5 +42,5 @@ class JoinedTask(SRCDTask):
         else:
             raise ValueError(f"split must be 'train' or 'held_out', got {split!r}")
         visit_BxJ = first_B[:, None] + jnp.arange(joined)
-        batch = _visits(self.streams, seed, jnp.repeat(stream_B, joined), visit_BxJ.reshape(-1))
+        batch = streams.visits(self.streams, seed, jnp.repeat(stream_B, joined), visit_BxJ.reshape(-1))
         return jax.tree.map(lambda a: a.reshape(size, length), batch)

@@ -77,7 +77,7 @@ def test_batch_micro_batches_devices_and_single_writes_give_one_memory(x64):
         one_by_one = posterior.write_one(one_by_one, phi[:, t], r[:, t], w[:, t])
     eight = lambda a: jnp.moveaxis(a[:, :16].reshape(S, 8, 2, *a.shape[2:]), 1, 0)
     on_devices = jax.vmap(
-        lambda *part: posterior.update(empty(), posterior.writes(*part), axis_name="devices"), axis_name="devices"
+        lambda *part: posterior.update(empty(), jax.lax.psum(posterior.writes(*part), "devices")), axis_name="devices"
     )(*map(eight, (phi, r, w)))
     check_same(in_parts, whole, atol=1e-10)
     check_same(one_by_one, whole, atol=1e-10)

@@ -10,6 +10,7 @@ from cram_cases import check_skipped_retrievals_are_not_looked_at
 from posterior_cases import CFG, B, D, T, lively, streamed, tokens, visited, widened
 
 from cram_jax.functional import addressed, episodic, posterior, posterior_cram
+from cram_jax.functional.common import rms_norm
 from cram_jax.functional.routing import EPISODIC, SEMANTIC, WORKING
 
 
@@ -120,6 +121,24 @@ def test_a_contradicted_recall_is_not_believed():
         _, own, compared = addressed.event(params.episodic, memory.up_SxFxD, x_1xD)
         np.testing.assert_allclose(own, value, rtol=1e-5)
         assert bool(compared.contradicts[0]) == wrong and bool(compared.agrees[0]) == agrees
+
+
+@pytest.mark.parametrize(("asks", "known", "writes"), [(False, True, True), (False, False, False), (True, True, False)])
+def test_an_event_that_agrees_with_memory_writes_its_value_again(asks, known, writes):
+    # Given events that are all kept and need memory or do not, and a memory that holds their value, or nothing
+    routing = dataclasses.replace(CFG.routing, need_bias=1e3 if asks else -1e3)
+    cfg = dataclasses.replace(CFG, routing=routing, episodic=dataclasses.replace(CFG.episodic, write_bias=1e3))
+    params, state = lively(cfg), cfg.release(cfg.init_state())
+    x_BxTxD = jnp.broadcast_to(tokens(0)[0][0, 0], (1, T, D))
+    event_1xD = rms_norm(params.norm_D, x_BxTxD[0, :1])
+    phi, value, _ = addressed.event(params.episodic, state.memory.up_SxFxD, event_1xD)
+    if known:
+        state = state._replace(memory=posterior.update(state.memory, posterior.writes(phi, value, jnp.full(1, 5.0))))
+    # When a visit is read, then each event that tells, and that memory agrees with, writes; one that asks does not
+    _, aux = posterior_cram.apply(params, state, x_BxTxD, cfg=cfg)
+    assert np.all(aux.routes.kept_BxT) and np.all((aux.routes.choice_BxT == SEMANTIC) == asks)
+    want = posterior.writes(phi, value, jnp.full(1, cfg.learning.rehearsal * T if writes else 0.0))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), aux.stats.written, want)
 
 
 def test_many_writes_at_one_address_leave_the_memory_finite():

@@ -24,13 +24,12 @@ CFG = StreamsConfig(
     retire_share=0.25,  # patterns 15 to 19
 )
 STREAM, VISIT = (grid.ravel() for grid in np.meshgrid(np.arange(S), np.arange(V)))  # row v * S + s: visit v of stream s
-_visits = jax.jit(streams.visits, static_argnums=0)
 
 
 def draw(stream_B=STREAM, visit_B=VISIT, seed: int = 0):
     """Visits as numpy arrays. All calls have 64 rows, so that one compilation serves."""
     assert len(stream_B) == S * V
-    return jax.tree.map(np.asarray, _visits(CFG, seed, jnp.asarray(stream_B), jnp.asarray(visit_B)))
+    return jax.tree.map(np.asarray, streams.visits(CFG, seed, jnp.asarray(stream_B), jnp.asarray(visit_B)))
 
 
 @pytest.fixture(scope="module")
