@@ -9,7 +9,7 @@ The config file describes the entries, training, deployment and what is reported
 
 from pathlib import Path
 
-from configs.streams import ENTRIES
+from configs.streams import ENTRIES, MODEL
 from lib import deployment, gather, launch, stream_runs, summary
 from lib.figures import catalogue
 from lib.summary import Column
@@ -19,7 +19,7 @@ COMMAND = (
     "python experiments/streams.py --config=experiments/configs/streams.py:small --what={} --runs=runs/{} --seeds=N"
 )
 # What is trained: the result's name, and its entries. Both find the same trainings below --runs.
-WHAT = {"model": ("streams", ("memory learns", "memory fixed")), "controls": ("streams_controls", tuple(ENTRIES))}
+WHAT = {"model": ("streams", MODEL), "controls": ("streams_controls", tuple(ENTRIES))}
 COUNTED = "streams"  # folder of the counts, in the directory of a training
 BLOCK = 10  # visits
 COLUMNS = (
@@ -77,12 +77,15 @@ def main(args) -> None:
     chosen = [label for label in ENTRIES if label in (args.entry or whole)]
     for label in chosen:  # so that wrong settings show before the first training
         stream_runs.build(stream_runs.settings(args.config, ENTRIES[label], 0))
-    counts = {seed: stream_runs.deployed(args.config, ENTRIES, chosen, seed, at, COUNTED) for seed in seeds}
+    settings = args.config.deployment
+    counts = {
+        seed: stream_runs.deployed(args.config, ENTRIES, chosen, seed, at, COUNTED, settings.visits) for seed in seeds
+    }
     made = stream_runs.made_by(at, ENTRIES, chosen, seeds)
     entries = {
         label: entry(ENTRIES[label].settings, {seed: counts[seed][label] for seed in seeds}, made) for label in chosen
     }
-    visits = f"{args.config.deployment.visits} visits of {args.config.deployment.streams} fresh streams"
+    visits = f"{settings.visits} visits of {settings.streams} fresh streams"
     least = summary.percent(next(iter(entries.values()))["mean"]["least_end"])
     title = f"{visits}, parameters fixed, no labels, seeds {', '.join(map(str, seeds))}"
     summary.show(
@@ -106,5 +109,5 @@ if __name__ == "__main__":
         seeds=1,
         what=launch.Flag("model", "The model alone, or beside all controls.", tuple(WHAT)),
         entry=launch.Flag([], "Only the entry with this label; may be repeated. All by default.", tuple(ENTRIES)),
-        takes="17 minutes for each seed of the model (small), two CPU cores",
+        takes="15 minutes for each seed of the model (small), two CPU cores",
     )

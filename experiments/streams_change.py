@@ -1,6 +1,7 @@
 """Deploys models trained on streams where patterns change their answers: is what was learned before unlearned?
 
 python experiments/streams_change.py --config=experiments/configs/streams.py:small --runs=runs/streams [--seeds=3]
+python experiments/streams_change.py --what=controls --runs=runs/streams       # and all that carry something else
 
 The trained models are those of `streams.py`; what is not trained yet is trained first. At `deployment.change.visit` a
 share of each stream's patterns get other answers. Result and figure are written to the folder `change` below --runs.
@@ -13,7 +14,7 @@ as one that the stream has not been asked for.
 import dataclasses
 from pathlib import Path
 
-from configs.streams import CHANGED, ENTRIES
+from configs.streams import CHANGED, ENTRIES, MODEL
 from lib import deployment, gather, launch, stream_runs, summary
 from lib.figures import catalogue
 from lib.summary import Column
@@ -23,8 +24,14 @@ from cram_jax.tasks.streams import StreamsConfig
 
 QUESTION = "Does a fixed model in fresh streams answer rightly after patterns have changed, and what does it attend?"
 COMMAND = (
-    "python experiments/streams_change.py --config=experiments/configs/streams.py:small --runs=runs/streams --seeds=N"
+    "python experiments/streams_change.py --config=experiments/configs/streams.py:small --what={} --runs=runs/{} "
+    "--seeds=N"
 )
+# What is compared: the result's name, the trainings' (`streams.py`), and the entries.
+WHAT = {
+    "model": ("streams_change", "streams", MODEL),
+    "controls": ("streams_change_controls", "streams_controls", CHANGED),
+}
 COUNTED = "streams_change"  # folder of the counts, in the directory of a training
 BLOCK = 5  # visits
 SHOWN = 3  # bindings since the change that have a number of their own
@@ -44,10 +51,11 @@ def changing(config: ConfigDict, data: StreamsConfig) -> StreamsConfig:
     Raises:
       ValueError: unless a block of visits lies before the change, and one after it.
     """
-    at, visits = config.deployment.change.visit, config.deployment.visits
+    at, visits = config.deployment.change.visit, config.deployment.change.visits
     if not BLOCK <= at <= visits - BLOCK:
         raise ValueError(
-            f"deployment.change.visit must be between {BLOCK} and {BLOCK} below deployment.visits={visits}, got {at}"
+            f"deployment.change.visit must be between {BLOCK} and {BLOCK} below deployment.change.visits={visits}, "
+            f"got {at}"
         )
     return dataclasses.replace(data, change_visit=at, change_share=config.deployment.change.share)
 
@@ -90,27 +98,31 @@ def entry(config: ConfigDict, changed: dict, seeds: dict[int, stream_runs.Counts
 
 
 def main(args) -> None:
-    at, seeds = Path(args.runs), range(args.seeds)
-    chosen = [label for label in CHANGED if label in (args.entry or CHANGED)]
+    at, seeds, (name, trainings, whole) = Path(args.runs), range(args.seeds), WHAT[args.what]
+    chosen = [label for label in CHANGED if label in (args.entry or whole)]
+    settings = args.config.deployment.change
     change = lambda data: changing(args.config, data)
     for label in chosen:  # so that wrong settings show before the first training
         config = stream_runs.settings(args.config, ENTRIES[label], 0)
         stream_runs.of_visits(config, stream_runs.build(config)[0], change)
-    counts = {seed: stream_runs.deployed(args.config, ENTRIES, chosen, seed, at, COUNTED, change) for seed in seeds}
+    counts = {
+        seed: stream_runs.deployed(args.config, ENTRIES, chosen, seed, at, COUNTED, settings.visits, change)
+        for seed in seeds
+    }
     made = stream_runs.made_by(at, ENTRIES, chosen, seeds)
     entries, by_binding = {}, {}
     for label in chosen:
         of_seeds = {seed: counts[seed][label] for seed in seeds}
         entries[label], by_binding[label] = entry(args.config, ENTRIES[label].settings, of_seeds, made)
-    settings = args.config.deployment
-    said = f"{settings.change.share:.0%} of the patterns change at visit {settings.change.visit}"
+    said = f"{settings.share:.0%} of the patterns change at visit {settings.visit}"
     title = f"{said}, seeds {', '.join(map(str, seeds))}\nQueries of changed patterns, and tokens that attend"
     summary.show(title, stream_runs.table(COLUMNS, entries), heading=True)
-    if len(chosen) < len(CHANGED):
+    if set(chosen) != set(whole):
         return print("This was a part of the entries, so no result was written.")
     config = args.config.copy_and_resolve_references()
     data = {"by_binding": by_binding}
-    result = gather.result("streams_change", QUESTION, COMMAND, made, config=config, entries=entries, data=data)
+    command = COMMAND.format(args.what, trainings)
+    result = gather.result(name, QUESTION, command, made, config=config, entries=entries, data=data)
     catalogue.leave(result, at / "change")
 
 
@@ -120,6 +132,7 @@ if __name__ == "__main__":
         config="streams.py:small",
         runs="runs/streams",
         seeds=1,
+        what=launch.Flag("model", "The model alone, or beside all controls.", tuple(WHAT)),
         entry=launch.Flag([], "Only the entry with this label; may be repeated. All by default.", CHANGED),
-        takes="15 minutes for each seed (small) after streams.py, two CPU cores",
+        takes="2 minutes for each seed of the model (small) after streams.py, two CPU cores",
     )

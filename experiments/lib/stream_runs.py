@@ -89,6 +89,7 @@ def deployed(
     seed: int,
     at: Path,
     kept: str,
+    visits: int,
     change: Callable[[StreamsConfig], StreamsConfig] = unchanged,
 ) -> dict[str, Counts]:
     """Trains what the chosen entries need and deploys them, or reads what an earlier call left.
@@ -97,6 +98,7 @@ def deployed(
       entries: all entries. chosen: labels of some.
       at: directory of all trainings.
       kept: folder for the counts, within the directory of a training.
+      visits: of each stream.
       change: see `of_visits`.
 
     Returns:
@@ -114,12 +116,12 @@ def deployed(
                 trained[place], _ = runs.train(own, learner, run, place)
             fresh = of_visits(own, learner, change)
             lines = functools.partial(_progress, label)
-            with live.shown(f"{label}, seed {seed}", own.deployment.visits, lines) as show:
+            with live.shown(f"{label}, seed {seed}", visits, lines) as show:
                 counts = deployment.deploy(
                     entries[label].reader(fresh, own.deployment),
                     trained[place],
                     size=own.deployment.streams,
-                    visits=own.deployment.visits,
+                    visits=visits,
                     length=own.run.length,
                     seed=seed,
                     show=show,

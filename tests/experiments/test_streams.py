@@ -209,12 +209,12 @@ def test_a_change_makes_one_result(finished, counts, tmp_path):
 
     # When all entries are gathered, here with the counts of that one, then they make a result and a figure
     def read(config, entries, chosen, *_):
-        found = deployed(config, entries, ["memory learns"], 0, at, "streams_change")
+        found = deployed(config, entries, ["memory learns"], 0, at, "streams_change", visits=0)  # they are kept
         return dict.fromkeys(chosen, found["memory learns"])
 
     deployed = stream_runs.deployed
     with mock.patch.object(stream_runs, "deployed", read):
-        run("streams_change", TINY, f"--runs={tmp_path}", **SETTINGS)
+        run("streams_change", TINY, "--what=controls", f"--runs={tmp_path}", **SETTINGS)
     result = results.load("change", tmp_path)
     assert list(result["entries"]) == list(CHANGED)
     found = result["entries"]["memory learns"]

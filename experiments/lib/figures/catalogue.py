@@ -44,9 +44,8 @@ FIGURES: dict[str, Drawer] = {
     "redundancy": redundancy.draw,
     "theorems": theorems.draw,
     "transfer": transfer.draw,
-    "streams": streams.draw,
-    "streams_controls": streams.draw,
-    "streams_change": streams.change,
+    **dict.fromkeys(("streams", "streams_controls"), streams.draw),
+    **dict.fromkeys(("streams_change", "streams_change_controls"), streams.change),
     **{f"kernels_{part}": draw for part, draw in kernels.BENCHMARKS.items()},
 }
 
