@@ -60,7 +60,7 @@ def numbers(seed: int, rows: list[dict]) -> dict:
     return run
 
 
-def entry(changed: dict, seeds: dict[int, stream_runs.Counts], made: dict) -> dict:
+def entry(of: stream_runs.Entry, seeds: dict[int, stream_runs.Counts], made: dict) -> dict:
     """Returns an entry: a run for each seed, with its numbers and its curve over blocks of visits."""
     found, curves, exposures = [], [], []
     for seed, counts in seeds.items():
@@ -69,7 +69,7 @@ def entry(changed: dict, seeds: dict[int, stream_runs.Counts], made: dict) -> di
         curves.append({name: [row[name] for row in rows] for name in rows[0]})
         asked, attended = (counts[f"{what}_by_exposure"].sum(0).tolist() for what in ("asked", "attended"))
         exposures.append({"k": list(range(len(asked))), "count": asked, "episodic": attended})
-    return stream_runs.entry(changed, made, found, curves=curves, exposures=exposures)
+    return stream_runs.entry(of, made, found, curves=curves, exposures=exposures)
 
 
 def main(args) -> None:
@@ -82,9 +82,7 @@ def main(args) -> None:
         seed: stream_runs.deployed(args.config, ENTRIES, chosen, seed, at, COUNTED, settings.visits) for seed in seeds
     }
     made = stream_runs.made_by(at, ENTRIES, chosen, seeds)
-    entries = {
-        label: entry(ENTRIES[label].settings, {seed: counts[seed][label] for seed in seeds}, made) for label in chosen
-    }
+    entries = {label: entry(ENTRIES[label], {seed: counts[seed][label] for seed in seeds}, made) for label in chosen}
     visits = f"{settings.visits} visits of {settings.streams} fresh streams"
     least = summary.percent(next(iter(entries.values()))["mean"]["least_end"])
     title = f"{visits}, parameters fixed, no labels, seeds {', '.join(map(str, seeds))}"

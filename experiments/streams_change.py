@@ -2,6 +2,7 @@
 
 python experiments/streams_change.py --config=experiments/configs/streams.py:small --runs=runs/streams [--seeds=3]
 python experiments/streams_change.py --what=controls --runs=runs/streams       # and all that carry something else
+python experiments/streams_change.py --what=ablations --config=experiments/configs/streams.py:tiny --seeds=3
 
 The trained models are those of `streams.py`; what is not trained yet is trained first. At `deployment.change.visit` a
 share of each stream's patterns get other answers. Result and figure are written to the folder `change` below --runs.
@@ -15,8 +16,10 @@ import dataclasses
 from pathlib import Path
 
 from configs.streams import CHANGED, ENTRIES, MODEL
+from configs.streams_ablations import ABLATIONS, GROUPS
 from lib import deployment, gather, launch, stream_runs, summary
 from lib.figures import catalogue
+from lib.stream_runs import Entry
 from lib.summary import Column
 from ml_collections import ConfigDict
 
@@ -27,10 +30,12 @@ COMMAND = (
     "python experiments/streams_change.py --config=experiments/configs/streams.py:small --what={} --runs=runs/{} "
     "--seeds=N"
 )
-# What is compared: the result's name, the trainings' (`streams.py`), and the entries.
+ALL = ENTRIES | ABLATIONS
+# What is compared: the result's name, the trainings' directory, and the entries.
 WHAT = {
     "model": ("streams_change", "streams", MODEL),
     "controls": ("streams_change_controls", "streams_controls", CHANGED),
+    "ablations": ("streams_ablations", "streams_ablations", tuple(ABLATIONS)),
 }
 COUNTED = "streams_change"  # folder of the counts, in the directory of a training
 BLOCK = 5  # visits
@@ -70,6 +75,7 @@ def numbers(seed: int, rows: list[dict], counts: stream_runs.Counts, change_visi
     before = [row for row in rows if row["first_visit"] + BLOCK <= change_visit]
     after = [row for row in rows if row["first_visit"] + BLOCK > change_visit]
     asked, right = counts["changed_by_binding"].sum(0), counts["changed_right_by_binding"].sum(0)
+    lowest = lambda name: min(row[name] for row in rows if row["first_visit"] < change_visit)
     share = lambda n: float(right[n] / asked[n]) if asked[n] else None
     return {
         "seed": seed,
@@ -80,12 +86,16 @@ def numbers(seed: int, rows: list[dict], counts: stream_runs.Counts, change_visi
         "over_least_before": before[-1]["over_least"],
         "over_least_highest": max(row["over_least"] for row in after),
         "over_least_end": after[-1]["over_least"],
+        "attention_tokens_end": after[-1]["attention_tokens"],
+        "least_end": after[-1]["least"],
+        "retrieval_accuracy": lowest("retrieval_accuracy"),
+        "retrieval_accuracy_new": lowest("retrieval_accuracy_new"),
         "retrieval_accuracy_before": before[-1]["retrieval_accuracy"],
         "retrieval_accuracy_end": after[-1]["retrieval_accuracy"],
     }
 
 
-def entry(config: ConfigDict, changed: dict, seeds: dict[int, stream_runs.Counts], made: dict) -> tuple[dict, dict]:
+def entry(config: ConfigDict, of: Entry, seeds: dict[int, stream_runs.Counts], made: dict) -> tuple[dict, dict]:
     """Returns an entry, and its queries of changed patterns by the bindings since the change, over all seeds."""
     settings = config.deployment
     patterns = settings.streams * round(settings.change.share * config.data.srcd.patterns)
@@ -94,26 +104,26 @@ def entry(config: ConfigDict, changed: dict, seeds: dict[int, stream_runs.Counts
     curves = [{name: [row[name] for row in one] for name in one[0]} for one in rows.values()]
     total = lambda name: sum(counts[name].sum(0) for counts in seeds.values()).tolist()
     by_binding = {"asked": total("changed_by_binding"), "right": total("changed_right_by_binding")}
-    return stream_runs.entry(changed, made, found, curves=curves), by_binding
+    return stream_runs.entry(of, made, found, curves=curves), by_binding
 
 
 def main(args) -> None:
     at, seeds, (name, trainings, whole) = Path(args.runs), range(args.seeds), WHAT[args.what]
-    chosen = [label for label in CHANGED if label in (args.entry or whole)]
+    chosen = list(dict.fromkeys(args.entry or whole))
     settings = args.config.deployment.change
     change = lambda data: changing(args.config, data)
     for label in chosen:  # so that wrong settings show before the first training
-        config = stream_runs.settings(args.config, ENTRIES[label], 0)
-        stream_runs.of_visits(config, stream_runs.build(config)[0], change)
+        config = stream_runs.settings(args.config, ALL[label], 0)
+        stream_runs.deployed_learner(config, ALL[label], change)
     counts = {
-        seed: stream_runs.deployed(args.config, ENTRIES, chosen, seed, at, COUNTED, settings.visits, change)
+        seed: stream_runs.deployed(args.config, ALL, chosen, seed, at, COUNTED, settings.visits, change)
         for seed in seeds
     }
-    made = stream_runs.made_by(at, ENTRIES, chosen, seeds)
+    made = stream_runs.made_by(at, ALL, chosen, seeds)
     entries, by_binding = {}, {}
     for label in chosen:
         of_seeds = {seed: counts[seed][label] for seed in seeds}
-        entries[label], by_binding[label] = entry(args.config, ENTRIES[label].settings, of_seeds, made)
+        entries[label], by_binding[label] = entry(args.config, ALL[label], of_seeds, made)
     said = f"{settings.share:.0%} of the patterns change at visit {settings.visit}"
     title = f"{said}, seeds {', '.join(map(str, seeds))}\nQueries of changed patterns, and tokens that attend"
     summary.show(title, stream_runs.table(COLUMNS, entries), heading=True)
@@ -121,6 +131,8 @@ def main(args) -> None:
         return print("This was a part of the entries, so no result was written.")
     config = args.config.copy_and_resolve_references()
     data = {"by_binding": by_binding}
+    if args.what == "ablations":
+        data["groups"] = {group: list(entries) for group, entries in GROUPS.items()}
     command = COMMAND.format(args.what, trainings)
     result = gather.result(name, QUESTION, command, made, config=config, entries=entries, data=data)
     catalogue.leave(result, at / "change")
@@ -133,6 +145,6 @@ if __name__ == "__main__":
         runs="runs/streams",
         seeds=1,
         what=launch.Flag("model", "The model alone, or beside all controls.", tuple(WHAT)),
-        entry=launch.Flag([], "Only the entry with this label; may be repeated. All by default.", CHANGED),
+        entry=launch.Flag([], "Only the entry with this label; may be repeated. All by default.", tuple(ALL)),
         takes="2 minutes for each seed of the model (small) after streams.py, two CPU cores",
     )

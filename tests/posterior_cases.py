@@ -7,6 +7,7 @@ from cram_jax.functional import posterior_cram, two_stage
 from cram_jax.functional.episodic import EpisodicConfig
 from cram_jax.functional.posterior import PosteriorConfig
 from cram_jax.functional.posterior_cram import PosteriorCRAMConfig
+from cram_jax.functional.stream_memory import LearningConfig
 
 B, T, D, KEYS = 2, 48, 8, 4
 CFG = PosteriorCRAMConfig(
@@ -15,6 +16,7 @@ CFG = PosteriorCRAMConfig(
     contradictions=3,
     episodic=EpisodicConfig(heads=2, head_dim=6, memory=5, write_bias=0.0),
     semantic=PosteriorConfig(features=64),
+    learning=LearningConfig(shown=0.1),
     routing=two_stage.TwoStageConfig(known_below=0.02, need_bias=-1.0, audit_rate=0.1, evaluation_audit_rate=0.1),
 )
 

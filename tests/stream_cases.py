@@ -35,7 +35,7 @@ def trained_for(label: str, steps: int):
         batch = learner.task.batch("train", 0, i, settings.length, settings.batch)
         fresh_B = None if config.carried else learner.task.fresh("train", i, settings.batch)
         state, _ = training.train_step(learner, state, batch, fresh_B)
-    return stream_runs.of_visits(config, learner), state
+    return stream_runs.deployed_learner(config, ENTRIES[label]), state
 
 
 def reader_of(label: str, learner):

@@ -74,7 +74,8 @@ def addresses(params: AddressedParams, x: Float[Array, "... D"]) -> Float[Array,
 
 def joined(a: Float[Array, "... H K"]) -> Float[Array, "... E"]:
     """All heads' addresses as one unit vector of E = H K numbers."""
-    return a.reshape(*a.shape[:-2], -1) * a.shape[-2] ** -0.5
+    *front, H, K = a.shape
+    return a.reshape(*front, H * K) * H**-0.5
 
 
 class Comparison(NamedTuple):
@@ -151,23 +152,23 @@ def told(
     tells_BxT: Marks,
     x_BxTxD: Tokens,
     count: int,
-    weight: float,
+    weights: tuple[float, float],
     used: Bool[Array, ""],
 ) -> tuple[Contradictions, PosteriorSums]:
     """Compares each event's own value with the recall at its address.
 
     Args:
       tells_BxT: the events to compare: kept, and not asking for anything themselves.
-      weight: with which an event that agrees writes its value again.
+      weights: with which an event writes its own value, if that agrees with the recall and if it does not.
       used: False while nothing is in the memory yet; then nothing is computed, and there is nothing to compare.
 
     Returns:
-      The first `count` contradictions, and what events that agree write, for each sequence.
+      The first `count` contradictions, and what the events write, for each sequence.
     """
     T = x_BxTxD.shape[1]
     last_BxT = jnp.broadcast_to(jnp.arange(T) == T - 1, tells_BxT.shape)  # one row, which sees all that is kept
     plan = kernels.make_plan(last_BxT, kept_BxT=tells_BxT)
-    f = partial(_told, weight)
+    f = partial(_told, weights)
     compare_all = lambda: kernels.in_smallest(f, plan, params, memory.up_SxFxD, x_BxTxD, sizes=BUCKET_SIZES)
     marks_BxT, sums = _if_used(used, compare_all)
     position_BxG = jnp.sort(jnp.where(marks_BxT, jnp.arange(T), T), axis=1)[:, :count].astype(jnp.int32)
@@ -181,11 +182,12 @@ def _if_used(used: Bool[Array, ""], compute):
     return jax.lax.cond(used, compute, nothing)
 
 
-def _told(weight: float, plan, params, up_SxFxD, x_BxTxD) -> tuple[Marks, PosteriorSums]:
+def _told(weights: tuple[float, float], plan, params, up_SxFxD, x_BxTxD) -> tuple[Marks, PosteriorSums]:
     phi_BxSxF, value_BxSxD, found = event(params, up_SxFxD, plan.gather_keys(x_BxTxD))
     kept_BxS = plan.slots_BxS < x_BxTxD.shape[1]
     marks_BxT = plan.scatter_keys(found.contradicts, x_BxTxD.shape[1])
-    return marks_BxT, posterior.writes(phi_BxSxF, value_BxSxD, weight * (found.agrees & kept_BxS))
+    weight_BxS = jnp.where(kept_BxS, jnp.where(found.agrees, *weights), 0)
+    return marks_BxT, posterior.writes(phi_BxSxF, value_BxSxD, weight_BxS)
 
 
 def no_contradictions(batch: int, count: int, E: int) -> Contradictions:
@@ -266,7 +268,7 @@ def ask(
     near_BxCxG = jnp.exp(-(bandwidth**2) * (1 - jnp.einsum("bce,bge->bcg", a_BxCxE, against.address_BxGxE)))
     at_BxCxG = against.position_BxG[:, None, :]
     seen_BxCxG = (at_BxCxG <= position_BxC[..., None]) & (at_BxCxG >= first_BxC[..., None])
-    doubt_BxC = jnp.max(jnp.where(seen_BxCxG, near_BxCxG**2, 0), axis=-1)
+    doubt_BxC = jnp.max(near_BxCxG**2, axis=-1, initial=0, where=seen_BxCxG)
     return Lookup(posterior.recall(memory, phi_BxCxF), posterior.uncertainty(memory, phi_BxCxF), doubt_BxC)
 
 

@@ -80,7 +80,8 @@ class PosteriorCRAMCache(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class PosteriorCRAMConfig(Layer):
     """D: width. F: hidden units of the feed-forward network. The others: see their files.
-    contradictions: most contradictions noticed in a sequence, the first ones.
+    contradictions: most contradictions noticed in a sequence, the first ones. With 0, a pattern that changes its answer
+        is answered as before.
     compute_dtype: of attention, its buffer and the feed-forward network; None is that of the tokens. The memories'
         decisions and semantic memory always keep float32 or wider.
     """
@@ -100,7 +101,9 @@ class PosteriorCRAMConfig(Layer):
     no_decay: ClassVar[tuple[str, ...]] = ("episodic.write.*", "episodic.frequencies_ExR", "router.*")
 
     def __post_init__(self):
-        check_at_least_one(self, "D", "F", "contradictions")
+        check_at_least_one(self, "D", "F")
+        if self.contradictions < 0:
+            raise ValueError(f"contradictions must be at least 0, got {self.contradictions}")
         check_compute_dtype(self.compute_dtype)
         if self.episodic.rotary:
             raise ValueError(
@@ -148,7 +151,7 @@ class PosteriorCRAMConfig(Layer):
 
         need = two_stage.need(params.router, z_BxTxD, gap_BxT, noise(0), self.routing)
         tells_BxT = writes.kept_BxT & ~need.hard  # a token that asks has no answer to compare with
-        told = tells_BxT, seen_BxTxD, self.contradictions, self.learning.rehearsal, used
+        told = tells_BxT, seen_BxTxD, self.contradictions, self.learning.told, used
         against, rehearsed = addressed.told(held, memory, *told)
         doubt = None if uniform_BxTx4 is None else uniform_BxTx4[..., 2]
         audited = two_stage.audits(doubt, ~need.hard, need.mean, train, self.routing)
@@ -210,8 +213,9 @@ class PosteriorCRAMConfig(Layer):
 
         weight_B = stream_memory.weights(state, made, found_B, asked, self.learning)
         written = posterior.writes(phi_Bx1xF, r_BxD[:, None], weight_B[:, None])
-        again_Bx1 = self.learning.rehearsal * (tells_Bx1 & compared.agrees & state.retrievals.released)
-        written = jax.tree.map(jnp.add, written, posterior.writes(phi_Bx1xF, own_Bx1xD, again_Bx1))
+        tells_Bx1 &= state.retrievals.released
+        own_Bx1 = jnp.where(tells_Bx1, jnp.where(compared.agrees, *self.learning.told), 0)
+        written = jax.tree.map(jnp.add, written, posterior.writes(phi_Bx1xF, own_Bx1xD, own_Bx1))
         stats = stream_memory.statistics(state, r_BxD[:, None], found_B[:, None], written)
         guessed = stream_memory.quality(state, found_B, r_BxD, asked)
         routes = two_stage.report(made, writes, found_B, *guessed, state.retrievals.released)

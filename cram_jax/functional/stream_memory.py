@@ -32,6 +32,8 @@ class LearningConfig:
     rehearsal: weight of the write of a kept event whose own value is what semantic memory recalls at its address. So
         what comes again stays, and what does not fades. It writes its value, not the recall: recalls that are written
         again and again drift away from what was retrieved.
+    shown: weight of the write of a kept event that the memory does not recall yet. Above 0, a binding is learned when
+        it is shown, without being asked for; 0 learns only what was retrieved.
     decay: of the running mean and variance of retrievals, per visit; 0.99 remembers about 100 visits.
     """
 
@@ -39,6 +41,7 @@ class LearningConfig:
     growth: float = 2.0
     most: float = 5.0
     rehearsal: float = 0.5
+    shown: float = 0.0
     decay: float = 0.99
 
     def __post_init__(self):
@@ -46,10 +49,17 @@ class LearningConfig:
             raise ValueError(f"first must be above 0, got {self.first}; with 0 nothing is ever written")
         if self.most < self.first:
             raise ValueError(f"most must be at least first, got {self.most} and {self.first}")
-        if self.growth < 0 or self.rehearsal < 0:
-            raise ValueError(f"growth and rehearsal must be at least 0, got {self.growth} and {self.rehearsal}")
+        if min(self.growth, self.rehearsal, self.shown) < 0:
+            raise ValueError(
+                f"growth, rehearsal and shown must be at least 0, got {self.growth}, {self.rehearsal} and {self.shown}"
+            )
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {self.decay}")
+
+    @property
+    def told(self) -> tuple[float, float]:
+        """Weights of an event's own value, where that is recalled already and where it is not (`addressed.told`)."""
+        return self.rehearsal, self.shown
 
 
 class StreamState(NamedTuple):

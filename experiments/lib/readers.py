@@ -71,6 +71,38 @@ class Carrying(Reader):
 
 
 @dataclasses.dataclass(frozen=True)
+class Immediate(Reader):
+    """Reads each visit token by token, and consolidates after each token instead of after each visit.
+
+    So what a kept event writes (`LearningConfig.shown`) answers the queries of the same visit. As much is forgotten in
+    a visit as if it were read at once.
+    """
+
+    def read(self, params: Params, carried: Any, batch: SRCDBatch, key: Key):
+        model = self.learner.model
+        x_BxTxD, gap_BxT = self.learner.task.embed(params.task, batch)
+        B, T = gap_BxT.shape
+        keep = [state.memory.keep for state in carried]
+
+        def one(now, token):
+            states, caches = now
+            x_BxD, gap_B = token
+            y_BxD, caches, aux = model.step(params.model, states, caches, x_BxD, gap_B=gap_B)
+            return (model.update(states, aux), caches), (y_BxD, [routes for _, routes in model.routes(aux)])
+
+        spread = [_keeping(state, by ** (1 / T)) for state, by in zip(carried, keep, strict=True)]
+        over_time = x_BxTxD.swapaxes(0, 1), gap_BxT.T
+        (carried, _), (y_TxBxD, routes) = jax.lax.scan(one, (tuple(spread), model.init_cache(B)), over_time)
+        carried = tuple(_keeping(state, by) for state, by in zip(carried, keep, strict=True))
+        attended_BxT = jnp.any(jnp.stack([one.attended_BxT for one in routes]), axis=0).T
+        return carried, Reading(y_TxBxD.swapaxes(0, 1), attended_BxT, jnp.asarray(jnp.nan), jnp.zeros(()))
+
+
+def _keeping(state, keep):
+    return state._replace(memory=state.memory._replace(keep=keep))
+
+
+@dataclasses.dataclass(frozen=True)
 class Descending(Reader):
     """Each stream has a copy of the layers, whose `taught` parameters descend on its own retrievals (Eq 5).
 
@@ -138,6 +170,11 @@ def fixed(learner: Learner, settings: ConfigDict) -> Reader:
 def learning(learner: Learner, settings: ConfigDict) -> Reader:
     """Memories learn from what was retrieved."""
     return Reader(learner, consolidates=True)
+
+
+def immediate(learner: Learner, settings: ConfigDict) -> Reader:
+    """Memories learn after each token."""
+    return Immediate(learner)
 
 
 def chance(learner: Learner, settings: ConfigDict) -> Reader:

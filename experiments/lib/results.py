@@ -32,6 +32,7 @@ MADE_BY = {"commits": list, "date": (str, type(None)), "machines": list, "versio
 PARTS = {
     "curves": list,  # a dictionary of columns for each run
     "chosen": dict,  # the learning rate, whether it is at the edge of those tried, and the score of each
+    "deployed": dict,  # settings that differ in deployment only
     "diverged": int,  # number of runs that diverged
     "quality": list,  # quality of recall in the busiest layer, at three moments, for each run
     "exposures": list,  # Eq 14's counts, for each run

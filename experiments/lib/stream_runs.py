@@ -28,10 +28,12 @@ class Entry(NamedTuple):
     """Attributes:
     settings: those that differ, by dotted names. Entries with the same ones share a training.
     reader: how the trained model reads fresh streams, one of the functions at the end of `lib/readers.py`.
+    deployed: settings that differ in deployment only. They must not change the shapes of parameters.
     """
 
     settings: dict
     reader: Callable[[Learner, ConfigDict], Reader]
+    deployed: dict = {}
 
 
 def build(config: ConfigDict) -> tuple[Learner, RunConfig]:
@@ -66,14 +68,16 @@ def unchanged(data: StreamsConfig) -> StreamsConfig:
     return data
 
 
-def of_visits(config: ConfigDict, learner: Learner, change=unchanged) -> Learner:
+def deployed_learner(config: ConfigDict, entry: Entry, change=unchanged) -> Learner:
     """Returns the learner for the deployment, which reads visit after visit, however training read them.
 
     Args:
+      config: settings of the entry's training.
       change: returns the settings of the fresh streams from those of the streams in training.
     """
+    config = runs.change(config.copy_and_resolve_references(), entry.deployed)
     data = change(from_config(StreamsConfig(), config.data))
-    return dataclasses.replace(learner, task=StreamsTask(data, config.dynamics_weight))
+    return dataclasses.replace(build(config)[0], task=StreamsTask(data, config.dynamics_weight))
 
 
 def workdir(at: Path, entries: dict[str, Entry], label: str, seed: int) -> Path:
@@ -99,7 +103,7 @@ def deployed(
       at: directory of all trainings.
       kept: folder for the counts, within the directory of a training.
       visits: of each stream.
-      change: see `of_visits`.
+      change: see `deployed_learner`.
 
     Returns:
       Counts of each chosen entry.
@@ -114,7 +118,7 @@ def deployed(
             if place not in trained:
                 print(f"{label}, seed {seed}: {place}", flush=True)
                 trained[place], _ = runs.train(own, learner, run, place)
-            fresh = of_visits(own, learner, change)
+            fresh = deployed_learner(own, entries[label], change)
             lines = functools.partial(_progress, label)
             with live.shown(f"{label}, seed {seed}", visits, lines) as show:
                 counts = deployment.deploy(
@@ -152,17 +156,17 @@ def made_by(at: Path, entries: dict[str, Entry], chosen: Iterable[str], seeds: I
     return gather.made_by_launches([line for place in places for line in read(place / "launches.jsonl")])
 
 
-def entry(changed: dict, made: dict, found: list[dict], **parts) -> dict:
+def entry(of: Entry, made: dict, found: list[dict], **parts) -> dict:
     """Returns an entry of a result.
 
     Args:
-      changed: settings of the entry that differ.
       made: `made_by`.
       found: numbers of each seed.
       parts: further parts of the entry, such as curves.
     """
     flat = [gather.flat(run | {"trained_by": made["commits"], "trained_on": made["machines"]}) for run in found]
-    return strict({"settings": changed, "runs": flat, **gather.statistics(flat), **parts})
+    parts |= {"deployed": of.deployed} if of.deployed else {}
+    return strict({"settings": of.settings, "runs": flat, **gather.statistics(flat), **parts})
 
 
 def table(columns: Iterable[summary.Column], entries: dict[str, dict]) -> list[tuple[str, ...]]:

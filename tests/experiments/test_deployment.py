@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from lib import deployment, readers, stream_runs
-from stream_cases import LENGTH, SIZE, configured, visited
+from stream_cases import ENTRIES, LENGTH, SIZE, configured, visited
 
 from cram_jax.tasks.srcd import BINDING, QUERY
 from cram_jax.training import step as training
@@ -30,7 +30,7 @@ def test_joined_visits_are_those_that_others_read():
     config = configured("mamba2, carried")
     config.data.lifetimes = (8,)
     learner, _ = stream_runs.build(config)
-    joined, single = learner.task, stream_runs.of_visits(config, learner).task
+    joined, single = learner.task, stream_runs.deployed_learner(config, ENTRIES["mamba2, carried"]).task
     # When both go through as many steps
     steps, size = 8, 2
     singly = [single.batch("train", 0, i, LENGTH, 8) for i in range(steps)]

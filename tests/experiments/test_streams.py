@@ -8,15 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import refused, run, written
-from configs.streams import CHANGED
-from lib import deployment, results, stream_runs
-from stream_cases import ENTRIES, LENGTH, SETTINGS, SIZE, reader_of, trained_for, visited
+from configs import streams as streams_config
+from configs.streams import CHANGED, MODEL
+from configs.streams_ablations import ABLATIONS, GROUPS
+from lib import deployment, readers, results, stream_runs
+from lib.stream_runs import Entry
+from stream_cases import ENTRIES, LENGTH, SETTINGS, SIZE, configured, reader_of, trained_for, visited
 
 from cram_jax.training import step as training
 
 VISITS = 3
 TINY = "--config=experiments/configs/streams.py:tiny"
-FIRST_TWO = ("memory learns", "memory fixed")
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +61,14 @@ def test_two_entries_share_a_training_and_others_are_not_trained(finished):
     assert [path.name for path in at.iterdir() if path.is_dir()] == ["memory_learns"]
     assert said.count(f"seed 0: {at / 'memory_learns' / 'seed_0'}") == 1
     assert "memory learns: visits 10 to 19" in said and "memory fixed" in said
-    assert list(results.load(at.name, at.parent)["entries"]) == list(FIRST_TWO)
+    assert list(results.load(at.name, at.parent)["entries"]) == list(MODEL)
 
 
 def test_a_second_call_trains_and_deploys_nothing_again_and_a_part_has_no_result(finished):
     at, said = finished
     times = lambda: {path: path.stat().st_mtime_ns for path in (*at.rglob("streams/*.json"), at / "result.json")}
     before = times()
-    again = run("streams", TINY, f"--runs={at}", "--what=controls", *map("--entry={}".format, FIRST_TWO), **SETTINGS)
+    again = run("streams", TINY, f"--runs={at}", "--what=controls", *map("--entry={}".format, MODEL), **SETTINGS)
     assert times() == before and len(before) == 3
     assert "seed 0: " not in again and "no result was written" in again
     shown = lambda text: [line for line in text.splitlines() if line.startswith("│ memory")]
@@ -208,12 +210,7 @@ def test_a_change_makes_one_result(finished, counts, tmp_path):
     assert kept.stem == "memory_learns"
 
     # When all entries are gathered, here with the counts of that one, then they make a result and a figure
-    def read(config, entries, chosen, *_):
-        found = deployed(config, entries, ["memory learns"], 0, at, "streams_change", visits=0)  # they are kept
-        return dict.fromkeys(chosen, found["memory learns"])
-
-    deployed = stream_runs.deployed
-    with mock.patch.object(stream_runs, "deployed", read):
+    with mock.patch.object(stream_runs, "deployed", always(at)):
         run("streams_change", TINY, "--what=controls", f"--runs={tmp_path}", **SETTINGS)
     result = results.load("change", tmp_path)
     assert list(result["entries"]) == list(CHANGED)
@@ -227,3 +224,59 @@ def test_a_change_makes_one_result(finished, counts, tmp_path):
     assert (tmp_path / "change" / "figure.png").stat().st_size > 10_000
     said = refused("streams_change", TINY, f"--runs={tmp_path}", **SETTINGS | {"deployment.change.visit": 19})
     assert "deployment.change.visit must be between" in said
+
+
+def always(at):
+    """`stream_runs.deployed` with the counts of "memory learns" in the place of all others'."""
+    deployed = stream_runs.deployed
+
+    def read(config, entries, chosen, *_):
+        found = deployed(config, entries, ["memory learns"], 0, at, "streams_change", visits=20)
+        return dict.fromkeys(chosen, found["memory learns"])
+
+    return read
+
+
+def test_ablations_make_one_result(finished, tmp_path):
+    with mock.patch.object(stream_runs, "deployed", always(finished[0])):
+        said = run("streams_change", TINY, "--what=ablations", f"--runs={tmp_path}", **SETTINGS)
+    result = results.load("change", tmp_path)
+    assert result["name"] == "streams_ablations" and list(result["entries"]) == list(ABLATIONS)
+    assert result["data"]["groups"] == {group: list(entries) for group, entries in GROUPS.items()}
+    assert all(label in said for label in ABLATIONS)
+    assert result["entries"]["keep all"]["deployed"] == {"posterior_cram.semantic.keep": 1.0}
+    assert (tmp_path / "change" / "figure.png").stat().st_size > 10_000
+
+
+def test_an_ablation_changes_the_model_and_in_deployment_no_shape_of_it():
+    config = streams_config.get_config("tiny")
+    unchanged = stream_runs.build(config)[0].model
+    shapes = lambda model: jax.eval_shape(lambda: model.init(jax.random.key(0)))
+    for label, entry in ABLATIONS.items():
+        own = stream_runs.settings(config, entry, 0)
+        deployed = stream_runs.deployed_learner(own, entry)
+        trained = stream_runs.build(own)[0]
+        assert shapes(deployed.model) == shapes(trained.model), label
+        changed = deployed.model != unchanged or own.data.lifetimes != config.data.lifetimes
+        assert changed == (label not in MODEL), label
+
+
+def test_consolidating_at_once_writes_what_a_visit_writes(trained):
+    # Given a memory that is never asked, so that what is written does not depend on what was written before
+    alone = {"routing.known_below": 0.0, "learning.growth": 0.0, "learning.rehearsal": 0.2, "learning.shown": 0.2}
+    changed = {f"posterior_cram.{name}": value for name, value in alone.items()}
+    config, (_, state) = configured("memory learns"), trained
+    after = {}
+    for how in (readers.learning, readers.immediate):
+        entry = Entry({}, how, changed)
+        reader = how(stream_runs.deployed_learner(config, entry), config.deployment)
+        progress = deployment.begin(reader, state.params, state.consolidation, SIZE)
+        for index in range(2):
+            progress, counts = visited(reader, state.params, progress, index)
+        after[how] = progress.carried[0].memory, counts["attended"], counts["right"]
+    # Then after two visits all is the same, but that the second visit forgot the first one little by little
+    (whole, *read), (at_once, *read_at_once) = after.values()
+    assert read == read_at_once and read[0] > 0
+    np.testing.assert_array_equal(whole.keep, at_once.keep)
+    assert np.linalg.norm(whole.sums.A_SxFxF - at_once.sums.A_SxFxF) < 0.05 * np.linalg.norm(whole.sums.A_SxFxF)
+    assert np.linalg.norm(whole.sums.A_SxFxF) > 0.1

@@ -123,8 +123,10 @@ def test_a_contradicted_recall_is_not_believed():
         assert bool(compared.contradicts[0]) == wrong and bool(compared.agrees[0]) == agrees
 
 
-@pytest.mark.parametrize(("asks", "known", "writes"), [(False, True, True), (False, False, False), (True, True, False)])
-def test_an_event_that_agrees_with_memory_writes_its_value_again(asks, known, writes):
+@pytest.mark.parametrize(
+    ("asks", "known", "writes"), [(False, True, "rehearsal"), (False, False, "shown"), (True, True, None)]
+)
+def test_an_event_writes_its_value_if_memory_recalls_it_or_if_what_is_shown_is_learned(asks, known, writes):
     # Given events that are all kept and need memory or do not, and a memory that holds their value, or nothing
     routing = dataclasses.replace(CFG.routing, need_bias=1e3 if asks else -1e3)
     cfg = dataclasses.replace(CFG, routing=routing, episodic=dataclasses.replace(CFG.episodic, write_bias=1e3))
@@ -134,10 +136,10 @@ def test_an_event_that_agrees_with_memory_writes_its_value_again(asks, known, wr
     phi, value, _ = addressed.event(params.episodic, state.memory.up_SxFxD, event_1xD)
     if known:
         state = state._replace(memory=posterior.update(state.memory, posterior.writes(phi, value, jnp.full(1, 5.0))))
-    # When a visit is read, then each event that tells, and that memory agrees with, writes; one that asks does not
+    # When a visit is read, then each event that tells writes, with another weight if it is recalled already
     _, aux = posterior_cram.apply(params, state, x_BxTxD, cfg=cfg)
     assert np.all(aux.routes.kept_BxT) and np.all((aux.routes.choice_BxT == SEMANTIC) == asks)
-    want = posterior.writes(phi, value, jnp.full(1, cfg.learning.rehearsal * T if writes else 0.0))
+    want = posterior.writes(phi, value, jnp.full(1, T * getattr(cfg.learning, writes) if writes else 0.0))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), aux.stats.written, want)
 
 

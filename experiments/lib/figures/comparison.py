@@ -14,6 +14,12 @@ PANELS = {
     "retrieval_accuracy_new": "queries of new bindings\nanswered right (%)",
     "attention_tokens_end": "tokens that attend (%)",
 }
+STREAMS = {  # of ablations on streams
+    "attention_tokens_end": "tokens that attend,\nlast 5 visits (%)",
+    "retrieval_accuracy": "all queries right,\nlowest 5 visits (%)",
+    "retrieval_accuracy_new": "new bindings right,\nlowest 5 visits (%)",
+    "changed_right_after_2": "changed patterns right\nafter 2 bindings (%)",
+}
 # What an ablation changes, by the settings it has: the first that holds one of them.
 GROUPS = {
     "consolidation": ("objective.distillation", "objective.semantic_reward", "cram.semantic.*", "optimizer.*"),
@@ -53,6 +59,17 @@ def ablations(result: dict) -> Figure:
 
 
 @style.drawer()
+def streams_ablations(result: dict) -> Figure:
+    """As `ablations`, for models that are deployed in streams: groups are those of `data`."""
+    groups = {
+        group: {style.spelled(label): result["entries"][label] for label in labels}
+        for group, labels in result["data"]["groups"].items()
+    }
+    (unchanged,) = groups["unchanged"].values()
+    return _figure(result, groups, unchanged, STREAMS)
+
+
+@style.drawer()
 def by_model(result: dict) -> Figure:
     """Entries whose labels are "model, setting", by model."""
     called = lambda label: label.split(", ", 1)[-1]
@@ -79,11 +96,11 @@ def _grouped(entries: dict, what: Callable[[str, dict], str], called: Callable[[
     return rows
 
 
-def _figure(result: dict, groups: Rows, unchanged: dict | None = None) -> Figure:
-    """A mark for each seed, and one for their mean."""
+def _figure(result: dict, groups: Rows, unchanged: dict | None = None, panels: dict[str, str] = PANELS) -> Figure:
+    """A mark for each seed, and one for their mean. Without a router there is no panel of attention."""
     entries = [found for rows in groups.values() for found in rows.values()]
-    routes = [found["mean"].get("attention_tokens_end") is not None for found in entries]
-    panels = dict(list(PANELS.items())[: 3 if any(routes) else 2])
+    if not any(found["mean"].get("attention_tokens_end") is not None for found in entries):
+        panels = {name: label for name, label in panels.items() if name != "attention_tokens_end"}
     count = len(entries) + sum(1 for what in groups if what)
     figure, axes = style.panels(1, len(panels), 0.155 * count + 1.75, sharey=True)
     ticks = {}
@@ -122,7 +139,7 @@ def _row(axis, y: float, found: dict, name: str) -> None:
     if len(seeds) > 1:
         axis.plot(seeds, [y] * len(seeds), "|", color=style.BLACK, ms=7, mew=0.9, zorder=3, clip_on=False)
     axis.plot(np.mean(seeds), y, "o", color=style.BLUE, ms=4, zorder=2, clip_on=False)
-    floor = found["mean"].get("realised_new_share")
+    floor = found["mean"].get("realised_new_share", found["mean"].get("least_end"))
     if name == "attention_tokens_end" and floor:
         axis.plot(100 * floor, y, "x", color=style.RED, ms=4, mew=1.1, zorder=4)
 
@@ -150,7 +167,10 @@ def _legend(entries: list[dict], unchanged: dict | None) -> list[Line2D]:
     several = max(len(found["runs"]) for found in entries)
     handles = [mark("a seed", marker="|", color=style.BLACK, ms=7)] * (several > 1)
     handles += [mark("mean of the seeds" if several > 1 else "one seed", marker="o", color=style.BLUE, ms=4)]
-    if any(found["mean"].get("attention_tokens_end") and found["mean"].get("realised_new_share") for found in entries):
+    routed = [found["mean"] for found in entries if found["mean"].get("attention_tokens_end")]
+    if any("least_end" in mean for mean in routed):
+        handles += [mark("the least that answers every query", marker="x", color=style.RED, ms=4)]
+    elif any(mean.get("realised_new_share") for mean in routed):
         without = any(found["mean"].get("realised_new_share") == 0 for found in entries)
         said = "floor: queries of new bindings" + " (0 is not drawn)" * without
         handles += [mark(said, marker="x", color=style.RED, ms=4)]
