@@ -21,7 +21,8 @@ def entry_of(name, label):
 
 def settings_of(name, label) -> dict:
     """An entry's whole settings, flat."""
-    return flat(RESULTS[name]["config"] or {}) | entry_of(name, label)["settings"]
+    entry = entry_of(name, label)
+    return flat(RESULTS[name]["config"] or {}) | entry["settings"] | entry.get("deployed", {})
 
 
 def flat(settings: dict, at: str = "") -> dict:
@@ -105,6 +106,19 @@ def test_means_and_deviations_are_those_of_the_runs(name, label):
     assert not entry["mean"].keys() & entry["missing"].keys()
 
 
+def check_curves_over_changes(entry: dict, settings: dict) -> None:
+    """Numbers of a run are those of its curve, in blocks of five visits."""
+    first = [*range(0, settings["deployment.change.visits"], 5)]
+    before = first.index(settings["deployment.change.visit"])
+    for run, curve in zip(entry["runs"], entry["curves"], strict=True):
+        assert curve["first_visit"] == first
+        assert run["over_least_before"] == curve["over_least"][before - 1]
+        assert run["over_least_highest"] == max(curve["over_least"][before:])
+        assert run["over_least_end"] == curve["over_least"][-1]
+        assert run["retrieval_accuracy"] == min(curve["retrieval_accuracy"][:before])
+        assert run["retrieval_accuracy_changed_end"] == curve["retrieval_accuracy_changed"][-1]
+
+
 def check_curves_over_visits(entry: dict, visits: int) -> None:
     """Numbers of a run are the first, the last, the highest and the lowest of its curve, in blocks of ten visits."""
     for run, curve in zip(entry["runs"], entry["curves"], strict=True):
@@ -122,7 +136,10 @@ def test_curves_are_those_of_the_runs(name, label):
     assert len(entry["curves"]) == len(entry["runs"])
     close = lambda value: pytest.approx(value, rel=2e-4)
     if "first_visit" in entry["curves"][0]:
-        return check_curves_over_visits(entry, settings_of(name, label)["deployment.visits"])
+        settings = settings_of(name, label)
+        if "over_least_before" in entry["runs"][0]:
+            return check_curves_over_changes(entry, settings)
+        return check_curves_over_visits(entry, settings["deployment.visits"])
     for run, curve in zip(entry["runs"], entry["curves"], strict=True):
         assert curve["step"][-1] == steps == run.get("steps", steps)
         if name != "change":  # where the second training begins at the step at which the first ended

@@ -1,6 +1,6 @@
 """Measures time and memory of skipped attention and of the scans on this machine: `make bench` runs all parts.
 
-python experiments/bench.py [--part=attention] [--run=runs/demo]
+python experiments/bench.py [--part=attention] [--run=runs/srcd]
 
 | part | what is measured | result |
 |---|---|---|
@@ -25,6 +25,9 @@ from lib import gather, launch, trained
 from lib.bench import attention, scans, stream, training_step
 from lib.figures import catalogue
 
+# Trains what the part training_step starts from
+TRAIN = "python experiments/srcd.py --config=experiments/configs/srcd.py:paper --workdir=runs/srcd"
+
 
 class Part(NamedTuple):
     """Attributes: result, its name; question that it answers; measure, a function from flags to the result's data."""
@@ -36,7 +39,7 @@ class Part(NamedTuple):
 
 def step_of_run(args) -> dict:
     """Measures the part training_step."""
-    found = trained.load(Path(args.run), srcd.build, make="make demo")
+    found = trained.load(Path(args.run), srcd.build, make=TRAIN)
     config = found.config.copy_and_resolve_references()
     config.model = "transformer"
     return training_step.measure(found, srcd.build(config)[0], args.rounds)
@@ -78,7 +81,7 @@ def main(args) -> None:
     for name in PARTS if args.part == "all" else [args.part]:
         part = PARTS[name]
         found = part.measure(args)
-        before = "make demo && " if part.measure is step_of_run else ""
+        before = f"{TRAIN} && " if part.measure is step_of_run else ""
         command = f"{before}python experiments/bench.py --part={name}"
         print(f"{name}:\n{json.dumps(found, indent=1)}")
         result = gather.result(part.result, part.question, command, gather.made_here(), data=found)
@@ -90,7 +93,7 @@ if __name__ == "__main__":
         main,
         takes="20 minutes for all parts, two CPU cores",
         part=launch.Flag("all", "What to measure.", ("all", *PARTS)),
-        run=launch.Flag("runs/demo", "Finished run of experiments/srcd.py, for the part training_step."),
+        run=launch.Flag("runs/srcd", "Finished run of experiments/srcd.py, for the part training_step."),
         rounds=launch.Flag(9, "Number of repetitions of each measurement; the median is reported."),
         results="runs",
     )

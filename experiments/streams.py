@@ -2,6 +2,7 @@
 
 python experiments/streams.py --config=experiments/configs/streams.py:small --runs=runs/streams [--seeds=3]
 python experiments/streams.py --what=controls --runs=runs/streams              # and all that it is compared with
+python experiments/streams.py --what=long --runs=runs/streams                  # the model on visits of 2048 events
 python experiments/streams.py --runs=runs/streams --entry="seqboat"            # a part, so no result
 
 The config file describes the entries, training, deployment and what is reported.
@@ -9,7 +10,7 @@ The config file describes the entries, training, deployment and what is reported
 
 from pathlib import Path
 
-from configs.streams import ENTRIES, MODEL
+from configs.streams import ENTRIES, LONGER, MODEL
 from lib import deployment, gather, launch, stream_runs, summary
 from lib.figures import catalogue
 from lib.summary import Column
@@ -19,7 +20,12 @@ COMMAND = (
     "python experiments/streams.py --config=experiments/configs/streams.py:small --what={} --runs=runs/{} --seeds=N"
 )
 # What is trained: the result's name, and its entries. Both find the same trainings below --runs.
-WHAT = {"model": ("streams", MODEL), "controls": ("streams_controls", tuple(ENTRIES))}
+WHAT = {
+    "model": ("streams", MODEL),
+    "controls": ("streams_controls", tuple(ENTRIES)),
+    "long": ("streams_long", tuple(LONGER)),
+}
+ALL = ENTRIES | LONGER
 COUNTED = "streams"  # folder of the counts, in the directory of a training
 BLOCK = 10  # visits
 COLUMNS = (
@@ -74,15 +80,13 @@ def entry(of: stream_runs.Entry, seeds: dict[int, stream_runs.Counts], made: dic
 
 def main(args) -> None:
     at, seeds, (name, whole) = Path(args.runs), range(args.seeds), WHAT[args.what]
-    chosen = [label for label in ENTRIES if label in (args.entry or whole)]
+    chosen = [label for label in ALL if label in (args.entry or whole)]
     for label in chosen:  # so that wrong settings show before the first training
-        stream_runs.build(stream_runs.settings(args.config, ENTRIES[label], 0))
-    settings = args.config.deployment
-    counts = {
-        seed: stream_runs.deployed(args.config, ENTRIES, chosen, seed, at, COUNTED, settings.visits) for seed in seeds
-    }
-    made = stream_runs.made_by(at, ENTRIES, chosen, seeds)
-    entries = {label: entry(ENTRIES[label], {seed: counts[seed][label] for seed in seeds}, made) for label in chosen}
+        stream_runs.build(stream_runs.settings(args.config, ALL[label], 0))
+    counts = {seed: stream_runs.deployed(args.config, ALL, chosen, seed, at, COUNTED) for seed in seeds}
+    made = stream_runs.made_by(at, ALL, chosen, seeds)
+    entries = {label: entry(ALL[label], {seed: counts[seed][label] for seed in seeds}, made) for label in chosen}
+    settings = stream_runs.deployed_settings(args.config, ALL[chosen[0]]).deployment
     visits = f"{settings.visits} visits of {settings.streams} fresh streams"
     least = summary.percent(next(iter(entries.values()))["mean"]["least_end"])
     title = f"{visits}, parameters fixed, no labels, seeds {', '.join(map(str, seeds))}"
@@ -105,7 +109,7 @@ if __name__ == "__main__":
         config="streams.py:small",
         runs="runs/streams",
         seeds=1,
-        what=launch.Flag("model", "The model alone, or beside all controls.", tuple(WHAT)),
-        entry=launch.Flag([], "Only the entry with this label; may be repeated. All by default.", tuple(ENTRIES)),
+        what=launch.Flag("model", "The model alone, beside all controls, or on long visits.", tuple(WHAT)),
+        entry=launch.Flag([], "Only the entry with this label; may be repeated. All by default.", tuple(ALL)),
         takes="15 minutes for each seed of the model (small), two CPU cores",
     )

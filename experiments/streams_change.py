@@ -115,10 +115,9 @@ def main(args) -> None:
     for label in chosen:  # so that wrong settings show before the first training
         config = stream_runs.settings(args.config, ALL[label], 0)
         stream_runs.deployed_learner(config, ALL[label], change)
-    counts = {
-        seed: stream_runs.deployed(args.config, ALL, chosen, seed, at, COUNTED, settings.visits, change)
-        for seed in seeds
-    }
+    visits = {"deployment.visits": settings.visits}
+    read = {label: of._replace(deployed=of.deployed | visits) for label, of in ALL.items()}
+    counts = {seed: stream_runs.deployed(args.config, read, chosen, seed, at, COUNTED, change) for seed in seeds}
     made = stream_runs.made_by(at, ALL, chosen, seeds)
     entries, by_binding = {}, {}
     for label in chosen:

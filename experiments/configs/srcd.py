@@ -6,7 +6,7 @@ python experiments/srcd.py --config=experiments/configs/srcd.py:VARIANT --workdi
 |---|---|---|---|---|
 | tiny | 64 events, 30 patterns | 1000 | a minute | for ablations: 97% retrieval or more, 2% of tokens attend |
 | small | 256 events | 2400 | 3 minutes | 99.9% retrieval, 1.6% attend |
-| paper | 2048 events | 6000 | 10 minutes | the paper's size (`make demo`): 100.0% retrieval, 1.6% attend |
+| paper | 2048 events | 6000 | 10 minutes | the paper's size: 100.0% retrieval, 1.6% attend |
 
 Models: cram; to compare with, transformer, mamba2, seqboat, and jamba (seven layers of mamba2 and one of transformer,
 so give it `--config.depth=1`). circular is cram whose router sees the quality of recall itself. CLAIMS.md has the

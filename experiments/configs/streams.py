@@ -1,6 +1,7 @@
 """Streams of SRCD: attention that falls by experience, after training, with fixed parameters and without labels.
 
 python experiments/streams.py --config=experiments/configs/streams.py:VARIANT --runs=runs/streams [--what=controls]
+python experiments/streams.py --config=experiments/configs/streams.py:small --what=long --runs=runs/streams
 python experiments/streams_change.py --config=experiments/configs/streams.py:VARIANT --runs=runs/streams [--what=...]
 
 1. Training: each row of a batch is a stream with bindings of its own, replaced by a fresh one at the end of its life.
@@ -37,6 +38,7 @@ puts changes into the training.
 
 | variant | a visit | training | deployment | on 2 cores of a server's CPU, each seed |
 |---|---|---|---|---|
+| demo | 64 events, 12 patterns | 2000 steps | 16 streams, 60 visits | 3 minutes for the first two entries |
 | tiny | 64 events, 12 patterns | 1200 steps | 16 streams, 100 visits | 3 minutes for the first two entries |
 | small | 256 events, 100 patterns | 2000 steps | 16 streams, 1000 visits | 15 minutes for the first two entries |
 """
@@ -62,6 +64,13 @@ from cram_jax.training.loop import RunConfig
 from cram_jax.training.settings import to_config
 
 VARIANTS = {
+    "demo": {
+        "run": RunConfig(steps=2000, length=64, batch=16, log_every=100, held_out_tokens=4096, probe_batches=0),
+        "data": StreamsConfig(srcd=SRCDConfig(patterns=12), lifetimes=(24, 48, 72)),
+        "features": 128,
+        "visits": 60,
+        "start": 200,
+    },
     "tiny": {
         "run": RunConfig(steps=1200, length=64, batch=16, log_every=100, held_out_tokens=4096, probe_batches=0),
         "data": StreamsConfig(srcd=SRCDConfig(patterns=12), lifetimes=(24, 48, 72)),
@@ -102,6 +111,10 @@ ENTRIES = {
     "palimpsa, carried": Entry(PALIMPSA | {"carried": True}, readers.carrying),
 }
 MODEL = ("memory learns", "memory fixed")
+# Visits that are eight times as long as those of training, so more is forgotten between them.
+LONG = {"run.length": 2048, "data.srcd.length": 2048, "posterior_cram.episodic.memory": 2048}
+LONG |= {"posterior_cram.semantic.keep": 0.5, "deployment.visits": 40}
+LONGER = {f"{label}, 2048 events": ENTRIES[label]._replace(deployed=LONG) for label in MODEL}
 # A change is news to those that carry something from visit to visit; the second reads each visit by itself.
 CHANGED = (*MODEL, "gradient adapter", "mamba2, carried", "palimpsa, carried")
 

@@ -11,7 +11,7 @@ from rich.table import Table
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 30  # bars of a curve
 RECENT = 10  # visits behind the numbers beside it
-SHOWN = 6  # streams
+SHOWN = 3  # streams
 
 
 Show = Callable[[int, list[dict]], None]  # called with the number of visits done, and the counts of each

@@ -68,6 +68,11 @@ def unchanged(data: StreamsConfig) -> StreamsConfig:
     return data
 
 
+def deployed_settings(config: ConfigDict, entry: Entry) -> ConfigDict:
+    """Returns the settings of an entry's deployment, from those of its training."""
+    return runs.change(config.copy_and_resolve_references(), entry.deployed)
+
+
 def deployed_learner(config: ConfigDict, entry: Entry, change=unchanged) -> Learner:
     """Returns the learner for the deployment, which reads visit after visit, however training read them.
 
@@ -75,7 +80,7 @@ def deployed_learner(config: ConfigDict, entry: Entry, change=unchanged) -> Lear
       config: settings of the entry's training.
       change: returns the settings of the fresh streams from those of the streams in training.
     """
-    config = runs.change(config.copy_and_resolve_references(), entry.deployed)
+    config = deployed_settings(config, entry)
     data = change(from_config(StreamsConfig(), config.data))
     return dataclasses.replace(build(config)[0], task=StreamsTask(data, config.dynamics_weight))
 
@@ -93,7 +98,6 @@ def deployed(
     seed: int,
     at: Path,
     kept: str,
-    visits: int,
     change: Callable[[StreamsConfig], StreamsConfig] = unchanged,
 ) -> dict[str, Counts]:
     """Trains what the chosen entries need and deploys them, or reads what an earlier call left.
@@ -102,7 +106,6 @@ def deployed(
       entries: all entries. chosen: labels of some.
       at: directory of all trainings.
       kept: folder for the counts, within the directory of a training.
-      visits: of each stream.
       change: see `deployed_learner`.
 
     Returns:
@@ -119,14 +122,15 @@ def deployed(
                 print(f"{label}, seed {seed}: {place}", flush=True)
                 trained[place], _ = runs.train(own, learner, run, place)
             fresh = deployed_learner(own, entries[label], change)
+            settled = deployed_settings(own, entries[label])
             lines = functools.partial(_progress, label)
-            with live.shown(f"{label}, seed {seed}", visits, lines) as show:
+            with live.shown(f"{label}, seed {seed}", settled.deployment.visits, lines) as show:
                 counts = deployment.deploy(
-                    entries[label].reader(fresh, own.deployment),
+                    entries[label].reader(fresh, settled.deployment),
                     trained[place],
-                    size=own.deployment.streams,
-                    visits=visits,
-                    length=own.run.length,
+                    size=settled.deployment.streams,
+                    visits=settled.deployment.visits,
+                    length=settled.run.length,
                     seed=seed,
                     show=show,
                 )

@@ -79,7 +79,7 @@ def test_a_part_leaves_its_result_where_it_is_told_to(monkeypatch, tmp_path, cap
 
 
 def test_a_step_needs_a_trained_run(tmp_path):
-    with pytest.raises(ValueError, match="holds no finished run; this makes one: make demo"):
+    with pytest.raises(ValueError, match="holds no finished run; this makes one: python experiments/srcd.py"):
         bench.main(SimpleNamespace(part="training_step", run=str(tmp_path), rounds=1, results=str(tmp_path)))
 
 

@@ -1,6 +1,7 @@
 """The experiments on streams: trained, deployed in fresh streams with fixed parameters, gathered and drawn."""
 
 import itertools
+import json
 from unittest import mock
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from commands import refused, run, written
 from configs import streams as streams_config
-from configs.streams import CHANGED, MODEL
+from configs.streams import CHANGED, LONGER, MODEL
 from configs.streams_ablations import ABLATIONS, GROUPS
 from lib import deployment, readers, results, stream_runs
 from lib.stream_runs import Entry
@@ -231,7 +232,7 @@ def always(at):
     deployed = stream_runs.deployed
 
     def read(config, entries, chosen, *_):
-        found = deployed(config, entries, ["memory learns"], 0, at, "streams_change", visits=20)
+        found = deployed(config, entries, ["memory learns"], 0, at, "streams_change")
         return dict.fromkeys(chosen, found["memory learns"])
 
     return read
@@ -280,3 +281,15 @@ def test_consolidating_at_once_writes_what_a_visit_writes(trained):
     np.testing.assert_array_equal(whole.keep, at_once.keep)
     assert np.linalg.norm(whole.sums.A_SxFxF - at_once.sums.A_SxFxF) < 0.05 * np.linalg.norm(whole.sums.A_SxFxF)
     assert np.linalg.norm(whole.sums.A_SxFxF) > 0.1
+
+
+def test_a_model_of_short_visits_reads_long_ones(finished):
+    at, _ = finished
+    lines = lambda: (at / "memory_learns" / "seed_0" / "launches.jsonl").read_text()
+    before, (label, entry) = lines(), next(iter(LONGER.items()))
+    shorter = {"run.length": 64, "data.srcd.length": 64, "posterior_cram.episodic.memory": 64, "deployment.visits": 10}
+    with mock.patch.dict(LONGER, {label: entry._replace(deployed=entry.deployed | shorter)}):
+        said = run("streams", TINY, "--what=long", f"--entry={label}", f"--runs={at}", **SETTINGS)
+    assert lines() == before and "10 visits of 3 fresh streams" in said and "no result was written" in said
+    (kept,) = at.rglob("*2048*.json")
+    assert json.loads(kept.read_text())["tokens"] == [64 * SIZE] * 10

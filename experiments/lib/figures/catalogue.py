@@ -44,7 +44,7 @@ FIGURES: dict[str, Drawer] = {
     "redundancy": redundancy.draw,
     "theorems": theorems.draw,
     "transfer": transfer.draw,
-    **dict.fromkeys(("streams", "streams_controls"), streams.draw),
+    **dict.fromkeys(("streams", "streams_controls", "streams_long"), streams.draw),
     **dict.fromkeys(("streams_change", "streams_change_controls"), streams.change),
     "streams_ablations": comparison.streams_ablations,
     **{f"kernels_{part}": draw for part, draw in kernels.BENCHMARKS.items()},

@@ -21,6 +21,7 @@ LINES = {
         "transformer": {"color": style.GREY, "ls": "-", "marker": "*"},
     }.items()
 }
+LINES |= {f"{label}, 2048 events": LINES[label] for label in ("memory learns", "memory fixed")}
 BLOCK = 10  # visits
 LEAST = 50  # queries of a point in the panel of exposures
 BINDINGS = ((1, 2), (2, 3), (3, 5), (5, 9), (9, 17), (17, 32))  # from, and up to but without, of each point
@@ -33,7 +34,8 @@ def draw(result: dict) -> Figure:
     What never attends has no place on a logarithmic axis, and neither have exposures without a query that attended.
 
     Args:
-      result: with entries whose curves have a row for each block of visits, "memory learns" among them.
+      result: with entries whose curves have a row for each block of visits. The first is the model, whose least is
+        that of all.
     """
     figure, axes = style.panels(2, 2, 5.6)
     attention, exposure, recurring, new = axes.flat
@@ -50,7 +52,8 @@ def draw(result: dict) -> Figure:
         asked, attended = total("count"), total("episodic")
         if np.any(some := (asked >= LEAST) & (attended > 0)):
             exposure.plot(np.arange(len(asked))[some] + 1, attended[some] / asked[some], **line)
-    learns = _middles(result["entries"]["memory learns"], BLOCK)
+    first = next(iter(result["entries"].values()))
+    learns = _middles(first, BLOCK)
     least = {"color": style.BLACK, "ls": "--", "lw": 0.9}
     band(attention, learns, "least", "least that answers every query", least)
     band(attention, learns, "queries", "all queries", {"color": style.GREY, "ls": ":", "lw": 0.9})
@@ -64,8 +67,8 @@ def draw(result: dict) -> Figure:
     if exposure.lines:
         exposure.set(xscale="log", yscale="log")
     style.under_all(figure, ncols=3)
-    config = result["config"]
-    style.headline(figure, result, _about(config, len(learns)))
+    length = first.get("deployed", {}).get("run.length")
+    style.headline(figure, result, _about(result["config"], len(learns), length))
     return figure
 
 
@@ -107,8 +110,10 @@ def _middles(found: dict, block: int) -> list[dict]:
     return [{**curve, "step": [visit + block / 2 for visit in curve["first_visit"]]} for curve in found["curves"]]
 
 
-def _about(config: dict, seeds: int) -> str:
+def _about(config: dict, seeds: int, length: int | None = None) -> str:
+    trained = config["run"]["length"]
+    said = f"{length} events (trained on {trained})" if length else f"{trained} events"
     return (
-        f"visits of {config['run']['length']} events, {config['data']['srcd']['patterns']} patterns a stream; "
+        f"visits of {said}, {config['data']['srcd']['patterns']} patterns a stream; "
         f"parameters fixed, no labels; {style.seeds(seeds)}"
     )
