@@ -5,6 +5,7 @@ python experiments/derive.py --name=exposure
 | name | what is computed | from |
 |---|---|---|
 | exposure | Eq 14: how the probability to attend falls with exposure | results recurrence, ablations, table_1 |
+| streams_exposure | the same for fixed models in fresh streams, slow and fast | result streams_speeds |
 | theorems | Theorems 1 to 3, compared with measurements | results static, recurrence |
 | plasticity | importance, learning rate and memory of a trained Palimpsa | --run, of experiments/mqar.py |
 
@@ -18,15 +19,20 @@ from lib import exposure, gather, launch, plasticity, summary, theorems, trained
 from lib.figures import catalogue
 
 NOTE = "Computed from runs of several commits, which the results it comes from name."
-FROM_RESULTS = {"exposure": exposure, "theorems": theorems}
+# By name: (where its question and its table are, what computes it, from which results)
+FROM_RESULTS = {
+    "exposure": (exposure, exposure.compute, exposure.FROM),
+    "streams_exposure": (exposure, exposure.in_streams, ("streams_speeds",)),
+    "theorems": (theorems, theorems.compute, theorems.FROM),
+}
 
 
 def from_results(name: str) -> dict:
     """Computes the result of that name from other results."""
-    module = FROM_RESULTS[name]
-    made = gather.made_here([NOTE], **{"from": list(module.FROM)})
+    module, compute, sources = FROM_RESULTS[name]
+    made = gather.made_here([NOTE], **{"from": list(sources)})
     command = f"python experiments/derive.py --name={name}"
-    return gather.result(name, module.QUESTION, command, made, data=module.compute())
+    return gather.result(name, module.QUESTION, command, made, data=compute())
 
 
 def from_run(workdir: Path) -> dict:
@@ -42,7 +48,7 @@ def from_run(workdir: Path) -> dict:
 def main(args) -> None:
     result = from_results(args.name) if args.name in FROM_RESULTS else from_run(Path(args.run))
     if args.name in FROM_RESULTS:
-        summary.show(result["question"], FROM_RESULTS[args.name].table(result["data"]))
+        summary.show(result["question"], FROM_RESULTS[args.name][0].table(result["data"]))
     catalogue.leave(result, Path(args.results) / args.name)
 
 

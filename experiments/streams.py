@@ -3,6 +3,7 @@
 python experiments/streams.py --config=experiments/configs/streams.py:small --runs=runs/streams [--seeds=3]
 python experiments/streams.py --what=controls --runs=runs/streams              # and all that it is compared with
 python experiments/streams.py --what=long --runs=runs/streams                  # the model on visits of 2048 events
+python experiments/streams.py --what=speeds --runs=runs/streams                # slow and fast consolidation, for Eq 14
 python experiments/streams.py --runs=runs/streams --entry="seqboat"            # a part, so no result
 
 The config file describes the entries, training, deployment and what is reported.
@@ -11,6 +12,7 @@ The config file describes the entries, training, deployment and what is reported
 from pathlib import Path
 
 from configs.streams import ENTRIES, LONGER, MODEL
+from configs.streams_ablations import SPEEDS
 from lib import deployment, gather, launch, stream_runs, summary
 from lib.figures import catalogue
 from lib.summary import Column
@@ -24,8 +26,9 @@ WHAT = {
     "model": ("streams", MODEL),
     "controls": ("streams_controls", tuple(ENTRIES)),
     "long": ("streams_long", tuple(LONGER)),
+    "speeds": ("streams_speeds", tuple(SPEEDS)),
 }
-ALL = ENTRIES | LONGER
+ALL = ENTRIES | LONGER | SPEEDS
 COUNTED = "streams"  # folder of the counts, in the directory of a training
 BLOCK = 10  # visits
 COLUMNS = (
@@ -109,7 +112,7 @@ if __name__ == "__main__":
         config="streams.py:small",
         runs="runs/streams",
         seeds=1,
-        what=launch.Flag("model", "The model alone, beside all controls, or on long visits.", tuple(WHAT)),
+        what=launch.Flag("model", "The model alone, beside all controls, on long visits, or for Eq 14.", tuple(WHAT)),
         entry=launch.Flag([], "Only the entry with this label; may be repeated. All by default.", tuple(ALL)),
         takes="15 minutes for each seed of the model (small), two CPU cores",
     )

@@ -1,6 +1,7 @@
 """Ablations of the memory of a stream: one thing is changed each, in training or in deployment alone.
 
 python experiments/streams_change.py --config=experiments/configs/streams.py:tiny --what=ablations --seeds=3
+python experiments/streams.py --config=experiments/configs/streams.py:tiny --what=speeds --seeds=3
 
 Sizes fit the variant `tiny`.
 """
@@ -62,5 +63,19 @@ GROUPS = {
             for label in ("32 features", "64 features")
         },
     },
+}
+# For Eq 14: every write weighs the same: more than lambda, as much, or less. So a pattern is learned in one exposure,
+# in a few, or in many.
+SPEEDS = {
+    f"writes weigh {weight}": _deployed(
+        {
+            f"{LEARNING}.first": weight,
+            f"{LEARNING}.growth": 0.0,
+            f"{LEARNING}.rehearsal": 0.0,
+            f"{SEMANTIC}.keep": 0.99,
+            "deployment.visits": 300,
+        }
+    )
+    for weight in (0.2, 0.03, 0.005)
 }
 ABLATIONS = {label: entry for entries in GROUPS.values() for label, entry in entries.items()}

@@ -14,7 +14,7 @@ from cram_jax.tasks.srcd import BINDING, QUERY, SRCDBatch
 from cram_jax.training.step import EVALUATION, Params, TrainState
 from lib.readers import Reader, Reading
 
-EXPOSURES = 32  # earlier queries of a pattern; the last bin holds this many and more
+EXPOSURES = 64  # earlier queries of a pattern; the last bin holds this many and more
 BINDINGS = 32  # bindings of a changed pattern since its change; likewise
 
 

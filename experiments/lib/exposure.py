@@ -20,12 +20,12 @@ QUESTION = "Does the chance to attend fall as a power of exposure, and does a pa
 
 
 def pooled(runs: list[dict]) -> dict[str, list]:
-    """Returns the sum of several seeds' counts, bin by bin."""
+    """Returns the sum of several seeds' counts, bin by bin; bins without a query are left out."""
     total: dict[float, np.ndarray] = {}
     for run in runs:
         for k, *counts in zip(run["k"], run["count"], run["episodic"], strict=True):
             total[k] = total.get(k, np.zeros(2)) + counts
-    ordered = sorted(total)
+    ordered = sorted(k for k, (count, _) in total.items() if count)
     return {
         "k": ordered,
         **{name: [float(total[k][i]) for k in ordered] for i, name in enumerate(("count", "episodic"))},
@@ -57,7 +57,7 @@ def once_free(data: dict) -> dict | None:
 
 def fitted(runs: list[dict]) -> dict:
     """Fits Eq 14 to all seeds together, and to each seed alone for the spread of the exponent."""
-    data, each = pooled(runs), [one(run) for run in runs]
+    data, each = pooled(runs), [one(pooled([run])) for run in runs]
     together = one(data)
     exponents = [fit.exponent for fit in each]
     spread = float(np.std(exponents, ddof=1)) if len(each) > 1 else None
@@ -92,6 +92,15 @@ def transitions(runs: list[dict]) -> dict:
     }
 
 
+def derived(weight: float, ridge: float, exposures: list[float]) -> float:
+    """Returns the exponent of the posterior's standard deviation after k writes, (1 + k w / lambda)^-1/2.
+
+    It is fitted as Eq 14 is, over the same exposures. Nothing is forgotten, and a pattern's address is its own.
+    """
+    k = np.asarray(exposures)
+    return power_law.fit(k, (1 + k * weight / ridge) ** -0.5).exponent
+
+
 def compute(sources=SOURCES) -> dict:
     """Returns the result's data: the fits, by label.
 
@@ -106,8 +115,17 @@ def compute(sources=SOURCES) -> dict:
         fit = fitted(runs) | {"from": [name, label], "seeds": len(runs)}
         if found.get("patterns"):
             fit["transitions"] = transitions(found["patterns"])
-        fits[f"{label} ({source['data']['variant']})"] = fit
+        if weight := found.get("deployed", {}).get("posterior_cram.learning.first"):
+            ridge = results.at(source, "config.posterior_cram.semantic.ridge")
+            fit |= {"exponent_derived": derived(weight, ridge, fit["data"]["k"])}
+        variant = source["data"].get("variant")
+        fits[f"{label} ({variant})" if variant else label] = fit
     return fits
+
+
+def in_streams() -> dict:
+    """Returns the fits for fixed models in fresh streams, for slow and fast consolidation."""
+    return compute([("streams_speeds", label) for label in results.load("streams_speeds")["entries"]])
 
 
 def table(data: dict) -> list[tuple[str, str]]:

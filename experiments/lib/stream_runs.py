@@ -174,7 +174,11 @@ def entry(of: Entry, made: dict, found: list[dict], **parts) -> dict:
 
 
 def table(columns: Iterable[summary.Column], entries: dict[str, dict]) -> list[tuple[str, ...]]:
-    """Returns a heading, and a row for each entry: means over seeds, a dash where there is none."""
+    """Returns a heading, and a row for each entry: means over seeds, a dash where there is none.
+
+    A column that no entry has a number for is left out.
+    """
+    columns = [one for one in columns if any(found["mean"].get(one.number) is not None for found in entries.values())]
 
     def cell(found: dict, column: summary.Column) -> str:
         value = found["mean"].get(column.number)

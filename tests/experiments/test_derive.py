@@ -47,6 +47,25 @@ def test_a_power_law_is_found_over_seeds(monkeypatch):
     assert label == "cram (tiny)" and "gamma 0.4" in row
 
 
+@pytest.mark.parametrize(("weight", "above_half"), [(0.2, 1), (0.03, 0), (0.005, -1)])
+def test_the_exponent_of_the_posterior_is_derived_beside_the_measured_one(weight, above_half, monkeypatch):
+    # Given streams whose queries attend as often as the posterior's standard deviation says, and bins without queries
+    k, count = np.arange(65), np.where(np.arange(65) < 40, 500, 0)
+    chance = (1 + k * weight / 0.03) ** -0.5
+    entry = {
+        "deployed": {"posterior_cram.learning.first": weight},
+        "exposures": [{"k": k.tolist(), "count": count.tolist(), "episodic": (count * chance).tolist()}],
+    }
+    config = {"posterior_cram": {"semantic": {"ridge": 0.03}}}
+    source = {"config": config, "data": {}, "entries": {"slow": entry}}
+    monkeypatch.setattr(exposure.results, "load", {"streams_speeds": source}.get)
+    found = exposure.in_streams()["slow"]
+    assert found["exponent"] == pytest.approx(found["exponent_derived"], abs=1e-3)
+    assert found["data"]["k"] == list(range(40))
+    # (1 + k w / lambda)^-1/2 is (1 + k)^-1/2 where a write weighs lambda; heavier ones fall faster at first
+    assert np.sign(round(found["exponent"] - 0.5, 2)) == above_half
+
+
 def test_exposures_at_which_all_attend_by_design_are_left_out_of_the_second_fit():
     k = np.geomspace(1, 2000, 20)
     free = np.where(k < 100, 1.0, (k / 100 + 1) ** -1.5)

@@ -1,5 +1,7 @@
 """Deployment in fresh streams: attention, answers and exposures; and what a change of answers does."""
 
+import itertools
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -21,7 +23,6 @@ LINES = {
         "transformer": {"color": style.GREY, "ls": "-", "marker": "*"},
     }.items()
 }
-LINES |= {f"{label}, 2048 events": LINES[label] for label in ("memory learns", "memory fixed")}
 BLOCK = 10  # visits
 LEAST = 50  # queries of a point in the panel of exposures
 BINDINGS = ((1, 2), (2, 3), (3, 5), (5, 9), (9, 17), (17, 32))  # from, and up to but without, of each point
@@ -39,8 +40,8 @@ def draw(result: dict) -> Figure:
     """
     figure, axes = style.panels(2, 2, 5.6)
     attention, exposure, recurring, new = axes.flat
-    for label, found in result["entries"].items():
-        curves, line = _middles(found, BLOCK), LINES[label]
+    for (label, found), series in zip(result["entries"].items(), itertools.cycle(style.SERIES)):
+        curves, line = _middles(found, BLOCK), LINES.get(label, series | MARKS)
         called = style.spelled(label)
         if extra := found["mean"].get("consolidation_tokens"):
             called += f"\n(and {style.percent(extra)} to consolidate)"
