@@ -24,6 +24,8 @@ LINES = {
     }.items()
 }
 BLOCK = 10  # visits
+LONG = 400  # visits from which on the fall is drawn over their logarithm
+POINTS = 25  # most marks on a curve over visits
 LEAST = 50  # queries of a point in the panel of exposures
 BINDINGS = ((1, 2), (2, 3), (3, 5), (5, 9), (9, 17), (17, 32))  # from, and up to but without, of each point
 
@@ -42,13 +44,14 @@ def draw(result: dict) -> Figure:
     attention, exposure, recurring, new = axes.flat
     for (label, found), series in zip(result["entries"].items(), itertools.cycle(style.SERIES)):
         curves, line = _middles(found, BLOCK), LINES.get(label, series | MARKS)
+        thin = line | {"markevery": _few(curves)}
         called = style.spelled(label)
         if extra := found["mean"].get("consolidation_tokens"):
             called += f"\n(and {style.percent(extra)} to consolidate)"
         if any(share for curve in curves for share in curve["attention_tokens"]):
-            band(attention, curves, "attention_tokens", called, line)
+            band(attention, curves, "attention_tokens", called, thin)
         for axis, name in ((recurring, "retrieval_accuracy_recurring"), (new, "retrieval_accuracy_new")):
-            band(axis, curves, name, called, line)
+            band(axis, curves, name, called, line | {"markevery": _few(curves, log=False)})
         total = lambda name, found=found: np.sum([run[name] for run in found["exposures"]], axis=0)
         asked, attended = total("count"), total("episodic")
         if np.any(some := (asked >= LEAST) & (attended > 0)):
@@ -65,6 +68,8 @@ def draw(result: dict) -> Figure:
     recurring.set(xlabel="visit of a fresh stream", ylabel="queries of patterns\nanswered right (%)")
     new.set(xlabel="visit of a fresh stream", ylabel="queries of new bindings\nanswered right (%)")
     exposure.set(xlabel="earlier queries of the pattern, plus 1", ylabel="chance that a query attends")
+    if learns[0]["step"][-1] > LONG:
+        attention.set_xscale("log")
     if exposure.lines:
         exposure.set(xscale="log", yscale="log")
     style.under_all(figure, ncols=3)
@@ -87,8 +92,9 @@ def change(result: dict) -> Figure:
     for label, found in result["entries"].items():
         first, second = found["curves"][0]["first_visit"][:2]
         curves, line = _middles(found, second - first), LINES[label]
+        thin = line | {"markevery": _few(curves)}
         if any(share for curve in curves for share in curve["over_least"]):
-            band(attention, curves, "over_least", style.spelled(label), line, scale=1.0)
+            band(attention, curves, "over_least", style.spelled(label), thin, scale=1.0)
         band(answers, curves, "retrieval_accuracy_changed", style.spelled(label), line)
         by_binding = result["data"]["by_binding"][label]
         asked, right = (np.array([sum(by_binding[name][a:b]) for a, b in BINDINGS]) for name in ("asked", "right"))
@@ -109,6 +115,15 @@ def change(result: dict) -> Figure:
 def _middles(found: dict, block: int) -> list[dict]:
     """The curves of an entry, over the middle of each block of visits."""
     return [{**curve, "step": [visit + block / 2 for visit in curve["first_visit"]]} for curve in found["curves"]]
+
+
+def _few(curves: list[dict], log: bool = True) -> list[int]:
+    """Which points of a curve have a mark: some at equal distances, or at equal ratios on a logarithmic axis."""
+    count, last = len(curves[0]["step"]), curves[0]["step"][-1]
+    spread = (
+        np.geomspace(1, count, POINTS) - 1 if log and last > LONG else np.linspace(0, count - 1, min(POINTS, count))
+    )
+    return sorted({round(place) for place in spread})
 
 
 def _about(config: dict, seeds: int, length: int | None = None) -> str:

@@ -149,7 +149,7 @@ def panels(rows: int, columns: int, height: float, **how) -> tuple[Figure, np.nd
 
 def headline(figure: Figure, result: dict, *more: str) -> None:
     """The question that the result answers, above everything, and lines of what a reader must know about it."""
-    lines = textwrap.wrap(result["question"], 122) + list(more)
+    lines = [line for text in (result["question"], *more) for line in textwrap.wrap(text, 122)]
     figure.suptitle("\n".join(lines), x=0.01, ha="left")
 
 
