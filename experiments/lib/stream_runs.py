@@ -100,7 +100,7 @@ def deployed(
     kept: str,
     change: Callable[[StreamsConfig], StreamsConfig] = unchanged,
 ) -> dict[str, Counts]:
-    """Trains what the chosen entries need and deploys them, or reads what an earlier call left.
+    """Trains what the chosen entries need and deploys them, or reads what an earlier call with these settings left.
 
     Args:
       entries: all entries. chosen: labels of some.
@@ -114,15 +114,18 @@ def deployed(
     found, trained = {}, {}
     for label in chosen:
         own, place = settings(config, entries[label], seed), workdir(at, entries, label, seed)
-        claim_workdir(place, own)
+        fresh, settled = deployed_learner(own, entries[label], change), deployed_settings(own, entries[label])
+        # Without those of the deployment, so that a trained model can be deployed with other settings
+        of_training = ConfigDict({name: of for name, of in own.items() if name != "deployment"})
+        claim_workdir(place, of_training)
         path = place / kept / f"{grid.folder(label)}.json"
-        if not path.exists():
+        asked = json.loads(json.dumps(settled.to_dict() | {"data": dataclasses.asdict(fresh.task.data)}))
+        counts = _kept(path, asked)
+        if counts is None:
             learner, run = build(own)
             if place not in trained:
                 print(f"{label}, seed {seed}: {place}", flush=True)
-                trained[place], _ = runs.train(own, learner, run, place)
-            fresh = deployed_learner(own, entries[label], change)
-            settled = deployed_settings(own, entries[label])
+                trained[place], _ = runs.train(of_training, learner, run, place)
             lines = functools.partial(_progress, label)
             with live.shown(f"{label}, seed {seed}", settled.deployment.visits, lines) as show:
                 counts = deployment.deploy(
@@ -135,9 +138,18 @@ def deployed(
                     show=show,
                 )
             path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps({name: values.tolist() for name, values in counts.items()}))
-        found[label] = {name: np.array(values) for name, values in json.loads(path.read_text()).items()}
+            listed = {name: values.tolist() for name, values in counts.items()}
+            path.write_text(json.dumps({"settings": asked, "counts": listed}))
+        found[label] = counts
     return found
+
+
+def _kept(path: Path, asked: dict) -> Counts | None:
+    """Counts of an earlier deployment, if it had these settings."""
+    if not path.exists():
+        return None
+    kept = json.loads(path.read_text())
+    return {name: np.array(of) for name, of in kept["counts"].items()} if kept["settings"] == asked else None
 
 
 def _progress(label: str, done: int, counts: list[dict]) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from unittest import mock
 
 import jax
@@ -74,6 +75,17 @@ def test_a_second_call_trains_and_deploys_nothing_again_and_a_part_has_no_result
     assert "seed 0: " not in again and "no result was written" in again
     shown = lambda text: [line for line in text.splitlines() if line.startswith("│ memory")]
     assert shown(again) == shown(said) and len(shown(said)) == 2
+
+
+def test_a_trained_model_is_deployed_again_with_other_settings(finished, tmp_path):
+    at = tmp_path / "streams"
+    shutil.copytree(finished[0], at)
+    launches = lambda: (at / "memory_learns" / "seed_0" / "launches.jsonl").read_text()
+    before = launches()
+    said = run("streams", TINY, f"--runs={at}", f"--entry={MODEL[0]}", **SETTINGS | {"deployment.streams": 2})
+    assert launches() == before and "20 visits of 2 fresh streams" in said
+    kept = json.loads((at / "memory_learns" / "seed_0" / "streams" / "memory_learns.json").read_text())
+    assert kept["counts"]["tokens"] == [2 * LENGTH] * 20 and kept["settings"]["deployment"]["streams"] == 2
 
 
 def test_entries_and_settings_that_do_not_exist_are_refused(tmp_path):
@@ -231,8 +243,8 @@ def always(at):
     """`stream_runs.deployed` with the counts of "memory learns" in the place of all others'."""
     deployed = stream_runs.deployed
 
-    def read(config, entries, chosen, *_):
-        found = deployed(config, entries, ["memory learns"], 0, at, "streams_change")
+    def read(config, entries, chosen, seed, _, *more):
+        found = deployed(config, entries, ["memory learns"], seed, at, *more)
         return dict.fromkeys(chosen, found["memory learns"])
 
     return read
@@ -292,4 +304,4 @@ def test_a_model_of_short_visits_reads_long_ones(finished):
         said = run("streams", TINY, "--what=long", f"--entry={label}", f"--runs={at}", **SETTINGS)
     assert lines() == before and "10 visits of 3 fresh streams" in said and "no result was written" in said
     (kept,) = at.rglob("*2048*.json")
-    assert json.loads(kept.read_text())["tokens"] == [64 * SIZE] * 10
+    assert json.loads(kept.read_text())["counts"]["tokens"] == [64 * SIZE] * 10
