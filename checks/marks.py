@@ -57,6 +57,15 @@ MARKS = (
     Mark("streams", "memory learns", "over_least_highest", 0, 1.15, STREAMS),
     Mark("streams", "memory learns", "retrieval_accuracy_lowest", 0.995, 1, STREAMS),
     Mark("streams", "memory learns", "retrieval_accuracy_new_lowest", 0.99, 1, STREAMS),
+    *(Mark("streams_long", "memory learns, 2048 events", number, low, high, STREAMS)
+      for number, low, high in (
+        ("over_least_highest", 0, 1.15),
+        ("retrieval_accuracy_lowest", 0.995, 1),
+        ("retrieval_accuracy_new_lowest", 0.99, 1),
+        ("attention_tokens_end", 0, 0.016),
+    )),
+    Mark("streams_change", "memory learns", "over_least_highest", 0, 1.15, STREAMS),
+    Mark("streams_change", "memory learns", "retrieval_accuracy_changed_end", 0.99, 1, "Learned again to the end."),
     Mark("streams", "memory fixed", "attention_tokens_end", 0.045, 1, "A memory that is held empty must not help."),
     Mark("text", "cram", "text_megabytes", 20, INF, "A tenth of it is held out; less would be a few files."),
     Mark("text", "cram", "train_seconds", 0, 300, "Five minutes on two cores."),
@@ -102,6 +111,7 @@ SEEDS = {
     "srcd_small_shared": 5,
     "srcd_small_transformer": 3,
     "static": 3,
+    "streams_change": 3,
     "table_1": 5,
     "transfer": 3,
     "working_memory": 3,
