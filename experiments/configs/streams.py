@@ -40,7 +40,7 @@ puts changes into the training.
 |---|---|---|---|---|
 | demo | 64 events, 12 patterns | 2000 steps | 16 streams, 60 visits | 3 minutes for the first two entries |
 | tiny | 64 events, 12 patterns | 1200 steps | 16 streams, 100 visits | 3 minutes for the first two entries |
-| small | 256 events, 100 patterns | 2000 steps | 16 streams, 1000 visits | 15 minutes for the first two entries |
+| small | 256 events, 100 patterns | 2000 steps | 64 streams, 1000 visits | 20 minutes for the first two entries |
 """
 
 from configs.comparisons import BASELINES, TABLE_1
@@ -63,28 +63,13 @@ from cram_jax.training.controller import PriceConfig
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.settings import to_config
 
+SHORT = dict(length=64, patterns=12, lifetimes=(24, 48, 72), features=128, start=200, streams=16)
 VARIANTS = {
-    "demo": {
-        "run": RunConfig(steps=2000, length=64, batch=16, log_every=100, held_out_tokens=4096, probe_batches=0),
-        "data": StreamsConfig(srcd=SRCDConfig(patterns=12), lifetimes=(24, 48, 72)),
-        "features": 128,
-        "visits": 60,
-        "start": 200,
-    },
-    "tiny": {
-        "run": RunConfig(steps=1200, length=64, batch=16, log_every=100, held_out_tokens=4096, probe_batches=0),
-        "data": StreamsConfig(srcd=SRCDConfig(patterns=12), lifetimes=(24, 48, 72)),
-        "features": 128,
-        "visits": 100,
-        "start": 200,
-    },
-    "small": {
-        "run": RunConfig(steps=2000, length=256, batch=16, log_every=100, held_out_tokens=16384, probe_batches=0),
-        "data": StreamsConfig(srcd=SRCDConfig(patterns=100), lifetimes=(48, 96, 144)),
-        "features": 512,
-        "visits": 1000,
-        "start": 300,
-    },
+    "demo": SHORT | dict(steps=2000, visits=60),
+    "tiny": SHORT | dict(steps=1200, visits=100),
+    "small": dict(
+        steps=2000, length=256, patterns=100, lifetimes=(48, 96, 144), features=512, start=300, streams=64, visits=1000
+    ),
 }
 
 # The baselines have the settings of table_1, with its two layers: no less than there. A batch is a quarter of that
@@ -122,27 +107,31 @@ CHANGED = (*MODEL, "gradient adapter", "mamba2, carried", "palimpsa, carried")
 def get_config(variant: str = "small") -> ConfigDict:
     """Returns the settings of one variant; ValueError for an unknown one."""
     chosen = runs.variant_of(VARIANTS, variant)
-    run = chosen["run"]
+    length = chosen["length"]
+    run = RunConfig(
+        steps=chosen["steps"], length=length, batch=16, log_every=100, held_out_tokens=64 * length, probe_batches=0
+    )
+    data = StreamsConfig(srcd=SRCDConfig(patterns=chosen["patterns"]), lifetimes=chosen["lifetimes"])
     layer = PosteriorCRAMConfig(
-        episodic=EpisodicConfig(heads=1, memory=run.length), semantic=PosteriorConfig(features=chosen["features"])
+        episodic=EpisodicConfig(heads=1, memory=length), semantic=PosteriorConfig(features=chosen["features"])
     )
     config = runs.settings(
         run,
         {
             "posterior_cram": layer,
-            "cram": CRAMConfig(episodic=EpisodicConfig(memory=run.length)),
+            "cram": CRAMConfig(episodic=EpisodicConfig(memory=length)),
             "transformer": AttentionConfig(),
             "seqboat": SeqBoatConfig(),
             "mamba2": Mamba2Config(),
             "palimpsa": PalimpsaConfig(),
         },
         price=PriceConfig(start=chosen["start"]),
-        data=to_config(chosen["data"]),
+        data=to_config(data),
         dynamics_weight=StreamsTask().dynamics_weight,
         carried=False,  # whether training sequences join visits
         joined=(1, 4, 16),  # how many, in equal parts of the training one after the other
         deployment={
-            "streams": 16,
+            "streams": chosen["streams"],
             "visits": chosen["visits"],
             "budget": 0.5,  # of "routed by chance"
             "descent": {"rate": 2e-3, "steps": 1},  # of "gradient adapter": Adam's rate, and its steps in a visit
