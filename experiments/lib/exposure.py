@@ -16,6 +16,7 @@ SOURCES = (  # (result of experiments/compare.py, label of an entry)
     ("table_1", "cram"),
 )
 FROM = tuple(dict.fromkeys(name for name, _ in SOURCES))
+RIDGE, KNOWN_BELOW = "semantic.ridge", "routing.known_below"
 QUESTION = "Does the chance to attend fall as a power of exposure, and does a pattern stop attending at its own time?"
 
 
@@ -116,8 +117,11 @@ def compute(sources=SOURCES) -> dict:
         if found.get("patterns"):
             fit["transitions"] = transitions(found["patterns"])
         if weight := found.get("deployed", {}).get("posterior_cram.learning.first"):
-            ridge = results.at(source, "config.posterior_cram.semantic.ridge")
-            fit |= {"exponent_derived": derived(weight, ridge, fit["data"]["k"])}
+            ridge, below = (results.at(source, f"config.posterior_cram.{name}") for name in (RIDGE, KNOWN_BELOW))
+            fit |= {
+                "exponent_derived": derived(weight, ridge, fit["data"]["k"]),
+                "known_after": ridge * (1 / below - 1) / weight,  # writes until u = lambda / (lambda + k w) is below
+            }
         variant = source["data"].get("variant")
         fits[f"{label} ({variant})" if variant else label] = fit
     return fits

@@ -56,12 +56,13 @@ def test_the_exponent_of_the_posterior_is_derived_beside_the_measured_one(weight
         "deployed": {"posterior_cram.learning.first": weight},
         "exposures": [{"k": k.tolist(), "count": count.tolist(), "episodic": (count * chance).tolist()}],
     }
-    config = {"posterior_cram": {"semantic": {"ridge": 0.03}}}
+    config = {"posterior_cram": {"semantic": {"ridge": 0.03}, "routing": {"known_below": 0.35}}}
     source = {"config": config, "data": {}, "entries": {"slow": entry}}
     monkeypatch.setattr(exposure.results, "load", {"streams_speeds": source}.get)
     found = exposure.in_streams()["slow"]
     assert found["exponent"] == pytest.approx(found["exponent_derived"], abs=1e-3)
     assert found["data"]["k"] == list(range(40))
+    assert 0.03 / (0.03 + found["known_after"] * weight) == pytest.approx(0.35)
     # (1 + k w / lambda)^-1/2 is (1 + k)^-1/2 where a write weighs lambda; heavier ones fall faster at first
     assert np.sign(round(found["exponent"] - 0.5, 2)) == above_half
 
