@@ -112,6 +112,7 @@ SEEDS = {
     "srcd_small_transformer": 3,
     "static": 3,
     "streams_change": 3,
+    "streams_speeds": 3,
     "table_1": 5,
     "transfer": 3,
     "working_memory": 3,
