@@ -1,11 +1,12 @@
 """Trains on streams, then deploys the fixed models in fresh ones: does attention fall by experience alone?
 
-python experiments/streams.py --config=experiments/configs/streams.py:small --runs=runs/streams [--seeds=3]
-python experiments/streams.py --what=controls --runs=runs/streams              # and all that it is compared with
-python experiments/streams.py --what=long --runs=runs/streams                  # the model on visits of 2048 events
-python experiments/streams.py --what=speeds --runs=runs/streams                # slow and fast consolidation, for Eq 14
-python experiments/streams.py --runs=runs/streams --entry="seqboat"            # a part, so no result
+python experiments/streams.py --config=experiments/configs/streams.py:small --runs=runs/streams_small [--seeds=3]
+python experiments/streams.py --config=... --runs=... --what=controls          # and all that it is compared with
+python experiments/streams.py --config=... --runs=... --what=long              # the model on visits of 2048 events
+python experiments/streams.py --config=... --runs=... --what=speeds            # slow and fast consolidation, for Eq 14
+python experiments/streams.py --config=... --runs=... --entry="seqboat"        # a part, so no result
 
+A result and its figure are written to a folder with its name below --runs, beside the trainings that all share.
 The config file describes the entries, training, deployment and what is reported.
 """
 
@@ -18,10 +19,7 @@ from lib.figures import catalogue
 from lib.summary import Column
 
 QUESTION = "Does the attention of a fixed model fall in fresh streams, by what it retrieved there before?"
-COMMAND = (
-    "python experiments/streams.py --config=experiments/configs/streams.py:small --what={} --runs=runs/{} --seeds=N"
-)
-# What is trained: the result's name, and its entries. Both find the same trainings below --runs.
+# What is trained: the result's name, and its entries. All find the same trainings below --runs.
 WHAT = {
     "model": ("streams", MODEL),
     "controls": ("streams_controls", tuple(ENTRIES)),
@@ -101,16 +99,15 @@ def main(args) -> None:
     if set(chosen) != set(whole):
         return print("This was a part of the entries, so no result was written.")
     config = args.config.copy_and_resolve_references()
-    catalogue.leave(
-        gather.result(name, QUESTION, COMMAND.format(args.what, name), made, config=config, entries=entries), at
-    )
+    command = stream_runs.command("streams", args)
+    catalogue.leave(gather.result(name, QUESTION, command, made, config=config, entries=entries), at / name)
 
 
 if __name__ == "__main__":
     launch.run(
         main,
         config="streams.py:small",
-        runs="runs/streams",
+        runs="runs/streams_small",
         seeds=1,
         what=launch.Flag("model", "The model alone, beside all controls, on long visits, or for Eq 14.", tuple(WHAT)),
         entry=launch.Flag([], "Only the entry with this label; may be repeated. All by default.", tuple(ALL)),

@@ -1,11 +1,11 @@
 """Deploys models trained on streams where patterns change their answers: is what was learned before unlearned?
 
-python experiments/streams_change.py --config=experiments/configs/streams.py:small --runs=runs/streams [--seeds=3]
-python experiments/streams_change.py --what=controls --runs=runs/streams       # and all that carry something else
-python experiments/streams_change.py --what=ablations --config=experiments/configs/streams.py:tiny --seeds=3
+python experiments/streams_change.py --config=experiments/configs/streams.py:small --runs=runs/streams_small [--seeds=3]
+python experiments/streams_change.py --config=... --runs=... --what=controls   # and all that carry something else
+python experiments/streams_change.py --config=... --runs=... --what=ablations  # and with one thing changed each
 
 The trained models are those of `streams.py`; what is not trained yet is trained first. At `deployment.change.visit` a
-share of each stream's patterns get other answers. Result and figure are written to the folder `change` below --runs.
+share of each stream's patterns get other answers. A result and its figure are written to a folder below --runs.
 
 Reported of the changed patterns: right answers, by the number of bindings of the pattern since the change; wrong
 answers for each pattern; and attention in units of the least, before and after the change. A changed pattern counts
@@ -26,16 +26,12 @@ from ml_collections import ConfigDict
 from cram_jax.tasks.streams import StreamsConfig
 
 QUESTION = "Does a fixed model in fresh streams answer rightly after patterns have changed, and what does it attend?"
-COMMAND = (
-    "python experiments/streams_change.py --config=experiments/configs/streams.py:small --what={} --runs=runs/{} "
-    "--seeds=N"
-)
 ALL = ENTRIES | ABLATIONS
-# What is compared: the result's name, the trainings' directory, and the entries.
+# What is compared: the result's name, and the entries.
 WHAT = {
-    "model": ("streams_change", "streams", MODEL),
-    "controls": ("streams_change_controls", "streams_controls", CHANGED),
-    "ablations": ("streams_ablations", "streams_ablations", tuple(ABLATIONS)),
+    "model": ("streams_change", MODEL),
+    "controls": ("streams_change_controls", CHANGED),
+    "ablations": ("streams_ablations", tuple(ABLATIONS)),
 }
 COUNTED = "streams_change"  # folder of the counts, in the directory of a training
 BLOCK = 5  # visits
@@ -108,7 +104,7 @@ def entry(config: ConfigDict, of: Entry, seeds: dict[int, stream_runs.Counts], m
 
 
 def main(args) -> None:
-    at, seeds, (name, trainings, whole) = Path(args.runs), range(args.seeds), WHAT[args.what]
+    at, seeds, (name, whole) = Path(args.runs), range(args.seeds), WHAT[args.what]
     chosen = list(dict.fromkeys(args.entry or whole))
     settings = args.config.deployment.change
     change = lambda data: changing(args.config, data)
@@ -132,16 +128,16 @@ def main(args) -> None:
     data = {"by_binding": by_binding}
     if args.what == "ablations":
         data["groups"] = {group: list(entries) for group, entries in GROUPS.items()}
-    command = COMMAND.format(args.what, trainings)
+    command = stream_runs.command("streams_change", args)
     result = gather.result(name, QUESTION, command, made, config=config, entries=entries, data=data)
-    catalogue.leave(result, at / "change")
+    catalogue.leave(result, at / name)
 
 
 if __name__ == "__main__":
     launch.run(
         main,
         config="streams.py:small",
-        runs="runs/streams",
+        runs="runs/streams_small",
         seeds=1,
         what=launch.Flag("model", "The model alone, or beside all controls.", tuple(WHAT)),
         entry=launch.Flag([], "Only the entry with this label; may be repeated. All by default.", tuple(ALL)),

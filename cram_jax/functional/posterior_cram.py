@@ -151,15 +151,15 @@ class PosteriorCRAMConfig(Layer):
 
         need = two_stage.need(params.router, z_BxTxD, gap_BxT, noise(0), self.routing)
         tells_BxT = writes.kept_BxT & ~need.hard  # a token that asks has no answer to compare with
-        told = tells_BxT, seen_BxTxD, self.contradictions, self.learning.told, used
-        against, rehearsed = addressed.told(held, memory, *told)
-        doubt = None if uniform_BxTx4 is None else uniform_BxTx4[..., 2]
-        audited = two_stage.audits(doubt, ~need.hard, need.mean, train, self.routing)
+        how = self.contradictions, self.learning.own_weights
+        against, own = addressed.told(held, memory, tells_BxT, seen_BxTxD, *how, used)
+        coin = None if uniform_BxTx4 is None else uniform_BxTx4[..., 2]
+        audited = two_stage.audits(coin, ~need.hard, need.mean, train, self.routing)
         looks_BxT = need.hard | audited[0] | ~used
         plan = addressed.listed(looks_BxT)
         first_BxT = jnp.zeros((B, T), jnp.int32) if segment_BxT is None else kernels.segment_firsts(segment_BxT)
         asked = addressed.look_up(held, memory, plan, seen_BxTxD, first_BxT, against, self.semantic.bandwidth, used)
-        made = self._decide(params, state, need, audited, looks_BxT, asked, noise(3), doubt, train)
+        made = self._decide(params, state, need, audited, looks_BxT, asked, noise(3), coin, train)
 
         attends = addressed.plan_reads(made.attended_BxT, writes.kept_BxT, segment_BxT, self.episodic.memory)
         computed, c_BxTxD = cast(params.episodic, self.compute_dtype), cast(z_BxTxD, self.compute_dtype)
@@ -170,7 +170,7 @@ class PosteriorCRAMConfig(Layer):
 
         weight_BxT = stream_memory.weights(state, made, found_BxT, asked, self.learning)
         written = addressed.written(held, plan, seen_BxTxD, r_BxTxD, weight_BxT, used)
-        stats = stream_memory.statistics(state, r_BxTxD, found_BxT, jax.tree.map(jnp.add, rehearsed, written))
+        stats = stream_memory.statistics(state, r_BxTxD, found_BxT, jax.tree.map(jnp.add, own, written))
         familiarity_BxT, quality_BxT = stream_memory.quality(state, found_BxT, r_BxTxD, asked)
         routes = two_stage.report(made, writes, found_BxT, familiarity_BxT, quality_BxT, used)
         sums = two_stage.memory_sums(made, writes, found_BxT, familiarity_BxT, reads_BxT, used)
@@ -192,14 +192,14 @@ class PosteriorCRAMConfig(Layer):
         tells_Bx1 = (writes.kept_BxT & ~need.hard)[:, None]
         wrong_B = (tells_Bx1 & compared.contradicts)[:, 0]
         against = addressed.noted(cache.against, address_BxE, wrong_B, cache.position)
-        doubt = None if uniform_Bx4 is None else uniform_Bx4[..., 2]
-        audited = two_stage.audits(doubt, ~need.hard, need.mean, False, self.routing)
+        coin = None if uniform_Bx4 is None else uniform_Bx4[..., 2]
+        audited = two_stage.audits(coin, ~need.hard, need.mean, False, self.routing)
         looks_B = need.hard | audited[0] | ~state.retrievals.released
         place_Bx1 = jnp.full((B, 1), cache.position)
         at = address_BxE[:, None], place_Bx1, jnp.zeros_like(place_Bx1)
         asked = addressed.ask(params.episodic, state.memory, *at, against, self.semantic.bandwidth)
         asked = jax.tree.map(lambda a: jnp.where(looks_B.reshape(-1, *[1] * (a.ndim - 2)), a[:, 0], 0), asked)
-        made = self._decide(params, state, need, audited, looks_B, asked, None, doubt, False)
+        made = self._decide(params, state, need, audited, looks_B, asked, None, coin, False)
 
         computed, c_BxD = cast(params.episodic, self.compute_dtype), cast(z_BxD, self.compute_dtype)
         ring = cache.episodic
@@ -214,7 +214,7 @@ class PosteriorCRAMConfig(Layer):
         weight_B = stream_memory.weights(state, made, found_B, asked, self.learning)
         written = posterior.writes(phi_Bx1xF, r_BxD[:, None], weight_B[:, None])
         tells_Bx1 &= state.retrievals.released
-        own_Bx1 = jnp.where(tells_Bx1, jnp.where(compared.agrees, *self.learning.told), 0)
+        own_Bx1 = jnp.where(tells_Bx1, jnp.where(compared.agrees, *self.learning.own_weights), 0)
         written = jax.tree.map(jnp.add, written, posterior.writes(phi_Bx1xF, own_Bx1xD, own_Bx1))
         stats = stream_memory.statistics(state, r_BxD[:, None], found_B[:, None], written)
         guessed = stream_memory.quality(state, found_B, r_BxD, asked)
@@ -225,9 +225,9 @@ class PosteriorCRAMConfig(Layer):
     def _decide_writes(self, params: PosteriorCRAMParams, z, uniform) -> Writes:
         return episodic.decide_writes(params.episodic.write, z, jnp.ones(z.shape[:-1]), uniform, cfg=self.episodic)
 
-    def _decide(self, params, state: StreamState, need, audited, looks, asked, uniform, doubt, train) -> Decisions:
+    def _decide(self, params, state: StreamState, need, audited, looks, asked, uniform, coin, train) -> Decisions:
         u = jnp.maximum(asked.u_BxT, asked.doubt_BxT)
-        more = dict(uniform=uniform, doubt=doubt, train=train, cfg=self.routing)
+        more = dict(uniform=uniform, coin=coin, train=train, cfg=self.routing)
         return two_stage.decide(params.router, need, audited, u, looks, state.retrievals.released, **more)
 
     def mixer_params(self, params):

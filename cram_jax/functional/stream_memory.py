@@ -26,14 +26,16 @@ LEAST = 1e-6  # smallest divisor
 @dataclasses.dataclass(frozen=True)
 class LearningConfig:
     """first, growth: a retrieval is written with the weight first + growth times what is at its address already.
-        So what is met once takes little of the memory, and a new value outweighs the one that it contradicts.
+        One write is enough to be recalled (u = lambda / (lambda + first)), but little beside what is written again and
+        again, so what is met once fades soon. A new value outweighs the one that it contradicts.
     most: the largest weight of a write. Many tokens may write at one address in one visit. Without a bound each of them
         would multiply what is there.
     rehearsal: weight of the write of a kept event whose own value is what semantic memory recalls at its address. So
         what comes again stays, and what does not fades. It writes its value, not the recall: recalls that are written
         again and again drift away from what was retrieved.
-    shown: weight of the write of a kept event that the memory does not recall yet. Above 0, a binding is learned when
-        it is shown, without being asked for; 0 learns only what was retrieved.
+    shown: weight of the write of a kept event whose own value the memory does not recall: it recalls nothing, or
+        another value. Above 0, a binding is learned when it is shown, without being asked for; 0 learns only what was
+        retrieved.
     decay: of the running mean and variance of retrievals, per visit; 0.99 remembers about 100 visits.
     """
 
@@ -57,7 +59,7 @@ class LearningConfig:
             raise ValueError(f"decay must be in [0, 1), got {self.decay}")
 
     @property
-    def told(self) -> tuple[float, float]:
+    def own_weights(self) -> tuple[float, float]:
         """Weights of an event's own value, where that is recalled already and where it is not (`addressed.told`)."""
         return self.rehearsal, self.shown
 

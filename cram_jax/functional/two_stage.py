@@ -2,7 +2,7 @@
 
 The first stage is learned; the second follows from the memory's uncertainty. The three probabilities are products:
 pi^E = need (1 - known), pi^S = need known, and the rest is working memory only. Only tokens that need memory, or are
-audited, look anything up; so both memories are sparse.
+audited, ask semantic memory; so both memories are sparse.
 """
 
 import dataclasses
@@ -165,7 +165,7 @@ def decide(
     released: Bool[Array, ""],
     *,
     uniform: Array | None,
-    doubt: Array | None,
+    coin: Array | None,
     train: bool,
     cfg: TwoStageConfig,
 ) -> Decisions:
@@ -176,13 +176,13 @@ def decide(
       audited: what `audits` drew among tokens that need no memory.
       u, looked: see `known`.
       released: while it is False, every token attends.
-      uniform, doubt: random numbers of the second stage, and of audits.
+      uniform, coin: random numbers of the second stage, and of audits.
     """
     knows = known(params, u, looked, uniform, cfg)
     choice = jnp.where(needs.hard, jnp.where(knows.hard, SEMANTIC, EPISODIC), WORKING)
     choice = jnp.where(released, choice, EPISODIC)
     answered, (idle, rate) = choice == SEMANTIC, audited
-    checked, checked_rate = audits(doubt, answered, needs.mean * (1 - knows.mean), train, cfg)
+    checked, checked_rate = audits(coin, answered, needs.mean * (1 - knows.mean), train, cfg)
     weight = 1 / jnp.maximum(jnp.where(answered, checked_rate, rate), 1e-6)
     return Decisions(choice, (idle & (choice == WORKING)) | checked, weight, needs, knows)
 

@@ -1,8 +1,7 @@
 """Streams of SRCD: attention that falls by experience, after training, with fixed parameters and without labels.
 
-python experiments/streams.py --config=experiments/configs/streams.py:VARIANT --runs=runs/streams [--what=controls]
-python experiments/streams.py --config=experiments/configs/streams.py:small --what=long --runs=runs/streams
-python experiments/streams_change.py --config=experiments/configs/streams.py:VARIANT --runs=runs/streams [--what=...]
+python experiments/streams.py --config=experiments/configs/streams.py:VARIANT --runs=runs/streams_VARIANT [--what=...]
+python experiments/streams_change.py --config=experiments/configs/streams.py:VARIANT --runs=runs/streams_VARIANT
 
 1. Training: each row of a batch is a stream with bindings of its own, replaced by a fresh one at the end of its life.
 2. Deployment: parameters are fixed. Fresh streams are read visit by visit, with no label and no gradient; only what is
@@ -20,8 +19,8 @@ python experiments/streams_change.py --config=experiments/configs/streams.py:VAR
 | mamba2, palimpsa, carried | these, two layers, on `joined` visits in one sequence | their recurrent state |
 
 - With an empty memory, the event alone decides who attends. So "memory fixed" and "no consolidation" are static routers
-  that were learned, and "routed by chance" is one that was not: by Theorem 1 it answers at most the share of queries
-  that attend, and of the others what a guess among all answers gets right.
+  that were learned. "Routed by chance" picks among the tokens that need memory: by Theorem 1 it answers at most the
+  share of queries that attend, and of the others what a guess among all answers gets right.
 - The router of the gradient adapter met no familiar pattern in training, because one adapter served all streams.
 - The gradient adapter retrieves for every token of a visit, after it was answered, to teach its adapter. These
   retrievals are attention as well. They are reported as `consolidation_tokens`, beside `attention_tokens`.
@@ -128,6 +127,7 @@ def get_config(variant: str = "small") -> ConfigDict:
         price=PriceConfig(start=chosen["start"]),
         data=to_config(data),
         dynamics_weight=StreamsTask().dynamics_weight,
+        variant=variant,  # named in the command of a result
         carried=False,  # whether training sequences join visits
         joined=(1, 4, 16),  # how many, in equal parts of the training one after the other
         deployment={

@@ -1,7 +1,7 @@
 """Ablations of the memory of a stream: one thing is changed each, in training or in deployment alone.
 
-python experiments/streams_change.py --config=experiments/configs/streams.py:tiny --what=ablations --seeds=3
-python experiments/streams.py --config=experiments/configs/streams.py:tiny --what=speeds --seeds=3
+python experiments/streams_change.py --config=experiments/configs/streams.py:tiny --runs=... --what=ablations
+python experiments/streams.py --config=experiments/configs/streams.py:tiny --runs=... --what=speeds
 
 Sizes fit the variant `tiny`.
 """

@@ -12,7 +12,7 @@ from cram_jax.models.stack import Stack
 from cram_jax.tasks.srcd import SRCDBatch
 from cram_jax.training.consolidate import attentive, learn, taught_optimizer
 from cram_jax.training.step import Learner, Params
-from lib.controls import by_chance
+from lib.controls import by_chance, never_written
 
 
 class Reading(NamedTuple):
@@ -163,8 +163,11 @@ def _reading(model: Stack, y_BxTxD: Tokens, aux) -> Reading:
 
 
 def fixed(learner: Learner, settings: ConfigDict) -> Reader:
-    """Memories stay empty, if the model has any. Then the event alone decides who attends."""
-    return Reader(learner)
+    """Memories stay empty, if the model has any. Then the event alone decides who attends.
+
+    An empty memory need not be asked, compared with or solved, so no operations are counted for it.
+    """
+    return Reader(dataclasses.replace(learner, model=learner.model.replace(never_written)))
 
 
 def learning(learner: Learner, settings: ConfigDict) -> Reader:

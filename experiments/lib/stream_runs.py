@@ -185,6 +185,15 @@ def entry(of: Entry, made: dict, found: list[dict], **parts) -> dict:
     return strict({"settings": of.settings, "runs": flat, **gather.statistics(flat), **parts})
 
 
+def command(main: str, args) -> str:
+    """Returns the command of a result. Trainings of one variant share a directory, whatever is made of them."""
+    variant = args.config.variant
+    return (
+        f"python experiments/{main}.py --config=experiments/configs/streams.py:{variant} --what={args.what} "
+        f"--runs=runs/streams_{variant} --seeds={args.seeds}"
+    )
+
+
 def table(columns: Iterable[summary.Column], entries: dict[str, dict]) -> list[tuple[str, ...]]:
     """Returns a heading, and a row for each entry: means over seeds, a dash where there is none.
 

@@ -60,15 +60,15 @@ def counts(models):
 
 def test_two_entries_share_a_training_and_others_are_not_trained(finished):
     at, said = finished
-    assert [path.name for path in at.iterdir() if path.is_dir()] == ["memory_learns"]
+    assert sorted(path.name for path in at.iterdir()) == ["memory_learns", "streams"]
     assert said.count(f"seed 0: {at / 'memory_learns' / 'seed_0'}") == 1
     assert "memory learns: visits 10 to 19" in said and "memory fixed" in said
-    assert list(results.load(at.name, at.parent)["entries"]) == list(MODEL)
+    assert list(results.load("streams", at)["entries"]) == list(MODEL)
 
 
 def test_a_second_call_trains_and_deploys_nothing_again_and_a_part_has_no_result(finished):
     at, said = finished
-    times = lambda: {path: path.stat().st_mtime_ns for path in (*at.rglob("streams/*.json"), at / "result.json")}
+    times = lambda: {path: path.stat().st_mtime_ns for path in at.rglob("streams/*.json")}
     before = times()
     again = run("streams", TINY, f"--runs={at}", "--what=controls", *map("--entry={}".format, MODEL), **SETTINGS)
     assert times() == before and len(before) == 3
@@ -98,11 +98,12 @@ def test_entries_and_settings_that_do_not_exist_are_refused(tmp_path):
 def test_all_entries_make_one_result(counts, tmp_path):
     with mock.patch.object(stream_runs, "deployed", lambda *args: counts):
         said = run("streams", TINY, "--what=controls", f"--runs={tmp_path}", **SETTINGS)
-    result = results.load(tmp_path.name, tmp_path.parent)
+    result = results.load("streams_controls", tmp_path)
     assert list(result["entries"]) == list(ENTRIES)
     lines = [line for line in said.splitlines() if any(line.strip(" │").startswith(label) for label in ENTRIES)]
     assert len(lines) == len(ENTRIES)
-    assert (tmp_path / "figure.png").stat().st_size > 10_000 and (tmp_path / "figure.svg").exists()
+    drawn = tmp_path / "streams_controls" / "figure"
+    assert drawn.with_suffix(".png").stat().st_size > 10_000 and drawn.with_suffix(".svg").exists()
 
 
 def test_entries_are_asked_the_same_and_attend_as_they_are(counts):
@@ -225,7 +226,7 @@ def test_a_change_makes_one_result(finished, counts, tmp_path):
     # When all entries are gathered, here with the counts of that one, then they make a result and a figure
     with mock.patch.object(stream_runs, "deployed", always(at)):
         run("streams_change", TINY, "--what=controls", f"--runs={tmp_path}", **SETTINGS)
-    result = results.load("change", tmp_path)
+    result = results.load("streams_change_controls", tmp_path)
     assert list(result["entries"]) == list(CHANGED)
     found = result["entries"]["memory learns"]
     asked, right = (np.array(result["data"]["by_binding"]["memory learns"][name]) for name in ("asked", "right"))
@@ -234,7 +235,7 @@ def test_a_change_makes_one_result(finished, counts, tmp_path):
     assert found["curves"][0]["first_visit"] == [0, 5, 10, 15]
     unknown = [share is None for share in found["curves"][0]["retrieval_accuracy_changed"]]
     assert unknown == [True, True, False, False]
-    assert (tmp_path / "change" / "figure.png").stat().st_size > 10_000
+    assert (tmp_path / "streams_change_controls" / "figure.png").stat().st_size > 10_000
     said = refused("streams_change", TINY, f"--runs={tmp_path}", **SETTINGS | {"deployment.change.visit": 19})
     assert "deployment.change.visit must be between" in said
 
@@ -253,12 +254,12 @@ def always(at):
 def test_ablations_make_one_result(finished, tmp_path):
     with mock.patch.object(stream_runs, "deployed", always(finished[0])):
         said = run("streams_change", TINY, "--what=ablations", f"--runs={tmp_path}", **SETTINGS)
-    result = results.load("change", tmp_path)
+    result = results.load("streams_ablations", tmp_path)
     assert result["name"] == "streams_ablations" and list(result["entries"]) == list(ABLATIONS)
     assert result["data"]["groups"] == {group: list(entries) for group, entries in GROUPS.items()}
     assert all(label in said for label in ABLATIONS)
     assert result["entries"]["keep all"]["deployed"] == {"posterior_cram.semantic.keep": 1.0}
-    assert (tmp_path / "change" / "figure.png").stat().st_size > 10_000
+    assert (tmp_path / "streams_ablations" / "figure.png").stat().st_size > 10_000
 
 
 def test_an_ablation_changes_the_model_and_in_deployment_no_shape_of_it():

@@ -169,7 +169,8 @@ def _legend(entries: list[dict], unchanged: dict | None) -> list[Line2D]:
     handles += [mark("mean of the seeds" if several > 1 else "one seed", marker="o", color=style.BLUE, ms=4)]
     routed = [found["mean"] for found in entries if found["mean"].get("attention_tokens_end")]
     if any("least_end" in mean for mean in routed):
-        handles += [mark("the least that answers every query", marker="x", color=style.RED, ms=4)]
+        said = "first queries: of new bindings, and of patterns not asked for before"
+        handles += [mark(said, marker="x", color=style.RED, ms=4)]
     elif any(mean.get("realised_new_share") for mean in routed):
         without = any(found["mean"].get("realised_new_share") == 0 for found in entries)
         said = "floor: queries of new bindings" + " (0 is not drawn)" * without

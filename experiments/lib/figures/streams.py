@@ -59,7 +59,7 @@ def draw(result: dict) -> Figure:
     first = next(iter(result["entries"].values()))
     learns = _middles(first, BLOCK)
     least = {"color": style.BLACK, "ls": "--", "lw": 0.9}
-    band(attention, learns, "least", "least that answers every query", least)
+    band(attention, learns, "least", "first queries", least)
     band(attention, learns, "queries", "all queries", {"color": style.GREY, "ls": ":", "lw": 0.9})
     attention.set(xlabel="visit of a fresh stream", ylabel="tokens that attend (%)")
     shares = [share for curve in learns for share in (*curve["attention_tokens"], *curve["least"]) if share]
@@ -100,7 +100,7 @@ def change(result: dict) -> Figure:
         asked, right = (np.array([sum(by_binding[name][a:b]) for a, b in BINDINGS]) for name in ("asked", "right"))
         some = asked > 0
         binding.plot(np.arange(len(BINDINGS))[some], 100 * right[some] / asked[some], **line)
-    attention.set(xlabel="visit of a fresh stream", ylabel="attention over the least", ylim=(0, None))
+    attention.set(xlabel="visit of a fresh stream", ylabel="tokens that attend,\nover first queries", ylim=(0, None))
     style.moment(attention, at, "change")
     answers.set(xlabel="visit of a fresh stream", ylabel="queries of changed patterns\nanswered right (%)")
     binding.set(xlabel="bindings of the pattern\nsince the change", ylabel=answers.get_ylabel())
