@@ -12,7 +12,8 @@ from lib.stream_runs import Entry
 
 SEMANTIC, LEARNING, ROUTING = (f"posterior_cram.{part}" for part in ("semantic", "learning", "routing"))
 FEATURES = {f"{count} features": {f"{SEMANTIC}.features": count} for count in (32, 64, 256)}
-AT_ONCE = {f"{LEARNING}.shown": 1.0}
+# A value that is written at once is recalled from then on. A contradiction would say that it must not be.
+AT_ONCE = {f"{LEARNING}.shown": 1.0, "posterior_cram.contradictions": 0}
 
 
 def _deployed(changed: dict, trained: dict | None = None, reader=readers.learning) -> Entry:
