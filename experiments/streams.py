@@ -85,7 +85,7 @@ def main(args) -> None:
     for label in chosen:  # so that wrong settings show before the first training
         stream_runs.build(stream_runs.settings(args.config, ALL[label], 0))
     counts = {seed: stream_runs.deployed(args.config, ALL, chosen, seed, at, COUNTED) for seed in seeds}
-    made = stream_runs.made_by(at, ALL, chosen, seeds)
+    made = stream_runs.made_by(at, ALL, chosen, seeds, COUNTED)
     entries = {label: entry(ALL[label], {seed: counts[seed][label] for seed in seeds}, made) for label in chosen}
     settings = stream_runs.deployed_settings(args.config, ALL[chosen[0]]).deployment
     visits = f"{settings.visits} visits of {settings.streams} fresh streams"

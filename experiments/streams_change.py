@@ -114,7 +114,7 @@ def main(args) -> None:
     visits = {"deployment.visits": settings.visits}
     read = {label: of._replace(deployed=of.deployed | visits) for label, of in ALL.items()}
     counts = {seed: stream_runs.deployed(args.config, read, chosen, seed, at, COUNTED, change) for seed in seeds}
-    made = stream_runs.made_by(at, ALL, chosen, seeds)
+    made = stream_runs.made_by(at, ALL, chosen, seeds, COUNTED)
     entries, by_binding = {}, {}
     for label in chosen:
         of_seeds = {seed: counts[seed][label] for seed in seeds}

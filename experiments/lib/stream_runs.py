@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 from cram_jax.tasks.streams import StreamsConfig
 from cram_jax.tasks.streams_task import StreamsTask
 from cram_jax.training.loop import RunConfig
+from cram_jax.training.machine import versions
 from cram_jax.training.metrics import read, strict
 from cram_jax.training.settings import claim_workdir, from_config
-from cram_jax.training.step import Learner
+from cram_jax.training.step import Learner, TrainState
 from lib import deployment, gather, grid, live, runs, summary
 from lib.joined import JoinedTask
 from lib.readers import Reader
@@ -113,43 +114,45 @@ def deployed(
     """
     found, trained = {}, {}
     for label in chosen:
-        own, place = settings(config, entries[label], seed), workdir(at, entries, label, seed)
-        fresh, settled = deployed_learner(own, entries[label], change), deployed_settings(own, entries[label])
+        entry, place = entries[label], workdir(at, entries, label, seed)
+        own = settings(config, entry, seed)
+        fresh, settled = deployed_learner(own, entry, change), deployed_settings(own, entry)
         # Without those of the deployment, so that a trained model can be deployed with other settings
         of_training = ConfigDict({name: of for name, of in own.items() if name != "deployment"})
         claim_workdir(place, of_training)
-        path = place / kept / f"{grid.folder(label)}.json"
+        path = _counts_file(place, kept, label)
         asked = json.loads(json.dumps(settled.to_dict() | {"data": dataclasses.asdict(fresh.task.data)}))
-        counts = _kept(path, asked)
-        if counts is None:
+        if not path.exists() or json.loads(path.read_text())["settings"] != asked:
             learner, run = build(own)
             if place not in trained:
                 print(f"{label}, seed {seed}: {place}", flush=True)
                 trained[place], _ = runs.train(of_training, learner, run, place)
-            lines = functools.partial(_progress, label)
-            with live.shown(f"{label}, seed {seed}", settled.deployment.visits, lines) as show:
-                counts = deployment.deploy(
-                    entries[label].reader(fresh, settled.deployment),
-                    trained[place],
-                    size=settled.deployment.streams,
-                    visits=settled.deployment.visits,
-                    length=settled.run.length,
-                    seed=seed,
-                    show=show,
-                )
+            counts = _deploy(label, entry.reader(fresh, settled.deployment), trained[place], settled)
             path.parent.mkdir(exist_ok=True)
             listed = {name: values.tolist() for name, values in counts.items()}
-            path.write_text(json.dumps({"settings": asked, "counts": listed}))
-        found[label] = counts
+            path.write_text(json.dumps({"settings": asked, "made_by": versions(), "counts": listed}))
+        counts = json.loads(path.read_text())["counts"]
+        found[label] = {name: np.array(values) for name, values in counts.items()}
     return found
 
 
-def _kept(path: Path, asked: dict) -> Counts | None:
-    """Counts of an earlier deployment, if it had these settings."""
-    if not path.exists():
-        return None
-    kept = json.loads(path.read_text())
-    return {name: np.array(of) for name, of in kept["counts"].items()} if kept["settings"] == asked else None
+def _counts_file(place: Path, kept: str, label: str) -> Path:
+    return place / kept / f"{grid.folder(label)}.json"
+
+
+def _deploy(label: str, reader: Reader, trained: TrainState, settled: ConfigDict) -> Counts:
+    """Deploys a trained model, in sight of a person."""
+    visits = settled.deployment.visits
+    with live.shown(f"{label}, seed {settled.seed}", visits, functools.partial(_progress, label)) as show:
+        return deployment.deploy(
+            reader,
+            trained,
+            size=settled.deployment.streams,
+            visits=visits,
+            length=settled.run.length,
+            seed=settled.seed,
+            show=show,
+        )
 
 
 def _progress(label: str, done: int, counts: list[dict]) -> None:
@@ -165,11 +168,16 @@ def _progress(label: str, done: int, counts: list[dict]) -> None:
     )
 
 
-def made_by(at: Path, entries: dict[str, Entry], chosen: Iterable[str], seeds: Iterable[int]) -> dict:
-    """Returns `made_by` of a result of these entries, from all launches of their trainings."""
-    seeds = list(seeds)
-    places = dict.fromkeys(workdir(at, entries, label, seed) for label in chosen for seed in seeds)
-    return gather.made_by_launches([line for place in places for line in read(place / "launches.jsonl")])
+def made_by(at: Path, entries: dict[str, Entry], chosen: Iterable[str], seeds: Iterable[int], kept: str) -> dict:
+    """Returns `made_by` of a result of these entries: from all launches of their trainings, and from the deployments.
+
+    Args: as for `deployed`.
+    """
+    runs_of = [(workdir(at, entries, label, seed), label) for label in chosen for seed in seeds]
+    places = dict.fromkeys(place for place, _ in runs_of)
+    launches = [line for place in places for line in read(place / "launches.jsonl")]
+    deployments = [json.loads(_counts_file(place, kept, label).read_text())["made_by"] for place, label in runs_of]
+    return gather.made_by_launches(launches + deployments)
 
 
 def entry(of: Entry, made: dict, found: list[dict], **parts) -> dict:

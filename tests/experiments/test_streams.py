@@ -13,7 +13,7 @@ from commands import refused, run, written
 from configs import streams as streams_config
 from configs.streams import CHANGED, LONGER, MODEL
 from configs.streams_ablations import ABLATIONS, GROUPS
-from lib import deployment, readers, results, stream_runs
+from lib import deployment, gather, readers, results, stream_runs
 from lib.stream_runs import Entry
 from stream_cases import ENTRIES, LENGTH, SETTINGS, SIZE, configured, reader_of, trained_for, visited
 
@@ -88,6 +88,17 @@ def test_a_trained_model_is_deployed_again_with_other_settings(finished, tmp_pat
     assert kept["counts"]["tokens"] == [2 * LENGTH] * 20 and kept["settings"]["deployment"]["streams"] == 2
 
 
+def test_a_result_names_the_commits_of_trainings_and_of_deployments(finished, tmp_path):
+    at = tmp_path / "streams"
+    shutil.copytree(finished[0], at)
+    file = at / "memory_learns" / "seed_0" / "streams" / "memory_fixed.json"
+    kept = json.loads(file.read_text())
+    file.write_text(json.dumps(kept | {"made_by": kept["made_by"] | {"commit": "another"}}))
+    (launch,) = (at / "memory_learns" / "seed_0" / "launches.jsonl").read_text().splitlines()
+    made = stream_runs.made_by(at, ENTRIES, MODEL, [0], "streams")
+    assert made["commits"] == sorted({json.loads(launch)["commit"], "another"})
+
+
 def test_entries_and_settings_that_do_not_exist_are_refused(tmp_path):
     assert "memory learns" in refused("streams", TINY, f"--runs={tmp_path}", "--entry=memory", **SETTINGS)
     said = refused("streams", TINY, "--what=controls", f"--runs={tmp_path}", **SETTINGS | {"joined": (3,)})
@@ -95,8 +106,14 @@ def test_entries_and_settings_that_do_not_exist_are_refused(tmp_path):
     assert not written(tmp_path) and not list(tmp_path.iterdir())
 
 
+def gathering(deployed):
+    """The mains take counts from `deployed`, and no directory says who made them."""
+    made = {"made_by": lambda *args: gather.made_by([]), "deployed": deployed}
+    return mock.patch.multiple(stream_runs, **made)
+
+
 def test_all_entries_make_one_result(counts, tmp_path):
-    with mock.patch.object(stream_runs, "deployed", lambda *args: counts):
+    with gathering(lambda *args: counts):
         said = run("streams", TINY, "--what=controls", f"--runs={tmp_path}", **SETTINGS)
     result = results.load("streams_controls", tmp_path)
     assert list(result["entries"]) == list(ENTRIES)
@@ -224,7 +241,7 @@ def test_a_change_makes_one_result(finished, counts, tmp_path):
     assert kept.stem == "memory_learns"
 
     # When all entries are gathered, here with the counts of that one, then they make a result and a figure
-    with mock.patch.object(stream_runs, "deployed", always(at)):
+    with gathering(always(at)):
         run("streams_change", TINY, "--what=controls", f"--runs={tmp_path}", **SETTINGS)
     result = results.load("streams_change_controls", tmp_path)
     assert list(result["entries"]) == list(CHANGED)
@@ -252,7 +269,7 @@ def always(at):
 
 
 def test_ablations_make_one_result(finished, tmp_path):
-    with mock.patch.object(stream_runs, "deployed", always(finished[0])):
+    with gathering(always(finished[0])):
         said = run("streams_change", TINY, "--what=ablations", f"--runs={tmp_path}", **SETTINGS)
     result = results.load("streams_ablations", tmp_path)
     assert result["name"] == "streams_ablations" and list(result["entries"]) == list(ABLATIONS)
