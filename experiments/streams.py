@@ -32,7 +32,7 @@ BLOCK = 10  # visits
 COLUMNS = (
     Column("attend:\nfirst", "attention_tokens_first"),
     Column("\nlast", "attention_tokens_end"),
-    Column("over least:\nhighest", "over_least_highest", ".2f"),
+    Column("over first\nqueries", "over_least_highest", ".2f"),
     Column("more, to\nconsolidate", "consolidation_tokens"),
     Column("right:\nfirst", "retrieval_accuracy_first"),
     Column("\nlast", "retrieval_accuracy_end"),
@@ -91,8 +91,9 @@ def main(args) -> None:
     visits = f"{settings.visits} visits of {settings.streams} fresh streams"
     least = summary.percent(next(iter(entries.values()))["mean"]["least_end"])
     title = f"{visits}, parameters fixed, no labels, seeds {', '.join(map(str, seeds))}"
+    about = f"Tokens that attend, queries answered right: the first and last ten visits. First queries at last: {least}"
     summary.show(
-        f"{title}\nTokens that attend, queries answered right: the first and last ten visits. Least at last: {least}",
+        f"{title}\n{about}",
         stream_runs.table(COLUMNS, entries),
         heading=True,
     )
@@ -111,5 +112,5 @@ if __name__ == "__main__":
         seeds=1,
         what=launch.Flag("model", "The model alone, beside all controls, on long visits, or for Eq 14.", tuple(WHAT)),
         entry=launch.Flag([], "Only the entry with this label; may be repeated. All by default.", tuple(ALL)),
-        takes="15 minutes for each seed of the model (small), two CPU cores",
+        takes="3 minutes for each seed of the model (tiny), two CPU cores",
     )

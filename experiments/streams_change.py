@@ -8,7 +8,7 @@ The trained models are those of `streams.py`; what is not trained yet is trained
 share of each stream's patterns get other answers. A result and its figure are written to a folder below --runs.
 
 Reported of the changed patterns: right answers, by the number of bindings of the pattern since the change; wrong
-answers for each pattern; and attention in units of the least, before and after the change. A changed pattern counts
+answers for each pattern; and attention over first queries, before and after the change. A changed pattern counts
 as one that the stream has not been asked for.
 """
 
@@ -40,7 +40,7 @@ COLUMNS = (
     *(Column(f"right at\nbinding {n}", f"changed_right_after_{n}") for n in range(1, SHOWN + 1)),
     Column("right:\nlast", "retrieval_accuracy_changed_end"),
     Column("wrong of\na pattern", "wrong_answers_per_pattern", ".2f"),
-    Column("over least:\nbefore", "over_least_before", ".2f"),
+    Column("over first:\nbefore", "over_least_before", ".2f"),
     Column("\nhighest", "over_least_highest", ".2f"),
     Column("\nlast", "over_least_end", ".2f"),
 )

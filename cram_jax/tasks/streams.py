@@ -149,11 +149,14 @@ def changes(cfg: StreamsConfig, visit: Number) -> Bool[Array, "P"]:
     return (jnp.arange(cfg.srcd.patterns) < cfg.changed) & now
 
 
-def needs_attention(batch: SRCDBatch, asked_BxP: Bool[Array, "B P"]) -> Bool[Array, "B T"]:
-    """Queries that no memory of earlier visits can answer, given `asked_before` this visit.
+def first_queries(batch: SRCDBatch, asked_BxP: Bool[Array, "B P"]) -> Bool[Array, "B T"]:
+    """Queries of one-off bindings, and of patterns that no earlier visit asked for since their answer last changed.
 
-    They are the queries of one-off bindings, and of patterns that no query of an earlier visit asked for since their
-    answer last changed. Their share is the least attention that answers every query.
+    Their share is the least attention of a memory that learns from retrievals only, if every query is answered. A
+    memory that also learns from the events that state bindings may need less.
+
+    Args:
+      asked_BxP: `asked_before` this visit.
     """
     known_BxT = jnp.take_along_axis(asked_BxP, jnp.maximum(batch.pattern_BxT, 0), axis=1)
     return (batch.kind_BxT == QUERY) & (batch.is_new_BxT | ~known_BxT)

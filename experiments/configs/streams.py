@@ -28,8 +28,8 @@ python experiments/streams_change.py --config=experiments/configs/streams.py:VAR
   others have 16 rows. So 16 of its steps read the visits that 16 of theirs do, in another order. It never attends;
   what counts is what it answers.
 
-Reported for each ten visits: tokens that attend, the least attention that answers every query (queries of new
-bindings, and of patterns that no query of an earlier visit asked for), and the share of right answers.
+Reported for each ten visits: tokens that attend, first queries (of new bindings, and of patterns that no earlier visit
+asked for), and the share of right answers.
 
 `streams_change.py` deploys the same trained models in streams where a quarter of the patterns get other answers at
 `deployment.change.visit`, and reads `deployment.change.visits`. Their training knew no changes; `data.change_visit`
@@ -39,7 +39,7 @@ puts changes into the training.
 |---|---|---|---|---|
 | demo | 64 events, 12 patterns | 2000 steps | 16 streams, 60 visits | 3 minutes for the first two entries |
 | tiny | 64 events, 12 patterns | 1200 steps | 16 streams, 100 visits | 3 minutes for the first two entries |
-| small | 256 events, 100 patterns | 2000 steps | 64 streams, 1000 visits | 20 minutes for the first two entries |
+| small | 256 events, 100 patterns | 2000 steps | 64 streams, 1000 visits | not timed |
 """
 
 from configs.comparisons import BASELINES, TABLE_1

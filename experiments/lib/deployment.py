@@ -59,7 +59,7 @@ def visit(
     asked_BxP = streams.asked_before(task.data, progress.asked_BxP, jnp.full(len(right_BxT), index))
     exposures_BxP = jnp.where(asked_BxP, progress.exposures_BxP, 0)
     bound_BxP = jnp.where(changes_P, 0, progress.bound_BxP)
-    out = _counts(batch, done, right_BxT, streams.needs_attention(batch, asked_BxP))
+    out = _counts(batch, done, right_BxT, streams.first_queries(batch, asked_BxP))
     out |= _by_exposure(batch, done, exposures_BxP)
     if task.data.changed:
         about_BxT = _recurring(batch) & (batch.pattern_BxT < task.data.changed) & (index >= task.data.change_visit)

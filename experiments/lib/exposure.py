@@ -117,7 +117,7 @@ def compute(sources=SOURCES) -> dict:
         if found.get("patterns"):
             fit["transitions"] = transitions(found["patterns"])
         if weight := found.get("deployed", {}).get("posterior_cram.learning.first"):
-            ridge, below = (results.at(source, f"config.posterior_cram.{name}") for name in (RIDGE, KNOWN_BELOW))
+            ridge, below = (_setting(source, found, f"posterior_cram.{name}") for name in (RIDGE, KNOWN_BELOW))
             fit |= {
                 "exponent_derived": derived(weight, ridge, fit["data"]["k"]),
                 "known_after": ridge * (1 / below - 1) / weight,  # writes until u = lambda / (lambda + k w) is below
@@ -125,6 +125,12 @@ def compute(sources=SOURCES) -> dict:
         variant = source["data"].get("variant")
         fits[f"{label} ({variant})" if variant else label] = fit
     return fits
+
+
+def _setting(source: dict, entry: dict, name: str) -> float:
+    """A setting of an entry as it was deployed."""
+    changed = entry["settings"] | entry["deployed"]
+    return changed[name] if name in changed else results.at(source, f"config.{name}")
 
 
 def in_streams() -> dict:

@@ -51,7 +51,7 @@ def table(title: str, counts: dict[str, np.ndarray], length: float, visits: int)
     """
     out = Table(title=title, title_justify="left")
     recent = f"last {RECENT} visits"
-    heads = ("stream", "tokens that attend, from the first visit on", recent, "least possible", "answered right")
+    heads = ("stream", "tokens that attend, from the first visit on", recent, "first queries", "answered right")
     for head in heads:
         out.add_column(head, justify="left" if head == heads[1] else "right", no_wrap=True)
     for stream in range(min(SHOWN, counts["attended"].shape[1])):

@@ -162,7 +162,7 @@ def _progress(label: str, done: int, counts: list[dict]) -> None:
     percent = lambda name: summary.percent(row[name])
     print(
         f"{label}: visits {done - BLOCK} to {done - 1}  "
-        f"attend {percent('attention_tokens')} (least {percent('least')})  "
+        f"attend {percent('attention_tokens')} (first queries {percent('least')})  "
         f"right {percent('retrieval_accuracy')}, new {percent('retrieval_accuracy_new')}",
         flush=True,
     )

@@ -53,10 +53,11 @@ def test_the_exponent_of_the_posterior_is_derived_beside_the_measured_one(weight
     k, count = np.arange(65), np.where(np.arange(65) < 40, 500, 0)
     chance = (1 + k * weight / 0.03) ** -0.5
     entry = {
-        "deployed": {"posterior_cram.learning.first": weight},
+        "settings": {},
+        "deployed": {"posterior_cram.learning.first": weight, "posterior_cram.semantic.ridge": 0.03},
         "exposures": [{"k": k.tolist(), "count": count.tolist(), "episodic": (count * chance).tolist()}],
     }
-    config = {"posterior_cram": {"semantic": {"ridge": 0.03}, "routing": {"known_below": 0.35}}}
+    config = {"posterior_cram": {"semantic": {"ridge": 1.0}, "routing": {"known_below": 0.35}}}
     source = {"config": config, "data": {}, "entries": {"slow": entry}}
     monkeypatch.setattr(exposure.results, "load", {"streams_speeds": source}.get)
     found = exposure.in_streams()["slow"]

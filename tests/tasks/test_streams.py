@@ -186,7 +186,7 @@ def test_attention_is_needed_where_no_earlier_visit_asked_for_the_answer(lives):
     @jax.jit
     def live(asked_BxP, batch, visit_B):
         asked_BxP = streams.asked_before(CFG, asked_BxP, visit_B)
-        return streams.needs_attention(batch, asked_BxP), streams.asked(batch, asked_BxP)
+        return streams.first_queries(batch, asked_BxP), streams.asked(batch, asked_BxP)
 
     # Given a memory of the answers that queries of patterns had, and marks left over from a stream before
     notes, asked_BxP = {}, jnp.ones((S, P), bool)

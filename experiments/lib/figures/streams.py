@@ -27,6 +27,7 @@ BLOCK = 10  # visits
 LONG = 400  # visits from which on the fall is drawn over their logarithm
 POINTS = 25  # most marks on a curve over visits
 LEAST = 50  # queries of a point in the panel of exposures
+RARE = 1e-3  # chances below are drawn on a linear scale
 BINDINGS = ((1, 2), (2, 3), (3, 5), (5, 9), (9, 17), (17, 32))  # from, and up to but without, of each point
 
 
@@ -34,7 +35,7 @@ BINDINGS = ((1, 2), (2, 3), (3, 5), (5, 9), (9, 17), (17, 32))  # from, and up t
 def draw(result: dict) -> Figure:
     """Median and range of all seeds over visits; and all seeds together over how often a pattern was asked for.
 
-    What never attends has no place on a logarithmic axis, and neither have exposures without a query that attended.
+    What never attends has no place on the logarithmic axis of attention.
 
     Args:
       result: with entries whose curves have a row for each block of visits. The first is the model, whose least is
@@ -54,7 +55,7 @@ def draw(result: dict) -> Figure:
             band(axis, curves, name, called, line | {"markevery": _few(curves, log=False)})
         total = lambda name, found=found: np.sum([run[name] for run in found["exposures"]], axis=0)
         asked, attended = total("count"), total("episodic")
-        if np.any(some := (asked >= LEAST) & (attended > 0)):
+        if np.any(some := asked >= LEAST):
             exposure.plot(np.arange(len(asked))[some] + 1, attended[some] / asked[some], **line)
     first = next(iter(result["entries"].values()))
     learns = _middles(first, BLOCK)
@@ -71,7 +72,8 @@ def draw(result: dict) -> Figure:
     if learns[0]["step"][-1] > LONG:
         attention.set_xscale("log")
     if exposure.lines:
-        exposure.set(xscale="log", yscale="log")
+        exposure.set(xscale="log", ylim=(0, 1.5))
+        exposure.set_yscale("symlog", linthresh=RARE, linscale=0.3)  # so that 0 has a place, too
     style.under_all(figure, ncols=3)
     length = first.get("deployed", {}).get("run.length")
     style.headline(figure, result, _about(result["config"], len(learns), length))
