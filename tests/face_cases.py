@@ -28,7 +28,7 @@ from cram_jax.functional import (
 )
 from cram_jax.functional.common import rms_norm
 from cram_jax.functional.layer import Layer
-from cram_jax.functional.stream_memory import StreamStats
+from cram_jax.functional.stream_memory import Misses, StreamStats
 from cram_jax.layers import linen as linen_faces
 from cram_jax.layers import nnx as nnx_faces
 
@@ -123,8 +123,9 @@ def state(face: Face):
     params, x_NxD = parameters(face), batch()[0][:, : T // 2].reshape(-1, D)
     address = addressed.joined(addressed.addresses(params.episodic, rms_norm(params.norm_D, x_NxD)))
     phi = posterior.features(params.episodic.frequencies_ExR, address)
+    missed = Misses(jnp.asarray(4.0), jnp.asarray(2.0))
     written = posterior.writes(phi, jnp.roll(x_NxD, 1, axis=1), jnp.ones(len(x_NxD)))
-    return face.cfg.update(face.cfg.release(face.cfg.init_state()), StreamStats(stats, written))
+    return face.cfg.update(face.cfg.release(face.cfg.init_state()), StreamStats(stats, missed, written))
 
 
 def values(variables):

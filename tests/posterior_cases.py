@@ -17,7 +17,7 @@ CFG = PosteriorCRAMConfig(
     episodic=EpisodicConfig(heads=2, head_dim=6, memory=5, write_bias=0.0),
     semantic=PosteriorConfig(features=64),
     learning=LearningConfig(shown=0.1),
-    routing=two_stage.TwoStageConfig(known_below=0.02, need_bias=-1.0, audit_rate=0.1, evaluation_audit_rate=0.1),
+    routing=two_stage.TwoStageConfig(known_below=0.04, need_bias=-1.0, audit_rate=0.1, evaluation_audit_rate=0.1),
 )
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cram_jax.dims import Array, Bool, Float, Key
+from cram_jax.dims import Array, Bool, Float, Key, Scalar
 from cram_jax.functional.common import check_at_least_one
 
 
@@ -65,6 +65,8 @@ class Posterior(NamedTuple):
       sums: A and C.
       root_SxFxF: M with M^T M = P. A square root, so that no rounding makes a variance negative.
       up_SxFxD: W_up.
+      free_share: lambda tr(P) / F, the mean of u over all directions: what u is at an address like none before. 1 in an
+        empty memory, near 0 in a full one.
       ridge: lambda, as configured; data, so that `update` needs no config.
       keep: likewise.
     """
@@ -72,6 +74,7 @@ class Posterior(NamedTuple):
     sums: PosteriorSums
     root_SxFxF: Float[Array, "*streams F F"]
     up_SxFxD: Float[Array, "*streams F D"]
+    free_share: Float[Array, "*streams"]
     ridge: Float[Array, "*streams"]
     keep: Float[Array, "*streams"]
 
@@ -82,7 +85,7 @@ def init(D: int, cfg: PosteriorConfig, streams: tuple[int, ...] = ()) -> Posteri
     ridge, keep = (jnp.full(streams, value, float) for value in (cfg.ridge, cfg.keep))
     root_SxFxF = jnp.broadcast_to(jnp.eye(F) * cfg.ridge**-0.5, (*streams, F, F))
     sums = PosteriorSums(jnp.zeros((*streams, F, F)), jnp.zeros((*streams, F, D)))
-    return Posterior(sums, root_SxFxF, jnp.zeros((*streams, F, D)), ridge, keep)
+    return Posterior(sums, root_SxFxF, jnp.zeros((*streams, F, D)), jnp.ones(streams), ridge, keep)
 
 
 def frequencies(key: Key, width: int, cfg: PosteriorConfig) -> Float[Array, "E R"]:
@@ -110,9 +113,44 @@ def uncertainty(memory: Posterior, phi_SxTxF: Float[Array, "*streams T F"]) -> F
     return memory.ridge[..., None] * jnp.sum(half_SxTxF**2, axis=-1)
 
 
-def free_share(memory: Posterior) -> Float[Array, "*streams"]:
-    """The mean of u over all directions: lambda tr(P) / F. 1 in an empty memory, near 0 in a full one."""
-    return memory.ridge * jnp.sum(memory.root_SxFxF**2, axis=(-1, -2)) / memory.root_SxFxF.shape[-1]
+def beside(of_stream: Array, of_token: Array) -> Array:
+    """Reshapes a number for each stream, or one for all, so that it broadcasts against numbers for each token."""
+    axes = (1,) * (of_token.ndim - of_stream.ndim) if of_stream.ndim else ()
+    return of_stream.reshape(of_stream.shape + axes)
+
+
+def novelty(memory: Posterior, u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """u over what it is at an address like none before: about 1 there, however full the memory is.
+
+    Features of different addresses have a little in common. So each write makes the memory a little surer everywhere,
+    although it has learned nothing about other addresses.
+    """
+    return u / beside(memory.free_share, u)
+
+
+def weight_at(memory: Posterior, u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The weight of all writes at an address that has little to do with others: each adds w / lambda to 1 / u."""
+    ridge, free = beside(memory.ridge, u), beside(memory.free_share, u)
+    return jnp.maximum(ridge / u - ridge / free, 0)
+
+
+def expected_error(memory: Posterior, u: Float[Array, "*shape"], square: Scalar) -> Float[Array, "*shape"]:
+    """The squared distance to expect between a recall and the retrieval: novelty^3/2 (E|r|^2 + |W_up|^2 / F).
+
+    At an address like none before, the recall has nothing to do with the retrieval; |W_up|^2 / F is its mean square.
+    A write divides u by 1 + w u / lambda. If all retrievals at an address are equal, it divides the distance by as
+    much, so the square falls as u^2. If they are as noisy as the ridge supposes, the square falls as u. The power 3/2
+    is chosen between the two, by measurement. The noise of the retrieval itself comes on top.
+
+    Args:
+      square: E|r|^2.
+    """
+    recalled_S = jnp.sum(memory.up_SxFxD**2, axis=(-1, -2)) / memory.up_SxFxD.shape[-2]
+    return novelty(memory, u) ** 1.5 * beside(square + recalled_S, u)
+
+
+def _free_share(root_SxFxF, ridge) -> Float[Array, "*streams"]:
+    return ridge * jnp.sum(root_SxFxF**2, axis=(-1, -2)) / root_SxFxF.shape[-1]
 
 
 def writes(
@@ -136,7 +174,8 @@ def solve(memory: Posterior, sums: PosteriorSums) -> Posterior:
     eye = jnp.eye(F, dtype=sums.A_SxFxF.dtype)
     lower = jnp.linalg.cholesky(sums.A_SxFxF + memory.ridge[..., None, None] * eye)
     root = jax.scipy.linalg.solve_triangular(lower, jnp.broadcast_to(eye, lower.shape), lower=True)
-    return memory._replace(sums=sums, root_SxFxF=root, up_SxFxD=jnp.swapaxes(root, -1, -2) @ (root @ sums.C_SxFxD))
+    up = jnp.swapaxes(root, -1, -2) @ (root @ sums.C_SxFxD)
+    return memory._replace(sums=sums, root_SxFxF=root, up_SxFxD=up, free_share=_free_share(root, memory.ridge))
 
 
 def update(memory: Posterior, sums: PosteriorSums) -> Posterior:
@@ -175,7 +214,7 @@ def write_one(
     error_SxD = r_SxD - jnp.einsum("...f,...fd->...d", phi_SxF, memory.up_SxFxD)
     gain_SxF = (weight_S / grown_S)[..., None] * across_SxF
     up = memory.up_SxFxD + gain_SxF[..., :, None] * error_SxD[..., None, :]
-    return memory._replace(sums=sums, root_SxFxF=root, up_SxFxD=up)
+    return memory._replace(sums=sums, root_SxFxF=root, up_SxFxD=up, free_share=_free_share(root, memory.ridge))
 
 
 def reset(memory: Posterior, fresh_S: Bool[Array, "*streams"]) -> Posterior:
@@ -184,8 +223,12 @@ def reset(memory: Posterior, fresh_S: Bool[Array, "*streams"]) -> Posterior:
     wide_S = fresh_S[..., None, None]
     blank = lambda a: jnp.where(wide_S, 0, a)
     empty = memory.ridge[..., None, None] ** -0.5 * jnp.eye(F, dtype=memory.root_SxFxF.dtype)
-    root = jnp.where(wide_S, empty, memory.root_SxFxF)
-    return memory._replace(sums=jax.tree.map(blank, memory.sums), root_SxFxF=root, up_SxFxD=blank(memory.up_SxFxD))
+    return memory._replace(
+        sums=jax.tree.map(blank, memory.sums),
+        root_SxFxF=jnp.where(wide_S, empty, memory.root_SxFxF),
+        up_SxFxD=blank(memory.up_SxFxD),
+        free_share=jnp.where(fresh_S, 1, memory.free_share),
+    )
 
 
 def merge(memory: Posterior, sums: PosteriorSums) -> Posterior:

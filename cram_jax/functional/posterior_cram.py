@@ -16,7 +16,6 @@ from cram_jax import kernels
 from cram_jax.dims import Array, Bool, Float, Gap, Gaps, Int, Key, Token, Tokens
 from cram_jax.functional import (
     addressed,
-    consolidation,
     episodic,
     operations,
     posterior,
@@ -125,8 +124,7 @@ class PosteriorCRAMConfig(Layer):
     def init_state(self, streams: int | None = None) -> StreamState:
         """An empty memory, one for each stream, or one for all if None. Every token attends until `release`."""
         axes = () if streams is None else (streams,)
-        retrievals = consolidation.init_state(self.D, self.learning.decay)
-        return StreamState(retrievals, posterior.init(self.D, self.semantic, axes))
+        return stream_memory.init_state(self.D, posterior.init(self.D, self.semantic, axes), self.learning)
 
     def init_cache(self, batch: int) -> PosteriorCRAMCache:
         """Nothing seen yet."""
@@ -170,7 +168,8 @@ class PosteriorCRAMConfig(Layer):
 
         weight_BxT = stream_memory.weights(state, made, found_BxT, asked, self.learning)
         written = addressed.written(held, plan, seen_BxTxD, r_BxTxD, weight_BxT, used)
-        stats = stream_memory.statistics(state, r_BxTxD, found_BxT, jax.tree.map(jnp.add, own, written))
+        written = jax.tree.map(jnp.add, own, written)
+        stats = stream_memory.statistics(state, made, r_BxTxD, found_BxT, asked, written)
         familiarity_BxT, quality_BxT = stream_memory.quality(state, found_BxT, r_BxTxD, asked)
         routes = two_stage.report(made, writes, found_BxT, familiarity_BxT, quality_BxT, used)
         sums = two_stage.memory_sums(made, writes, found_BxT, familiarity_BxT, reads_BxT, used)
@@ -216,7 +215,7 @@ class PosteriorCRAMConfig(Layer):
         tells_Bx1 &= state.retrievals.released
         own_Bx1 = jnp.where(tells_Bx1, jnp.where(compared.agrees, *self.learning.own_weights), 0)
         written = jax.tree.map(jnp.add, written, posterior.writes(phi_Bx1xF, own_Bx1xD, own_Bx1))
-        stats = stream_memory.statistics(state, r_BxD[:, None], found_B[:, None], written)
+        stats = stream_memory.statistics(state, made, r_BxD, found_B, asked, written)
         guessed = stream_memory.quality(state, found_B, r_BxD, asked)
         routes = two_stage.report(made, writes, found_B, *guessed, state.retrievals.released)
         after = PosteriorCRAMCache(cache.position + 1, working_BxN, ring, against)
@@ -226,9 +225,9 @@ class PosteriorCRAMConfig(Layer):
         return episodic.decide_writes(params.episodic.write, z, jnp.ones(z.shape[:-1]), uniform, cfg=self.episodic)
 
     def _decide(self, params, state: StreamState, need, audited, looks, asked, uniform, coin, train) -> Decisions:
-        u = jnp.maximum(asked.u_BxT, asked.doubt_BxT)
+        novelty = jnp.maximum(posterior.novelty(state.memory, asked.u_BxT), asked.doubt_BxT)
         more = dict(uniform=uniform, coin=coin, train=train, cfg=self.routing)
-        return two_stage.decide(params.router, need, audited, u, looks, state.retrievals.released, **more)
+        return two_stage.decide(params.router, need, audited, novelty, looks, state.retrievals.released, **more)
 
     def mixer_params(self, params):
         """Without the feed-forward network."""
@@ -309,6 +308,6 @@ class PosteriorCRAMConfig(Layer):
         of_asked = at_address + recalled + 2 * features**2  # u takes F^2 multiply-adds
         of_attended = at_address + of_write  # addresses are formed once to ask and once to write
         of_kept = at_address + recalled + 4 * D * E + of_write  # all are written, with weight 0 if they do not agree
-        # Once a visit: the Cholesky factor, its inverse, and W_up from it
-        of_visit = 2 * features**3 / 3 + 4 * features**2 * D
+        # Once a visit: the Cholesky factor, its inverse, W_up from it, and the squares of both
+        of_visit = 2 * features**3 / 3 + 4 * features**2 * D + 2 * features * (features + D)
         return asked * of_asked + attended * of_attended + kept * of_kept + shape[0] * of_visit

@@ -11,15 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cram_jax.dims import Array, Bool, Float, Int, Marks, Tokens
+from cram_jax.dims import Array, Bool, Float, Int
 from cram_jax.functional import consolidation, posterior
 from cram_jax.functional.addressed import Lookup
 from cram_jax.functional.consolidation import ConsolidationState, ConsolidationStats
 from cram_jax.functional.posterior import Posterior, PosteriorSums
-from cram_jax.functional.routing import WORKING
+from cram_jax.functional.routing import SEMANTIC, WORKING
 from cram_jax.functional.two_stage import Decisions
 
 LEAST = 1e-6  # smallest divisor
+SURE = 0.1  # where novelty is below this, what is left of the error is the retrievals' noise
 
 
 @jax.tree_util.register_static
@@ -64,13 +65,28 @@ class LearningConfig:
         return self.rehearsal, self.shown
 
 
+class Misses(NamedTuple):
+    """How far semantic memory's answers were from the retrievals, where they were audited and the memory was sure.
+
+    Attributes:
+      square: squared distance, less what `posterior.expected_error` expects. In a batch its sum; in a state its running
+        mean, not yet divided by `count`.
+      count: such answers. In a state how much of an average `square` holds, from 0 (nothing seen) to 1.
+    """
+
+    square: Float[Array, "*layers"]
+    count: Float[Array, "*layers"]
+
+
 class StreamState(NamedTuple):
     """Attributes:
-    retrievals: their running mean and variance, and whether the router decides.
+    retrievals: running mean and variance of those of tokens that need memory, and whether the router decides.
+    misses: what is known of the noise of retrievals.
     memory: semantic memory, with an axis of streams if each sequence of a batch has its own.
     """
 
     retrievals: ConsolidationState
+    misses: Misses
     memory: Posterior
 
 
@@ -78,18 +94,19 @@ class StreamStats(NamedTuple):
     """What a visit teaches. Sums: they add over tokens and micro-batches.
 
     Attributes:
-      retrievals: sums of what was retrieved.
+      retrievals: sums of what tokens that need memory retrieved.
+      misses: of answers that were audited.
       written: sums of what is written into semantic memory, for each sequence if each has a memory of its own.
     """
 
     retrievals: ConsolidationStats
+    misses: Misses
     written: PosteriorSums
 
 
-def beside(of_stream: Array, of_token: Array) -> Array:
-    """Reshapes a number for each stream, or one for all, so that it broadcasts against numbers for each token."""
-    axes = (1,) * (of_token.ndim - of_stream.ndim) if of_stream.ndim else ()
-    return of_stream.reshape(of_stream.shape + axes)
+def init_state(D: int, memory: Posterior, cfg: LearningConfig) -> StreamState:
+    """Nothing seen yet, and this memory."""
+    return StreamState(consolidation.init_state(D, cfg.decay), Misses(jnp.zeros(()), jnp.zeros(())), memory)
 
 
 def weights(
@@ -101,27 +118,49 @@ def weights(
     Others have the weight 0, and so has every token before the release.
     """
     writes = found & (made.choice_BxT != WORKING) & state.retrievals.released
-    # u = lambda / (lambda + w) after writes of weight w at an address of its own
-    there = beside(state.memory.ridge, asked.u_BxT) * (1 / jnp.maximum(asked.u_BxT, LEAST) - 1)
+    there = posterior.weight_at(state.memory, jnp.maximum(asked.u_BxT, LEAST))
     return jax.lax.stop_gradient(jnp.where(writes, jnp.minimum(cfg.first + cfg.growth * there, cfg.most), 0))
 
 
-def statistics(state: StreamState, r_BxTxD: Tokens, found_BxT: Marks, written: PosteriorSums) -> StreamStats:
+def statistics(
+    state: StreamState,
+    made: Decisions,
+    r: Float[Array, "*shape D"],
+    found: Bool[Array, "*shape"],
+    asked: Lookup,
+    written: PosteriorSums,
+) -> StreamStats:
     """What a batch teaches, given what each sequence writes."""
     if _shared(state):
         written = jax.tree.map(lambda a: jnp.sum(a, axis=0), written)
-    return StreamStats(consolidation.statistics(r_BxTxD, found_BxT), written)
+    checked = found & (made.choice_BxT == SEMANTIC) & (posterior.novelty(state.memory, asked.u_BxT) < SURE)
+    error = jnp.sum((asked.recalled_BxTxD - r) ** 2, axis=-1) - expected_error(state, asked.u_BxT)
+    missed = Misses(jnp.sum(error, where=checked), jnp.sum(checked, dtype=error.dtype))
+    counts = found & (made.choice_BxT != WORKING)
+    retrieved = consolidation.statistics(r.reshape(-1, 1, r.shape[-1]), counts.reshape(-1, 1))
+    return StreamStats(retrieved, jax.lax.stop_gradient(missed), written)
+
+
+def noise(state: StreamState) -> Float[Array, "*layers"]:
+    """By how much retrievals at one address differ, as a squared distance; 0 before an answer was audited."""
+    return jnp.maximum(state.misses.square / jnp.maximum(state.misses.count, LEAST), 0)
+
+
+def expected_error(state: StreamState, u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Squared distance to expect between recalls and retrievals that are equal but for their noise."""
+    square = state.retrievals.square / jnp.maximum(state.retrievals.weight, LEAST)
+    return posterior.expected_error(state.memory, u, square)
 
 
 def quality(state: StreamState, found: Bool[Array, "*shape"], r: Float[Array, "*shape D"], asked: Lookup):
     """(q-hat of tokens that looked something up, q of those that also retrieved); 0 for others.
 
-    q-hat is Eq 6 with the expected squared error, u E|r|^2, in the place of the error.
+    q-hat is Eq 6 with the expected squared error in the place of the error.
     """
     sigma2 = consolidation.variance(state.retrievals)
-    squared = state.retrievals.square / jnp.maximum(state.retrievals.weight, LEAST)
     looked = asked.u_BxT > 0
-    familiarity = jax.lax.stop_gradient(jnp.where(looked, jnp.exp(-asked.u_BxT * squared / sigma2), 0))
+    expected = expected_error(state, asked.u_BxT) + noise(state)
+    familiarity = jax.lax.stop_gradient(jnp.where(looked, jnp.exp(-expected / sigma2), 0))
     return familiarity, consolidation.quality(asked.recalled_BxTxD, r, found & looked, sigma2)
 
 
@@ -140,7 +179,18 @@ def update(state: StreamState, stats: StreamStats, axis_name: str | None = None)
     # Until the release nothing is written, so nothing is solved. All layers of a stack are released together.
     solve = lambda: posterior.update(state.memory, written)
     memory = jax.lax.cond(jnp.any(state.retrievals.released), solve, lambda: state.memory)
-    return StreamState(consolidation.update(state.retrievals, stats.retrievals, axis_name), memory)
+    retrievals = consolidation.update(state.retrievals, stats.retrievals, axis_name)
+    return StreamState(retrievals, _moved(state, stats.misses, axis_name), memory)
+
+
+def _moved(state: StreamState, misses: Misses, axis_name: str | None) -> Misses:
+    """The running mean after a visit; without an audited answer nothing changes."""
+    if axis_name is not None:
+        misses = jax.lax.psum(misses, axis_name)
+    some = misses.count > 0
+    mean, rate = misses.square / jnp.where(some, misses.count, 1), jnp.where(some, 1 - state.retrievals.decay, 0)
+    move = lambda old, new: (old + rate * (new - old)).astype(old.dtype)
+    return jax.tree.map(move, state.misses, Misses(mean, jnp.ones_like(mean)))
 
 
 def release(state: StreamState, when: Bool[Array, "*layers"] | bool = True) -> StreamState:

@@ -25,8 +25,8 @@ TRUST = 20.0  # logits in a unit of trust: Adam moves a number by its learning r
 @dataclasses.dataclass(frozen=True)
 class TwoStageConfig:
     """width: hidden units of the first stage.
-    known_below: semantic memory answers where its uncertainty u is below this: where the expected squared error of its
-        recall is below that share of what it would be in an empty memory.
+    known_below: semantic memory answers where its uncertainty u is below this share of what u is at an address like
+        none before (`posterior.novelty`).
     need_bias: initial logit of the first stage: at 2, 88% of the tokens need memory.
     audit_rate: in training, share of tokens routed elsewhere that retrieve all the same, so that the router learns what
         retrieval would have given them. They count as attention.
@@ -45,7 +45,7 @@ class TwoStageConfig:
         check_at_least_one(self, "width")
         if not 0 <= self.known_below < 1:
             raise ValueError(
-                f"known_below must be in [0, 1), got {self.known_below}; u is 1 at an address like none before"
+                f"known_below must be in [0, 1), got {self.known_below}; novelty is 1 at an address like none before"
             )
         if not 0 < self.audit_rate <= 1:
             raise ValueError(f"audit_rate must be in (0, 1]: audits carry the router's gradient; got {self.audit_rate}")
@@ -101,16 +101,20 @@ def need(
 
 
 def known(
-    params: RouterParams, u: Float[Array, "..."], looked: Bool[Array, "..."], uniform: Array | None, cfg: TwoStageConfig
+    params: RouterParams,
+    novelty: Float[Array, "..."],
+    looked: Bool[Array, "..."],
+    uniform: Array | None,
+    cfg: TwoStageConfig,
 ) -> Stage:
-    """Whether semantic memory knows the address, u < `known_below`, and is trusted.
+    """Whether semantic memory knows the address, novelty < `known_below`, and is trusted.
 
     Trust is one number, which training raises. After the release nearly all tokens need memory at first, and what they
     write is of no use; so semantic memory must not answer before the first stage has learned who needs it. Tokens that
     did not look anything up know nothing.
     """
-    knows = looked & (u < cfg.known_below)
-    return _decide(jnp.where(knows, TRUST * params.trust.astype(u.dtype), -jnp.inf), uniform)
+    knows = looked & (novelty < cfg.known_below)
+    return _decide(jnp.where(knows, TRUST * params.trust.astype(novelty.dtype), -jnp.inf), uniform)
 
 
 class Decisions(NamedTuple):
@@ -160,7 +164,7 @@ def decide(
     params: RouterParams,
     needs: Stage,
     audited: tuple[Bool[Array, "*shape"], Float[Array, "*shape"]],
-    u: Float[Array, "*shape"],
+    novelty: Float[Array, "*shape"],
     looked: Bool[Array, "*shape"],
     released: Bool[Array, ""],
     *,
@@ -174,11 +178,11 @@ def decide(
     Args:
       needs: the first stage.
       audited: what `audits` drew among tokens that need no memory.
-      u, looked: see `known`.
+      novelty, looked: see `known`.
       released: while it is False, every token attends.
       uniform, coin: random numbers of the second stage, and of audits.
     """
-    knows = known(params, u, looked, uniform, cfg)
+    knows = known(params, novelty, looked, uniform, cfg)
     choice = jnp.where(needs.hard, jnp.where(knows.hard, SEMANTIC, EPISODIC), WORKING)
     choice = jnp.where(released, choice, EPISODIC)
     answered, (idle, rate) = choice == SEMANTIC, audited

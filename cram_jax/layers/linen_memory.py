@@ -11,7 +11,7 @@ from cram_jax.functional import consolidation, objective, stream_memory
 from cram_jax.functional.consolidation import ConsolidationState, ConsolidationStats
 from cram_jax.functional.objective import MemorySums, ObjectiveConfig
 from cram_jax.functional.posterior import Posterior, PosteriorSums
-from cram_jax.functional.stream_memory import StreamState, StreamStats
+from cram_jax.functional.stream_memory import Misses, StreamState, StreamStats
 
 
 def named(tree) -> Any:
@@ -88,8 +88,8 @@ _STATES = {
     "released": (consolidation, _blank(ConsolidationState), _blank(ConsolidationStats)),
     "retrievals": (
         stream_memory,
-        StreamState(_blank(ConsolidationState), _MEMORY),
-        StreamStats(_blank(ConsolidationStats), _blank(PosteriorSums)),
+        StreamState(_blank(ConsolidationState), _blank(Misses), _MEMORY),
+        StreamStats(_blank(ConsolidationStats), _blank(Misses), _blank(PosteriorSums)),
     ),
 }
 

@@ -36,7 +36,7 @@ def check(streams: int | None, divided: bool) -> None:
     assert np.any(want.memory.sums.A_SxFxF != state.memory.sums.A_SxFxF)
 
     mesh = jax.make_mesh((8,), (DEVICES,), axis_types=(AxisType.Auto,))
-    of_state = StreamState(P(), P(DEVICES) if streams else P())
+    of_state = StreamState(P(), P(), P(DEVICES) if streams else P())
     mapped = jax.shard_map(
         lambda *arrays: visit(*arrays, axis_name=DEVICES),
         mesh=mesh,
@@ -45,7 +45,7 @@ def check(streams: int | None, divided: bool) -> None:
         check_vma=False,  # branches of look-ups that are not needed give zeros, which do not vary
     )
     place = lambda spec, tree: jax.device_put(tree, NamedSharding(mesh, spec))
-    placed = StreamState(place(of_state.retrievals, state.retrievals), place(of_state.memory, state.memory))
+    placed = StreamState(*(place(spec, part) for spec, part in zip(of_state, state, strict=True)))
     arrays = place(P(), params), placed, *place(P(DEVICES), batch)
     for run in (jax.jit(mapped), jax.jit(lambda *arrays: visit(*arrays)))[: 1 + divided]:
         got, got_BxT = run(*arrays)

@@ -64,7 +64,7 @@ def test_an_empty_memory_knows_nothing_and_recalls_nothing():
     memory = posterior.init(D, CFG, (S,))
     np.testing.assert_allclose(posterior.uncertainty(memory, phi), 1, rtol=1e-5)
     np.testing.assert_array_equal(posterior.recall(memory, phi), 0)
-    np.testing.assert_allclose(posterior.free_share(memory), 1, rtol=1e-5)
+    np.testing.assert_allclose(memory.free_share, 1, rtol=1e-5)
 
 
 def test_batch_micro_batches_devices_and_single_writes_give_one_memory(x64):
@@ -122,7 +122,7 @@ def test_what_is_not_written_again_fades(x64):
     weights = np.array([0.9**30, (1 - 0.9**31) / (1 - 0.9)])
     u = posterior.uncertainty(memory, phi)
     np.testing.assert_allclose(u, np.broadcast_to(0.05 / (0.05 + weights), (S, 2)), rtol=1e-6)
-    np.testing.assert_allclose(posterior.free_share(memory), (62 + u.sum(-1)) / 64, rtol=1e-6)
+    np.testing.assert_allclose(memory.free_share, (62 + u.sum(-1)) / 64, rtol=1e-6)
     # ... while the first is still believed: the ridge pulls it no further than after its only write
     np.testing.assert_allclose(posterior.recall(memory, phi)[:, 0], r[:, 0] / 1.05, rtol=1e-6)
 
@@ -147,7 +147,7 @@ def test_it_stays_positive_definite_under_10000_changes(seed):
         memory = jax.lax.switch(jax.random.randint(what, (), 0, 3), [lambda: visited, lambda: one, lambda: forgot])
         least = jnp.linalg.eigvalsh(memory.sums.A_SxFxF + cfg.ridge * jnp.eye(16))[0]
         asked = jnp.concatenate([phi, posterior.features(frequencies, places)])
-        u = jnp.append(posterior.uncertainty(memory, asked), posterior.free_share(memory))
+        u = jnp.append(posterior.uncertainty(memory, asked), memory.free_share)
         return memory, (least, jnp.isfinite(memory.up_SxFxD).all(), u)
 
     keys = jax.random.split(jax.random.key(seed), 10_000)

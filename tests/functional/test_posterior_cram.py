@@ -22,7 +22,7 @@ def test_streaming_equals_the_whole_sequence(x64, monkeypatch, streams):
     key = jax.random.key(7)
     state = visited(params, state, (1, 2, 3), key=key)
     # When a fourth one is read as a whole, and token by token
-    x_BxTxD, gap_BxT = map(widened, tokens(4))
+    x_BxTxD, gap_BxT = map(widened, tokens(6))
     run = lambda s, x: posterior_cram.apply(params, s, x, cfg=CFG, gap_BxT=gap_BxT, key=key)
     y_BxTxD, aux = jax.jit(run)(state, x_BxTxD)
     cache, (out_TxBxD, each) = jax.jit(lambda s, x: streamed(params, s, x, gap_BxT, key=key))(state, x_BxTxD)
