@@ -2,13 +2,10 @@
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from cram_jax.dims import Gaps, Tokens
-from cram_jax.functional import consolidation, layer
-from cram_jax.functional.layer import Layer
-from cram_jax.functional.routing import WORKING
+from cram_jax.functional import consolidation
+from cram_jax.functional.routing import WORKING, CRAMRoutes
 from cram_jax.functional.stream_memory import StreamState
 
 BINS = 10
@@ -45,32 +42,21 @@ def in_bins(expected_N, measured_N, bins: int = BINS) -> Calibration:
     return Calibration(mean(expected_N), mean(measured_N), np.array([len(part) for part in parts]))
 
 
-def errors(
-    cfg: Layer, params, state: StreamState, x_BxTxD: Tokens, gap_BxT: Gaps | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (expected, measured) squared errors of recall for the tokens of a batch that need memory.
-
-    They all look up and retrieve. What was retrieved is not counted as attention, and the state stays. Tokens that find
-    nothing to attend to are left out.
+def errors(state: StreamState, routes: CRAMRoutes) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (expected, measured) squared errors of recall, for each token that needs memory and retrieved.
 
     Args:
-      cfg, params: a layer whose state is a `StreamState` (`PosteriorCRAMConfig`).
-      state: its state, after the release.
+      state: of the layer, when it read the batch.
+      routes: of a run in which every token was audited: of `cfg.audited()`, with a key. So known tokens retrieved, too.
 
     Raises:
       ValueError: before the release, when nothing is looked up.
     """
     if not bool(state.retrievals.released):
         raise ValueError("state must be released: before that no token asks semantic memory; see cfg.release")
-    # Audits of every token: which random number it is does not matter
-    _, aux = _run(params, state, x_BxTxD, cfg=cfg.audited(), gap_BxT=gap_BxT, key=jax.random.key(0))
-    routes = aux.routes
     some = np.asarray(routes.retrieved_BxT & (routes.choice_BxT != WORKING))
     # Eq 6 undone: familiarity is exp(-expected / sigma^2), and quality exp(-measured / sigma^2)
     sigma2 = float(consolidation.variance(state.retrievals))
     least = np.finfo(np.asarray(routes.quality_BxT).dtype).tiny
     squared = lambda quality: -sigma2 * np.log(np.maximum(np.asarray(quality)[some], least).astype(np.float64))
     return squared(routes.familiarity_BxT), squared(routes.quality_BxT)
-
-
-_run = jax.jit(layer.apply, static_argnames="cfg")

@@ -136,6 +136,7 @@ def get_config(variant: str = "small") -> ConfigDict:
             "budget": 0.5,  # of "routed by chance"
             "descent": {"rate": 2e-3, "steps": 1},  # of "gradient adapter": Adam's rate, and its steps in a visit
             "change": {"visit": 200, "share": 0.25, "visits": 260},  # of streams_change.py
+            "retire": {"visit": 200, "share": 0.5, "visits": 340},  # of streams_memory.py
         },
     )
     config.depth = 1

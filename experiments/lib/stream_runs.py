@@ -117,16 +117,13 @@ def deployed(
         entry, place = entries[label], workdir(at, entries, label, seed)
         own = settings(config, entry, seed)
         fresh, settled = deployed_learner(own, entry, change), deployed_settings(own, entry)
-        # Without those of the deployment, so that a trained model can be deployed with other settings
-        of_training = ConfigDict({name: of for name, of in own.items() if name != "deployment"})
-        claim_workdir(place, of_training)
+        claim_workdir(place, _of_training(own))
         path = _counts_file(place, kept, label)
         asked = json.loads(json.dumps(settled.to_dict() | {"data": dataclasses.asdict(fresh.task.data)}))
         if not path.exists() or json.loads(path.read_text())["settings"] != asked:
-            learner, run = build(own)
             if place not in trained:
                 print(f"{label}, seed {seed}: {place}", flush=True)
-                trained[place], _ = runs.train(of_training, learner, run, place)
+                trained[place] = train(own, place)
             counts = _deploy(label, entry.reader(fresh, settled.deployment), trained[place], settled)
             path.parent.mkdir(exist_ok=True)
             listed = {name: values.tolist() for name, values in counts.items()}
@@ -134,6 +131,17 @@ def deployed(
         counts = json.loads(path.read_text())["counts"]
         found[label] = {name: np.array(values) for name, values in counts.items()}
     return found
+
+
+def train(own: ConfigDict, place: Path) -> TrainState:
+    """Returns the model that these settings train, in this directory; trained now, unless it is there."""
+    state, _ = runs.train(_of_training(own), *build(own), place)
+    return state
+
+
+def _of_training(own: ConfigDict) -> ConfigDict:
+    """Without the settings of the deployment, so that a trained model can be deployed with others."""
+    return ConfigDict({name: of for name, of in own.items() if name != "deployment"})
 
 
 def _counts_file(place: Path, kept: str, label: str) -> Path:

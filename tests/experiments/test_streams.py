@@ -1,5 +1,6 @@
 """The experiments on streams: trained, deployed in fresh streams with fixed parameters, gathered and drawn."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import streams_memory
 from commands import refused, run, written
 from configs import streams as streams_config
 from configs.streams import CHANGED, LONGER, MODEL
@@ -17,6 +19,7 @@ from lib import deployment, gather, readers, results, stream_runs
 from lib.stream_runs import Entry
 from stream_cases import ENTRIES, LENGTH, SETTINGS, SIZE, configured, reader_of, trained_for, visited
 
+from cram_jax.tasks import srcd
 from cram_jax.training import step as training
 
 VISITS = 3
@@ -255,6 +258,43 @@ def test_a_change_makes_one_result(finished, counts, tmp_path):
     assert (tmp_path / "streams_change_controls" / "figure.png").stat().st_size > 10_000
     said = refused("streams_change", TINY, f"--runs={tmp_path}", **SETTINGS | {"deployment.change.visit": 19})
     assert "deployment.change.visit must be between" in said
+
+
+def test_memories_are_asked_about_their_errors_and_what_retired(finished, tmp_path):
+    # Given a model that was trained before, when half of the patterns retire at visit 20 of 40
+    shutil.copytree(finished[0] / "memory_learns", tmp_path / "memory_learns")
+    settings = SETTINGS | {"deployment.retire.visit": 20, "deployment.retire.visits": 40, "deployment.streams": 8}
+    said = run("streams_memory", TINY, f"--runs={tmp_path}", **settings)
+    result = results.load("streams_memory", tmp_path)
+    # Then memories are asked every five visits, about those patterns, too, when they have retired
+    found = result["entries"]["memory learns"]
+    assert "memory learns" in said and found["curves"][0]["visit"] == list(range(0, 40, 5))
+    assert len(result["data"]["calibration"]["expected"]) == 10
+    free = found["curves"][0]["free_share"]
+    assert free[0] == 1 and 0 < min(free) < 1
+    assert (tmp_path / "streams_memory" / "figure.png").stat().st_size > 10_000
+    said = refused("streams_memory", TINY, f"--runs={tmp_path}", **SETTINGS | {"deployment.retire.visit": 19})
+    assert "deployment.retire.visit must be between 20 and 20 below" in said
+
+
+def test_a_probe_counts_queries_by_what_they_ask_for(trained):
+    # Given a visit of streams whose last half of patterns has retired, as it would be had they not
+    learner, state = trained
+    data = dataclasses.replace(learner.task.data, retire_visit=1, retire_share=0.5)
+    learner = dataclasses.replace(learner, task=dataclasses.replace(learner.task, data=data))
+    full = dataclasses.replace(learner.task, data=dataclasses.replace(data, retire_visit=None))
+    batch = full.batch("held_out", 0, 3, LENGTH, SIZE)
+    states = reader_of("memory learns", learner).begin(state.params, state.consolidation, SIZE)
+    found = streams_memory.probe(learner, state.params, states, batch, 3)
+    # Then all kinds occur, and nothing is answered by a memory that is empty
+    query = np.asarray(batch.kind_BxT == srcd.QUERY)
+    new, pattern = np.asarray(batch.is_new_BxT), np.asarray(batch.pattern_BxT)
+    first = data.srcd.patterns - data.retired
+    want = [query & ~new & (pattern >= first), query & ~new & (pattern < first), query & new]
+    assert found.asked.tolist() == [mark.sum() for mark in want] and min(found.asked) > 0
+    assert found.free_share == 1 and not found.answered.any()
+    # and there are errors of all that retrieved
+    assert len(found.errors[0]) == len(found.errors[1]) > 0
 
 
 def always(at):

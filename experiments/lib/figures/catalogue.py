@@ -46,6 +46,7 @@ FIGURES: dict[str, Drawer] = {
     "transfer": transfer.draw,
     **dict.fromkeys(("streams", "streams_controls", "streams_long", "streams_speeds"), streams.draw),
     **dict.fromkeys(("streams_change", "streams_change_controls"), streams.change),
+    "streams_memory": streams.memory,
     "streams_ablations": comparison.streams_ablations,
     **{f"kernels_{part}": draw for part, draw in kernels.BENCHMARKS.items()},
 }

@@ -114,6 +114,41 @@ def change(result: dict) -> Figure:
     return figure
 
 
+@style.drawer()
+def memory(result: dict) -> Figure:
+    """What memories know of their errors, and what fades when patterns occur no more.
+
+    Args:
+      result: of `streams_memory.py`.
+    """
+    figure, axes = style.panels(1, 3, 3.2)
+    errors, answers, free = axes.flat
+    config, binned = result["config"], result["data"]["calibration"]
+    retire = config["deployment"]["retire"]
+    curves = [curve | {"step": curve["visit"]} for curve in next(iter(result["entries"].values()))["curves"]]
+    ends = np.array([min(binned["expected"] + binned["measured"]), max(binned["expected"] + binned["measured"])])
+    errors.plot(ends, ends, color=style.BLACK, ls="--", lw=0.9, label="as expected")
+    errors.fill_between(ends, 0.8 * ends, 1.2 * ends, color=style.GREY, alpha=0.3, lw=0, label="within 20%")
+    errors.plot(
+        binned["expected"], binned["measured"], **style.SERIES[0] | MARKS | {"ls": ""}, label="a tenth of recalls"
+    )
+    errors.set(xscale="log", yscale="log", xlabel="expected squared error", ylabel="measured squared error")
+    names = {"others": "patterns that stay", "retired": "patterns that retire", "new": "one-off bindings"}
+    for (kind, label), line in zip(names.items(), style.SERIES, strict=False):
+        band(answers, curves, f"answered_{kind}", label, line | MARKS | {"markevery": 5})
+    band(free, curves, "free_share", "free share", style.SERIES[3] | MARKS | {"markevery": 5})
+    answers.set(
+        xlabel="visit of a fresh stream", ylabel="queries that semantic memory\nwould answer (%)", ylim=(-3, 105)
+    )
+    free.set(xlabel="visit of a fresh stream", ylabel="semantic memory that is free (%)", ylim=(0, 105))
+    for axis in (answers, free):
+        style.moment(axis, retire["visit"], "retire")
+    style.under_all(figure, ncols=4)
+    share = f"{retire['share']:.0%} of the patterns occur no more from visit {retire['visit']} on"
+    style.headline(figure, result, f"{share}; {_about(config, len(curves))}")
+    return figure
+
+
 def _middles(found: dict, block: int) -> list[dict]:
     """The curves of an entry, over the middle of each block of visits."""
     return [{**curve, "step": [visit + block / 2 for visit in curve["first_visit"]]} for curve in found["curves"]]
