@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from cram_jax.training import loop
 from cram_jax.training.consolidate import consolidate
-from cram_jax.training.metrics import read
+from cram_jax.training.files import read
 
 QUESTION = "Is a pattern that changes learned again, and does attention come back for it?"
 COMMAND = (

@@ -20,9 +20,9 @@ from cram_jax.dims import Array, Float, Tokens
 from cram_jax.functional import attention
 from cram_jax.functional.common import rms_norm
 from cram_jax.models.stack import Stack
-from cram_jax.training import loop, step
+from cram_jax.training import files, loop, step
+from cram_jax.training.files import read, strict
 from cram_jax.training.loop import RunConfig
-from cram_jax.training.metrics import read, strict
 from cram_jax.training.settings import claim_workdir
 from cram_jax.training.step import Learner
 
@@ -109,7 +109,7 @@ def train(config, workdir: Path) -> list[dict]:
                 state, _ = loop.train(learner, piece, config.seed, workdir)
             found = measured(learner, run, config.seed, state, config.redundancy.tokens)
             bits = loop.evaluate(learner, run, state, config.seed, run.final_tokens)["bits_per_byte"]
-            done.write_text(json.dumps(strict({"step": at_step, "bits_per_byte": bits, **found})) + "\n")
+            files.write_whole(done, json.dumps(strict({"step": at_step, "bits_per_byte": bits, **found})) + "\n")
         looks.append(json.loads(done.read_text()))
         logging.info("after %d steps: mean R %.3f, R squared %.3f", at_step, looks[-1]["mean"], looks[-1]["explained"])
     return looks

@@ -33,8 +33,8 @@ from cram_jax.functional.stream_memory import StreamState
 from cram_jax.models.stack import Stack
 from cram_jax.tasks.srcd import QUERY, SRCDBatch
 from cram_jax.tasks.streams import StreamsConfig
+from cram_jax.training.files import read
 from cram_jax.training.machine import versions
-from cram_jax.training.metrics import read
 from cram_jax.training.step import Learner, Params
 
 QUESTION = "Does a memory know how wrong it is, and does it forget patterns that occur no more?"

@@ -1,11 +1,17 @@
 """Verified checkpoints: orbax saves the arrays, and a digest of ours shows whether they are read back unchanged.
 
-If a save is damaged or incomplete, `restore` logs a warning and takes the newest older one that is intact.
+- A save that is damaged or incomplete is named, and the newest older one that is intact is taken. Before its step is
+  saved again, it is set aside in `damaged/`, beside the checkpoints.
+- A save that cannot be read (no permission, an error of the disk) may be intact. So `restore` tries again, and then
+  stops. Nothing is deleted.
+- A save that fails is named, and the run goes on. Older checkpoints stay.
 """
 
 import hashlib
 import json
 import logging
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -13,6 +19,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 log = logging.getLogger(__name__)
+
+RETRIES = (0.2, 1.0, 3.0)  # seconds to wait before a checkpoint is read again
 
 
 def to_host(tree) -> dict[str, np.ndarray]:
@@ -53,56 +61,118 @@ def _full(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {path: array for path, array in arrays.items() if array.size}  # orbax saves no empty arrays
 
 
+class Damaged(Exception):
+    """A save that is not what was written."""
+
+
 class Checkpoints:
     """The saves of one run in `directory`. Only the newest `keep` of them stay."""
 
     def __init__(self, directory: Path, keep: int = 2):
         self.directory = Path(directory).resolve()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        # Saves run in a thread of ours: where orbax runs one in the background, and it fails, the process hangs at its
+        # end for minutes.
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False)
         self.manager = ocp.CheckpointManager(self.directory, options=options)
+        self.thread = ThreadPoolExecutor(1)
+        self.under_way: tuple[int, Future] | None = None
 
     def save(self, step: int, state) -> None:
-        """Saves in the background; `close` waits for it.
+        """Saves in the background. `wait` says whether it worked; so does the next save, in the log.
 
-        First deletes all saves of this step and later ones, because orbax would refuse to save beside them. They are
-        damaged ones that `restore` skipped.
+        Saves of this step and later ones are damaged ones that `restore` passed over. They are set aside first.
+
+        Raises:
+          FloatingPointError: if there is a NaN in the state. Such a state is never saved.
         """
-        passed_over = [s for s in self.manager.all_steps() if s >= step]
-        if passed_over:
-            self.manager.wait_until_finished()
-        for other in passed_over:
-            self.manager.delete(other)
+        self.wait()
         arrays = to_host(state)
+        if bad := [path for path, array in arrays.items() if _has_nan(array)]:
+            raise FloatingPointError(f"the state of step {step} is not saved: {bad[0]} has NaN")
         facts = {"digest": digest(arrays), "shapes": shapes(arrays)}
+        facts |= {"check": _check(facts)}
+        self.under_way = step, self.thread.submit(self._save, step, arrays, facts)
+
+    def _save(self, step: int, arrays: dict, facts: dict) -> None:
+        for other in [other for other in self.manager.all_steps() if other >= step]:
+            self._set_aside(other)
         self.manager.save(
             step, args=ocp.args.Composite(state=ocp.args.StandardSave(_full(arrays)), facts=ocp.args.JsonSave(facts))
         )
 
+    def _set_aside(self, step: int) -> None:
+        aside = self.directory.with_name("damaged")
+        aside.mkdir(exist_ok=True)
+        number = sum(path.name.startswith(f"checkpoint_{step}.") for path in aside.iterdir())
+        (self.directory / str(step)).rename(aside / f"checkpoint_{step}.{number}")
+        self.manager.reload()
+
+    def wait(self) -> bool:
+        """Waits for the save under way, if there is one; returns False if it failed, and logs why."""
+        if self.under_way is None:
+            return True
+        (step, saving), self.under_way = self.under_way, None
+        try:
+            saving.result()
+        except Exception as error:  # orbax raises many kinds of errors
+            log.error("checkpoint %d could not be saved (%s); older ones stay as they are", step, _line(error))
+            return False
+        return True
+
     def restore(self, like):
-        """Returns (step, state) of the newest intact save, or None if there is none.
+        """Returns (step, state) of the newest intact save, or None if there are no saves.
 
         Raises:
-          ValueError: if the save is of another model. The message names the first array that differs.
+          ValueError: if there are saves, but none is intact; or if the save is of another model: the message names the
+            first array that differs.
+          OSError: if the newest save that may be intact cannot be read, even after some seconds.
         """
-        wanted = to_host(like)
-        for step in sorted(self.manager.all_steps(), reverse=True):
+        wanted, steps = to_host(like), sorted(self.manager.all_steps(), reverse=True)
+        for step in steps:
             try:
-                facts = self.manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())).facts
-            except Exception as error:  # a half-written save makes orbax raise many kinds of errors
-                log.warning("checkpoint %d cannot be read (%s); trying an older one", step, _line(error))
-                continue
-            self._check_model(step, facts["shapes"], shapes(wanted))
-            try:
-                restore = ocp.args.Composite(state=ocp.args.StandardRestore(_full(wanted)))
-                arrays = wanted | self.manager.restore(step, args=restore).state
-            except Exception as error:
-                log.warning("checkpoint %d cannot be read (%s); trying an older one", step, _line(error))
-                continue
-            if digest(arrays) != facts["digest"]:
-                log.warning("checkpoint %d is damaged (its digest does not match); trying an older one", step)
-                continue
-            return step, from_host(arrays, like)
+                return step, from_host(self._read(step, wanted), like)
+            except Damaged as error:
+                log.warning("checkpoint %d is damaged (%s); trying an older one", step, error)
+        if steps:
+            raise ValueError(
+                f"none of the checkpoints {steps[::-1]} in {self.directory} is intact; put back a copy of one, or "
+                "begin anew in another --workdir"
+            )
         return None
+
+    def _read(self, step: int, wanted: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the arrays of a save. Raises as `restore`, and Damaged."""
+        for wait in (*RETRIES, None):
+            try:
+                _touch(self.directory / str(step))
+                return self._verified(step, wanted)
+            except OSError as error:
+                if wait is None:
+                    raise OSError(
+                        f"checkpoint {step} in {self.directory} cannot be read ({_line(error)}). It may be intact, so "
+                        "nothing was changed; make it readable, or move it away to go on from an older one"
+                    ) from error
+                time.sleep(wait)
+        raise AssertionError("not reached")
+
+    def _verified(self, step: int, wanted: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        facts = self._restored(step, facts=ocp.args.JsonRestore()).facts
+        if not isinstance(facts, dict) or facts.get("check") != _check(
+            {n: v for n, v in facts.items() if n != "check"}
+        ):
+            raise Damaged("what it says about itself does not match its check sum")
+        self._check_model(step, facts["shapes"], shapes(wanted))
+        arrays = wanted | self._restored(step, state=ocp.args.StandardRestore(_full(wanted))).state
+        if digest(arrays) != facts["digest"]:
+            raise Damaged("its digest does not match")
+        return arrays
+
+    def _restored(self, step: int, **what):
+        try:
+            return self.manager.restore(step, args=ocp.args.Composite(**what))
+        except Exception as error:  # a damaged save makes orbax raise many kinds of errors
+            _touch(self.directory / str(step))  # raises OSError if the reason is the disk
+            raise Damaged(_line(error)) from error
 
     def _check_model(self, step: int, found: dict[str, str], wanted: dict[str, str]) -> None:
         for path in [*wanted, *found]:
@@ -112,10 +182,32 @@ class Checkpoints:
                     f"and {wanted.get(path)} here; use the settings it was made with, or another --workdir"
                 )
 
-    def close(self) -> None:
-        """Waits until all saves are written."""
-        self.manager.wait_until_finished()
+    def close(self) -> bool:
+        """Waits until all is saved; returns False if the last save failed, and logs why."""
+        saved = self.wait()
+        self.thread.shutdown()
         self.manager.close()
+        return saved
+
+
+def _has_nan(array: np.ndarray) -> bool:
+    return jax.numpy.issubdtype(array.dtype, np.inexact) and bool(np.any(array != array))
+
+
+def _check(facts: dict) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _touch(folder: Path) -> None:
+    """Reads all files of a folder. Raises OSError if one cannot be read; one that is not there is no such error."""
+    for path in sorted(folder.rglob("*")):
+        try:
+            if path.is_file():
+                with path.open("rb") as file:
+                    while file.read(2**20):
+                        pass
+        except FileNotFoundError:
+            pass
 
 
 def _line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from cram_jax.functional.common import check_at_least_one
-from cram_jax.training import optimizer
+from cram_jax.training import files, optimizer
 from cram_jax.training import step as training
 from cram_jax.training.checkpoints import Checkpoints
 from cram_jax.training.machine import peak_memory_mb, versions
@@ -131,11 +131,18 @@ def train(
       patterns: number of recurring patterns, whose exposures are counted.
 
     Raises:
-      ValueError: if `workdir` holds a checkpoint of another model.
+      ValueError: if `workdir` holds a checkpoint of another model, or none of its checkpoints is intact, or another
+        process trains there.
+      OSError: if a checkpoint cannot be read, or the last state cannot be saved.
       FloatingPointError: after 10 steps in a row whose loss or gradient was not finite.
       Interrupted: after SIGTERM or SIGINT, once the current step has finished and the state is saved. A second signal
         ends the program at once. When the run is resumed, its next logged line averages over the steps since then.
     """
+    with files.held(workdir):
+        return _train(learner, run, seed, workdir, patterns)
+
+
+def _train(learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns: int) -> tuple[TrainState, list[dict]]:
     state = training.init(learner, seed, patterns, streams(learner, run))
     saves = Checkpoints(workdir / "checkpoints")
     restored = saves.restore(state)
@@ -164,8 +171,10 @@ def train(
         if first < run.steps:
             records.launch(versions())
             groups = optimizer.describe(learner.optimizer, learner.model, state.params)
-            (workdir / "parameters.txt").write_text("\n".join(groups) + "\n")
-        return _steps(learner, run, seed, state, records, saves, stopped), records.lines
+            files.write_whole(workdir / "parameters.txt", "\n".join(groups) + "\n")
+        state = _steps(learner, run, seed, state, records, saves, stopped)
+        _saved(saves, f"trained to step {run.steps}")
+        return state, records.lines
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -192,7 +201,7 @@ def _steps(learner, run, seed, state, records, saves, stopped: list) -> TrainSta
         if done % run.log_every:
             if stopped:
                 saves.save(done, state)
-                raise _interrupted(stopped, done)
+                raise _interrupted(saves, stopped, done)
             continue
 
         reports = jax.device_get(reports)
@@ -203,19 +212,28 @@ def _steps(learner, run, seed, state, records, saves, stopped: list) -> TrainSta
                 f"loss or gradient was not finite for 10 steps up to step {done}; lower optimizer.learning_rate "
                 "or optimizer.clip, or look at the data of these steps"
             )
+        if skipped := [done - len(reports) + 1 + i for i, one in enumerate(reports) if one["skipped_share"][0]]:
+            log.warning("%d steps were skipped, because something was not finite: %s", len(skipped), skipped)
         line = _write(records, learner, run, state, seed, means(reports), step_ms, before + now - start)
         _progress(line, learner.task.headline, run, done, first, now - start)
         reports = []
         if done % run.checkpoint_every == 0 or done == run.steps or stopped:
             saves.save(done, state)
         if stopped and done < run.steps:
-            raise _interrupted(stopped, done)
+            raise _interrupted(saves, stopped, done)
         timed_step, timed_from = done, time.perf_counter()
     return state
 
 
-def _interrupted(stopped: list[str], done: int) -> Interrupted:
-    return Interrupted(f"stopped by {stopped[0]} at step {done}; the same command goes on from there")
+def _interrupted(saves: Checkpoints, stopped: list[str], done: int) -> Interrupted:
+    said = f"stopped by {stopped[0]} at step {done}"
+    _saved(saves, said)
+    return Interrupted(f"{said}; the same command goes on from there")
+
+
+def _saved(saves: Checkpoints, said: str) -> None:
+    if not saves.wait():
+        raise OSError(f"{said}, but this state could not be saved; the same command goes on from the last checkpoint")
 
 
 def _write(records, learner, run, state, seed, trained: dict, step_ms: float, seconds: float) -> dict:

@@ -1,23 +1,18 @@
 """Logs of a run: `metrics.jsonl` and TensorBoard events, and means of metrics over batches."""
 
-import json
+import logging
 import os
+import shutil
 import time
 from pathlib import Path
 
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from cram_jax.training import files
+
+log = logging.getLogger(__name__)
 CLOCK = ("step_ms", "seconds", "peak_memory_mb")  # fields that differ if the same command runs twice
-
-
-def strict(value):
-    """Returns the value with None for each number that is not finite, because JSON has no such numbers."""
-    if isinstance(value, dict):
-        return {name: strict(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [strict(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def means(sums: list[dict]) -> dict[str, float | list[float]]:
@@ -41,30 +36,32 @@ class Records:
 
     def __init__(self, directory: Path, step: int):
         self.path = Path(directory) / "metrics.jsonl"
-        self.lines = [line for line in read(self.path) if line["step"] <= step]
-        rewritten = self.path.with_suffix(".tmp")
-        rewritten.write_text("".join(json.dumps(strict(line)) + "\n" for line in self.lines))
-        rewritten.replace(self.path)
-        self.file = self.path.open("a")
+        lines, bad = files.parse(self.path)
+        if bad:
+            aside = self.path.with_name(f"{self.path.name}.damaged")
+            shutil.copy(self.path, aside)
+            log.warning("%s: damaged at line %s; a copy is in %s", self.path, ", ".join(map(str, bad)), aside.name)
+        self.lines = [line for line in lines if line["step"] <= step]
+        files.write_whole(self.path, "".join(map(files.as_line, self.lines)))
         # Two writers in one second would share a file name, so the process is part of it.
         self.board = SummaryWriter(
             str(directory), filename_suffix=f".{os.getpid()}.{time.time_ns()}", purge_step=step + 1
         )
 
     def write(self, line: dict) -> None:
-        """Appends a line, and gives its numbers to TensorBoard."""
+        """Adds a line, and gives its numbers to TensorBoard."""
         self.lines.append(line)
-        self.file.write(json.dumps(strict(line)) + "\n")
-        self.file.flush()
+        files.append(self.path, line)
         for name, value in line.items():
             if isinstance(value, float) and np.isfinite(value):
                 self.board.add_scalar(name, value, line["step"])
 
     def launch(self, versions: dict) -> None:
-        """Appends to `launches.jsonl` which code and machine train the steps from here on."""
+        """Adds to `launches.jsonl` which code and machine train the steps from here on, and with which settings."""
         step = self.lines[-1]["step"] if self.lines else 0
-        with self.path.with_name("launches.jsonl").open("a") as file:
-            file.write(json.dumps({"from_step": step, **versions}) + "\n")
+        config, launches = (self.path.with_name(name) for name in ("config.json", "launches.jsonl"))
+        settings = {"settings": files.settings_digest(config.read_text())} if config.exists() else {}
+        files.append(launches, {"from_step": step, **versions, **settings})
 
     @property
     def seconds(self) -> float:
@@ -72,22 +69,8 @@ class Records:
         return self.lines[-1]["seconds"] if self.lines else 0.0
 
     def close(self) -> None:
-        """Writes what is buffered and closes both files."""
-        self.file.close()
+        """Writes what TensorBoard has buffered."""
         self.board.close()
-
-
-def read(path: Path) -> list[dict]:
-    """Returns the lines of a `metrics.jsonl`, with NaN for null, up to a line that a killed process left unfinished."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append({name: np.nan if value is None else value for name, value in json.loads(text).items()})
-        except json.JSONDecodeError:
-            break
-    return lines
 
 
 def clock(seconds: float) -> str:

@@ -5,6 +5,7 @@ layers in place 0 of the stack's pattern, `task.answer_DxA` is a read-out. `desc
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 
@@ -40,11 +41,16 @@ class OptimizerConfig:
     def __post_init__(self):
         check_at_least_one(self, "steps")
         for name in ("learning_rate", "clip"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+        for name in ("weight_decay", "final", "warmup"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
         for pattern, factor in self.rates:
-            if factor <= 0:
-                raise ValueError(f"rates must be above 0, got {factor} for {pattern!r}; use frozen to stop learning")
+            if not 0 < factor < math.inf:
+                raise ValueError(
+                    f"rates must be above 0 and finite, got {factor} for {pattern!r}; use frozen to stop learning"
+                )
 
 
 def build(cfg: OptimizerConfig, stack: Stack) -> optax.GradientTransformation:

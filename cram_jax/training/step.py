@@ -116,13 +116,15 @@ def train_step(
 ) -> tuple[TrainState, Sums]:
     """Does one optimizer step on Eq 8, then updates consolidation state and price.
 
-    If loss or gradient is not finite, only `step` and `skipped` change.
+    A step is skipped if loss, gradient, or what would come out of it is not finite, or if the batch embeds to values
+    that are not finite or to negative gaps. Then only `step` and `skipped` change, and metrics have no part of it.
 
     Args:
       fresh_B: rows that begin a stream: their memory is reset before the step.
 
     Returns:
-      The new state, and the step's metrics as (sum, count).
+      The new state, and the step's metrics as (sum, count). `skipped` is the number of steps skipped in a row,
+      `skipped_share` 1 if this one was.
     """
 
     if fresh_B is not None:
@@ -152,15 +154,29 @@ def train_step(
         exposures_P=exposures_P.at[jnp.where(asked_BxT < 0, exposures_P.size, asked_BxT)].add(1, mode="drop"),
         skipped=jnp.zeros((), jnp.int32),
     )
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm) & _fits(learner, state.params, batch)
+    finite &= all_finite((moved.params, moved.opt_state, moved.consolidation))
     held = state._replace(skipped=state.skipped + 1)
     after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, held)
     report: dict[str, Any] = {"loss": loss, "task_loss": task_loss, "gradient_norm": norm} | parts
     if learner.model.consolidates:
         report |= {"price": prices.price, "released": prices.released.astype(jnp.float32)}
-    report |= {"skipped": after.skipped}
     metrics |= {name: (value, jnp.ones(())) for name, value in report.items()}
+    metrics = jax.tree.map(lambda part: jnp.where(finite, part, jnp.zeros_like(part)), metrics)
+    metrics |= {"skipped": (after.skipped, jnp.ones(())), "skipped_share": (~finite, jnp.ones(()))}
     return after._replace(step=state.step + 1), metrics
+
+
+def _fits(learner: Learner, params: Params, batch) -> Bool[Array, ""]:
+    """Whether a batch is one that can be learned from, as `check_batch` says of the first."""
+    x_BxTxD, gap_BxT = learner.task.embed(params.task, batch)
+    return all_finite((x_BxTxD, gap_BxT)) & (True if gap_BxT is None else jnp.all(gap_BxT >= 0))
+
+
+def all_finite(tree) -> Bool[Array, ""]:
+    """Whether all floating-point numbers of a tree are finite."""
+    parts = [jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack(parts)) if parts else jnp.asarray(True)
 
 
 @partial(jax.jit, static_argnums=0)

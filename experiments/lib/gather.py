@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from cram_jax.analysis.transition import by_pattern
 from cram_jax.training import probes
+from cram_jax.training.files import read, strict
 from cram_jax.training.loop import RunConfig
-from cram_jax.training.metrics import read, strict
 from cram_jax.training.settings import from_config
 from lib import results
 from lib import summary as summaries

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from cram_jax.training.files import read
 from cram_jax.training.machine import versions
-from cram_jax.training.metrics import read
 from cram_jax.training.settings import claim_workdir
 from lib import gather
 from lib.summary import Column

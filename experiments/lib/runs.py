@@ -17,11 +17,11 @@ from cram_jax.functional.palimpsa import PalimpsaConfig
 from cram_jax.functional.posterior_cram import PosteriorCRAMConfig
 from cram_jax.functional.seqboat import SeqBoatConfig
 from cram_jax.models.stack import Stack, jamba_pattern
-from cram_jax.training import loop, step
+from cram_jax.training import files, loop, step
 from cram_jax.training.checkpoints import Checkpoints
 from cram_jax.training.controller import PriceConfig
+from cram_jax.training.files import read, strict
 from cram_jax.training.loop import RunConfig
-from cram_jax.training.metrics import read, strict
 from cram_jax.training.optimizer import OptimizerConfig
 from cram_jax.training.settings import claim_workdir, from_config, to_config
 from cram_jax.training.step import Learner, TrainState
@@ -179,11 +179,16 @@ def begin_from(
 
     Args:
       make: returns (step, state) of that checkpoint from a fresh state of this learner.
+
+    Raises:
+      OSError: if it cannot be saved.
     """
-    saves, fresh = Checkpoints(workdir / "checkpoints"), step.init(learner, seed, patterns)
-    if saves.restore(fresh) is None:
-        saves.save(*make(fresh))
-    saves.close()
+    with files.held(workdir):
+        saves, fresh = Checkpoints(workdir / "checkpoints"), step.init(learner, seed, patterns)
+        if saves.restore(fresh) is None:
+            saves.save(*make(fresh))
+        if not saves.close():
+            raise OSError(f"{workdir}: the state to begin from could not be saved; the same command tries again")
 
 
 def train(config: ConfigDict, learner: Learner, run: RunConfig, workdir: Path, patterns: int = 0):
@@ -235,6 +240,6 @@ def report(workdir: Path, title: str, out: dict, rows: list[tuple[str, ...]]) ->
     machines = {f"{launch['device']} of {launch['cpu']}, jax {launch['jax']}" for launch in launches}
     out |= {"trained_by": sorted(commit for commit in commits if isinstance(commit, str))}
     out |= {"trained_on": sorted(machines)}
-    (workdir / "summary.json").write_text(json.dumps(strict(out), indent=1) + "\n")
+    files.write_whole(workdir / "summary.json", json.dumps(strict(out), indent=1) + "\n")
     summary.show(title, rows)
     print("docs/glossary.md says what the words mean.")

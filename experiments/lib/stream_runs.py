@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 
 from cram_jax.tasks.streams import StreamsConfig
 from cram_jax.tasks.streams_task import StreamsTask
+from cram_jax.training import files
+from cram_jax.training.files import read, strict
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.machine import versions
-from cram_jax.training.metrics import read, strict
 from cram_jax.training.settings import claim_workdir, from_config
 from cram_jax.training.step import Learner, TrainState
 from lib import deployment, gather, grid, live, runs, summary
@@ -127,7 +128,7 @@ def deployed(
             counts = _deploy(label, entry.reader(fresh, settled.deployment), trained[place], settled)
             path.parent.mkdir(exist_ok=True)
             listed = {name: values.tolist() for name, values in counts.items()}
-            path.write_text(json.dumps({"settings": asked, "made_by": versions(), "counts": listed}))
+            files.write_whole(path, json.dumps({"settings": asked, "made_by": versions(), "counts": listed}))
         counts = json.loads(path.read_text())["counts"]
         found[label] = {name: np.array(values) for name, values in counts.items()}
     return found

@@ -1,5 +1,6 @@
 """Summaries of a run: a flat dictionary, made from logged lines and a last evaluation, and printed tables."""
 
+import itertools
 import re
 from typing import NamedTuple
 
@@ -25,6 +26,12 @@ def _step_ms(lines: list[dict], first: bool) -> float:
     part = max(1, len(times) // 10)
     chosen = times[:part] if first else times[-part:]
     return float(np.median(chosen)) if chosen else float("nan")
+
+
+def skipped_steps(lines: list[dict]) -> int:
+    """How many steps were skipped, of those that are logged."""
+    share = lambda line: np.nan_to_num(line.get("train/skipped_share", 0.0))
+    return round(sum(share(line) * (line["step"] - last["step"]) for last, line in itertools.pairwise(lines)))
 
 
 def attention_curve(lines: list[dict]) -> dict:
@@ -79,7 +86,7 @@ def summarise(lines: list[dict], final: dict, probed: dict, seed: int) -> dict:
       probed: `loop.probe` of the trained state; {} if no layer consolidates.
       seed: the run's seed.
     """
-    out = {"seed": seed, "steps": lines[-1]["step"]}
+    out = {"seed": seed, "steps": lines[-1]["step"], "skipped_steps": skipped_steps(lines)}
     out |= {name: value for name, value in final.items() if not isinstance(value, list)}
     if "attention_tokens" in final:
         out |= {f"{unit}_end": final[unit] for unit in ("attention_tokens", "attention_utilisation")}

@@ -10,7 +10,7 @@ from configs import change as change_config
 from lib import results
 from srcd_cases import SMALLEST
 
-from cram_jax.training.metrics import read
+from cram_jax.training.files import read
 
 SETTINGS = SMALLEST | {
     "change.at": 20, "change.batches": 2, "run.steps": 40, "run.log_every": 10, "run.checkpoint_every": 20,

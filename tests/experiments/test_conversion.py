@@ -9,8 +9,8 @@ from lib import results
 from mqar_cases import SMALLEST
 
 from cram_jax.tasks.mqar import MQARConfig
+from cram_jax.training.files import read
 from cram_jax.training.loop import RunConfig
-from cram_jax.training.metrics import read
 from cram_jax.training.settings import from_config
 
 FEW = {

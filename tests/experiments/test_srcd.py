@@ -14,7 +14,8 @@ from configs import srcd as srcd_config
 from lib import gather, results, runs
 from srcd_cases import SMALLEST
 
-from cram_jax.training.metrics import CLOCK, read
+from cram_jax.training.files import read
+from cram_jax.training.metrics import CLOCK
 
 SETTINGS = SMALLEST | {
     "run.steps": 200, "run.log_every": 10, "run.checkpoint_every": 20, "run.curriculum": "((30,16,8),)"

@@ -7,7 +7,7 @@ import pytest
 from commands import refused, run
 
 from cram_jax.tasks.text_task import KINDS
-from cram_jax.training.metrics import read
+from cram_jax.training.files import read
 
 SMALLEST = {
     "depth": 1, "run.steps": 80, "run.log_every": 20, "run.checkpoint_every": 80, "run.length": 32, "run.batch": 8,

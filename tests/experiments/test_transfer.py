@@ -15,7 +15,7 @@ from lib import results, runs, targets
 from srcd_cases import SMALLEST
 
 from cram_jax.tasks.irregular_generated import write_generated
-from cram_jax.training.metrics import read
+from cram_jax.training.files import read
 
 SETTINGS = SMALLEST | {
     "run.steps": 20, "run.log_every": 20, "run.checkpoint_every": 20, "targets.records.generated.series": 100,

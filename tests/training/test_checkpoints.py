@@ -1,6 +1,7 @@
 """A restored state equals the saved one; damaged saves and other models are refused."""
 
 import logging
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cram_jax.training import checkpoints
 from cram_jax.training.checkpoints import Checkpoints, to_host
 
 
@@ -19,7 +21,7 @@ class State(NamedTuple):
 
 
 def state(value: float, width: int = 64) -> State:
-    step = int(value)
+    step = int(np.nan_to_num(value))
     return State(jnp.full((width, 3), float(value)) + jnp.arange(3), jnp.asarray(step), jax.random.key(step))
 
 
@@ -78,6 +80,93 @@ def test_a_damaged_save_is_passed_over_and_named(saved, damage, caplog):
     step, restored = Checkpoints(saved).restore(state(0))
     assert step == 2
     same(restored, state(20))
+
+
+def read_error(monkeypatch, where: str, times: int):
+    """Files whose path has `where` in it cannot be read, so many times."""
+    left, usual = [times], Path.open
+
+    def opened(path, *args, **how):
+        if where in str(path) and left[0]:
+            left[0] -= 1
+            raise OSError(5, "Input/output error", str(path))
+        return usual(path, *args, **how)
+
+    monkeypatch.setattr(Path, "open", opened)
+    monkeypatch.setattr(checkpoints, "RETRIES", (0.0, 0.0))
+
+
+def test_what_cannot_be_read_stops_and_nothing_is_deleted(saved, monkeypatch):
+    before = sorted(saved.rglob("*"))
+    read_error(monkeypatch, "/2/state/", times=100)
+    with pytest.raises(OSError, match=r"checkpoint 2 .* cannot be read .*Input/output error.*nothing was changed"):
+        Checkpoints(saved).restore(state(0))
+    assert sorted(saved.rglob("*")) == before
+
+
+def test_a_read_error_that_goes_away_costs_nothing(saved, monkeypatch):
+    read_error(monkeypatch, "/2/state/", times=2)
+    assert Checkpoints(saved).restore(state(0))[0] == 2
+
+
+def test_where_no_save_is_intact_it_stops(saved):
+    for path in saved.rglob("*"):
+        if path.is_file() and "/facts/" in str(path):
+            path.write_text("null")
+    before = sorted(saved.rglob("*"))
+    with pytest.raises(ValueError, match=r"none of the checkpoints \[1, 2\] in .* is intact; put back a copy"):
+        Checkpoints(saved).restore(state(0))
+    assert sorted(saved.rglob("*")) == before
+
+
+@pytest.mark.parametrize("facts", ["null", "{}", "[]", "3", "{", "flips"])
+def test_a_save_with_damaged_facts_is_passed_over(saved, facts):
+    path = saved / "2" / "facts" / "metadata"
+    whole = path.read_bytes()
+    if facts != "flips":
+        path.write_text(facts)
+        return same(Checkpoints(saved).restore(state(0))[1], state(1))
+    rng = np.random.default_rng(0)
+    for at in rng.choice(len(whole), 40, replace=False):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << rng.integers(8)
+        path.write_bytes(bytes(flipped))
+        same(Checkpoints(saved).restore(state(0))[1], state(1))
+
+
+def test_a_damaged_save_is_kept_beside_the_one_that_takes_its_place(saved):
+    damaged = largest_file(saved / "2" / "state")
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    saves = Checkpoints(saved)
+    assert saves.restore(state(0))[0] == 1
+    saves.save(2, state(20))
+    assert saves.close()
+    (aside,) = (saved.parent / "damaged").iterdir()
+    assert aside.name == "checkpoint_2.0" and (aside / damaged.relative_to(saved / "2")).read_bytes()[-1:] == b"?"
+    same(Checkpoints(saved).restore(state(0))[1], state(20))
+
+
+def test_a_save_that_fails_is_named_and_costs_no_other(saved, monkeypatch, caplog):
+    saves = Checkpoints(saved)
+
+    def full(*args, **how):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
+        patch.setattr(saves.manager, "save", full)
+        saves.save(3, state(3))
+        assert not saves.wait() and "checkpoint 3 could not be saved" in caplog.text
+    saves.save(4, state(4))
+    assert saves.close()
+    same(Checkpoints(saved).restore(state(0))[1], state(4))
+
+
+def test_a_state_with_nan_is_never_saved(saved):
+    saves = Checkpoints(saved)
+    with pytest.raises(FloatingPointError, match=r"step 3 is not saved: \.weight has NaN"):
+        saves.save(3, state(np.nan))
+    saves.close()
+    assert Checkpoints(saved).restore(state(0))[0] == 2
 
 
 def test_all_later_saves_make_room(saved):

@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lib import summary
 
 from cram_jax.functional.attention import AttentionConfig
 from cram_jax.models.stack import Stack
 from cram_jax.tasks.srcd import SRCDConfig
 from cram_jax.tasks.srcd_task import SRCDTask
-from cram_jax.training import loop
+from cram_jax.training import loop, step
 from cram_jax.training.loop import RunConfig
+from cram_jax.training.optimizer import OptimizerConfig
 from cram_jax.training.step import Learner
 
 RUN = RunConfig(steps=20, length=16, batch=2, log_every=20, checkpoint_every=20, held_out_tokens=32)
@@ -23,19 +25,21 @@ RUN = RunConfig(steps=20, length=16, batch=2, log_every=20, checkpoint_every=20,
 
 @dataclasses.dataclass(frozen=True)
 class Broken(SRCDTask):
-    """A task in which some training batches, from step 2 on, are not finite."""
+    """A task in which some training batches, from step 2 on, are bad."""
 
     bad: int = 0
+    field: str = "target_BxT"
+    value: float = np.nan
 
     def batch(self, split: str, seed: int, index: int, length: int, size: int):
         batch = super().batch(split, seed, index, length, size)
         if split == "train" and 2 <= index < 2 + self.bad:
-            batch = batch._replace(target_BxT=jnp.full_like(batch.target_BxT, jnp.nan))
+            batch = batch._replace(**{self.field: jnp.full_like(getattr(batch, self.field), self.value)})
         return batch
 
 
-def train(bad: int, workdir):
-    task = Broken(SRCDConfig(patterns=5, answers=4), bad=bad)
+def train(bad: int, workdir, **how):
+    task = Broken(SRCDConfig(patterns=5, answers=4), bad=bad, **how)
     return loop.train(Learner(task=task, model=Stack((AttentionConfig(D=8, F=8),))), RUN, 0, workdir, 5)
 
 
@@ -47,6 +51,34 @@ def test_ten_bad_steps_in_a_row_end_a_run_though_good_ones_follow(tmp_path):
     assert decayed.startswith("weight decay 0.7: ") and "model.0.qkv_Dx3xHxK" in decayed
     with pytest.raises(FloatingPointError, match="not finite for 10 steps up to step 20; lower"):
         train(10, tmp_path / "ten")
+
+
+def test_skipped_steps_are_counted_named_and_no_part_of_the_means(tmp_path, caplog):
+    with caplog.at_level("WARNING"):
+        _, lines = train(9, tmp_path)
+    assert lines[-1]["train/skipped_share"] == 9 / 20
+    assert np.isfinite(lines[-1]["train/loss"]) and np.isfinite(lines[-1]["train/gradient_norm"])
+    assert "9 steps were skipped, because something was not finite: [3, 4, 5, 6, 7, 8, 9, 10, 11]" in caplog.text
+    assert summary.skipped_steps(lines) == 9
+
+
+@pytest.mark.parametrize(("field", "value"), [("gap_BxT", -0.5), ("gap_BxT", np.inf), ("previous_BxT", np.nan)])
+def test_a_bad_batch_in_mid_training_is_no_step(tmp_path, field, value):
+    _, lines = train(3, tmp_path, field=field, value=value)
+    assert lines[-1]["train/skipped_share"] == 3 / 20 and np.isfinite(lines[-1]["train/loss"])
+
+
+def test_what_an_optimizer_makes_infinite_is_no_step():
+    # Given finite gradients, and a learning rate at which parameters overflow
+    task = SRCDTask(SRCDConfig(patterns=5, answers=4))
+    learner = Learner(
+        task=task, model=Stack((AttentionConfig(D=8, F=8),)), optimizer=OptimizerConfig(learning_rate=3e38, warmup=0)
+    )
+    before = step.init(learner, 0, 5)
+    kept = jax.tree.map(np.asarray, before.params)
+    state, metrics = step.train_step(learner, before, task.batch("train", 0, 0, 16, 2))
+    jax.tree.map(np.testing.assert_array_equal, state.params, kept)
+    assert state.step == 1 and state.skipped == 1 and metrics["loss"] == (0, 0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -174,11 +174,18 @@ def test_a_pattern_that_matches_nothing_is_refused_before_a_step(settings):
 
 
 def test_settings_out_of_range_are_refused():
-    with pytest.raises(ValueError, match="rates must be above 0, got 0.0 for 'model.*'; use frozen"):
+    with pytest.raises(ValueError, match="rates must be above 0 and finite, got 0.0 for 'model.*'; use frozen"):
         OptimizerConfig(rates=(("model.*", 0.0),))
     for name in ("learning_rate", "clip"):
-        with pytest.raises(ValueError, match=f"{name} must be above 0, got -1.0"):
-            OptimizerConfig(**{name: -1.0})
+        for value in (-1.0, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match=f"{name} must be above 0 and finite, got {value}"):
+                OptimizerConfig(**{name: value})
+    for name in ("weight_decay", "final"):
+        for value in (-1.0, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match=f"{name} must be at least 0 and finite, got {value}"):
+                OptimizerConfig(**{name: value})
+    with pytest.raises(ValueError, match="rates must be above 0 and finite, got inf"):
+        OptimizerConfig(rates=(("model.*", float("inf")),))
 
 
 def test_a_description_lists_what_each_group_holds():

@@ -32,6 +32,14 @@ def test_an_unknown_setting_is_named_with_those_there_are():
         from_config(EpisodicConfig(), config)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_is_not_finite_is_no_setting(value):
+    config = to_config(PriceConfig())
+    config.top = value
+    with pytest.raises(ValueError, match=f"top must be finite, got {value} for PriceConfig"):
+        from_config(PriceConfig(), config)
+
+
 def test_a_directory_belongs_to_its_settings(tmp_path):
     config = to_config(RunConfig(steps=100))
     claim_workdir(tmp_path / "run", config)
