@@ -247,8 +247,8 @@ def look_up(
     f = partial(_look_up, bandwidth)
     ask_all = lambda: kernels.in_smallest(f, plan, params, memory, x_BxTxD, first_BxT, against, sizes=BUCKET_SIZES)
     looked_BxT = plan.scatter(jnp.ones(plan.rows_BxC.shape, x_BxTxD.dtype), x_BxTxD.shape[1])
-    nothing = lambda: Lookup(jnp.zeros_like(x_BxTxD), looked_BxT, jnp.zeros_like(looked_BxT))
-    return jax.lax.cond(used, ask_all, nothing)
+    found = _if_used(used, ask_all)
+    return found._replace(u_BxT=jnp.where(used, found.u_BxT, looked_BxT))
 
 
 def _look_up(bandwidth: float, plan, params, memory, x_BxTxD, first_BxT, against) -> Lookup:

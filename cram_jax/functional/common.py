@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cram_jax.dims import Array, Float, Int, Key
+from cram_jax.dims import Array, Float, Int, Key, Scalar
 
 
 def normal(key: Key, shape: tuple[int, ...], fan_in: int) -> Array:
@@ -87,6 +87,17 @@ def rotate(x_BxTxHxK: Float[Array, "B T H K"], position_BxT: Int[Array, "B T"]) 
     cos, sin = jnp.cos(angle_BxTx1xK), jnp.sin(angle_BxTx1xK)
     rotated = jnp.concatenate([left * cos - right * sin, left * sin + right * cos, rest], axis=-1)
     return rotated.astype(x_BxTxHxK.dtype)
+
+
+def wide(x: Array) -> Array:
+    """In float32 or wider, integers and marks included."""
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32) if floating else jnp.float32)
+
+
+def total(x: Array, where: Array | None = None) -> Scalar:
+    """The sum in float32 or wider: in bfloat16 a count stops at 256, and in float16 sums overflow."""
+    return jnp.sum(wide(x), where=where)
 
 
 def uniforms(key: Key, position_T, B: int, count: int) -> Float[Array, "B T count"]:

@@ -12,7 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Float, Key, Marks, Scalar, Tokens
-from cram_jax.functional.common import FeedForward, check_at_least_one, feed_forward, init_feed_forward, silent
+from cram_jax.functional.common import (
+    FeedForward,
+    check_at_least_one,
+    feed_forward,
+    init_feed_forward,
+    silent,
+    total,
+    wide,
+)
 
 LEAST_VARIANCE = 0.01  # of sigma^2
 
@@ -92,11 +100,8 @@ def variance(state: ConsolidationState) -> Float[Array, "*layers"]:
 
 def statistics(retrieved_BxTxD: Tokens, retrieved_BxT: Marks) -> ConsolidationStats:
     """Sums over tokens that retrieved; other rows are ignored. In float32 or wider, no gradient."""
-    r_BxTxD = jax.lax.stop_gradient(jnp.where(retrieved_BxT[..., None], retrieved_BxTxD, 0))
-    r_BxTxD = r_BxTxD.astype(jnp.promote_types(r_BxTxD.dtype, jnp.float32))
-    return ConsolidationStats(
-        jnp.sum(r_BxTxD, axis=(0, 1)), jnp.sum(r_BxTxD**2), jnp.sum(retrieved_BxT, dtype=r_BxTxD.dtype)
-    )
+    r_BxTxD = wide(jax.lax.stop_gradient(jnp.where(retrieved_BxT[..., None], retrieved_BxTxD, 0)))
+    return ConsolidationStats(jnp.sum(r_BxTxD, axis=(0, 1)), total(r_BxTxD**2), total(retrieved_BxT))
 
 
 def update(state: ConsolidationState, stats: ConsolidationStats, axis_name: str | None = None) -> ConsolidationState:
@@ -126,7 +131,7 @@ def quality(
 ) -> Float[Array, "*shape"]:
     """exp(-|recall - retrieval|^2 / sigma^2) where a token retrieved, 0 elsewhere (Eq 6). No gradient."""
     r_BxTxD = jnp.where(retrieved_BxT[..., None], retrieved_BxTxD, 0)
-    squared_error_BxT = jnp.sum((recalled_BxTxD - r_BxTxD) ** 2, axis=-1)
+    squared_error_BxT = jnp.sum((wide(recalled_BxTxD) - wide(r_BxTxD)) ** 2, axis=-1)
     return jax.lax.stop_gradient(jnp.where(retrieved_BxT, jnp.exp(-squared_error_BxT / sigma2), 0))
 
 
@@ -142,5 +147,5 @@ def familiarity_logit(params: FeedForward, x: Float[Array, "... D"]) -> Float[Ar
 
 def familiarity_loss(logit_BxT: Float[Array, "B T"], quality_BxT: Float[Array, "B T"], retrieved_BxT: Marks) -> Scalar:
     """Summed cross-entropy of q-hat against q over tokens that retrieved: its minimum is a calibrated estimate."""
-    nats_BxT = jax.nn.softplus(logit_BxT) - quality_BxT * logit_BxT
-    return jnp.sum(nats_BxT, where=retrieved_BxT)
+    nats_BxT = jax.nn.softplus(wide(logit_BxT)) - quality_BxT * logit_BxT
+    return total(nats_BxT, where=retrieved_BxT)

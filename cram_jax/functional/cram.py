@@ -21,7 +21,9 @@ from cram_jax.functional.common import (
     feed_forward,
     init_feed_forward,
     rms_norm,
+    total,
     uniforms,
+    wide,
 )
 from cram_jax.functional.consolidation import ConsolidationConfig, ConsolidationState
 from cram_jax.functional.episodic import EpisodicConfig
@@ -175,15 +177,15 @@ class CRAMConfig(Layer):
         prediction, predicted = uncertainty.loss(params.uncertainty_DxU, z_BxTxD, segment_BxT)
         sums = MemorySums(
             tokens=jnp.asarray(B * T, stats.count.dtype),
-            attended=jnp.sum(gates.routed_BxT | gates.audited_BxT, dtype=stats.count.dtype),
+            attended=total(gates.routed_BxT | gates.audited_BxT),
             retrieved=stats.count,
             needed=jnp.zeros((), stats.count.dtype),
-            episodic=jnp.sum(gates.mean_BxTx3[..., routing.EPISODIC]),
-            semantic=jnp.sum(gates.mean_BxTx3[..., routing.SEMANTIC] * (1 - novelty)),
+            episodic=total(gates.mean_BxTx3[..., routing.EPISODIC]),
+            semantic=total(gates.mean_BxTx3[..., routing.SEMANTIC] * (1 - novelty)),
             # While every token attends, reads say nothing about an event's value: the gate does not learn yet.
-            write=jnp.sum(jnp.exp(writes.logit_BxT), where=state.released),
-            reads=jnp.sum(found.reads, where=gates.routed_BxT & state.released),
-            routed=jnp.sum(gates.routed_BxT, dtype=stats.count.dtype),
+            write=total(jnp.exp(wide(writes.logit_BxT)), where=state.released),
+            reads=total(found.reads, where=gates.routed_BxT & state.released),
+            routed=total(gates.routed_BxT),
             distillation=distillation,
             familiarity=consolidation.familiarity_loss(logit_BxT, found.quality, found.found),
             prediction=prediction,

@@ -262,6 +262,6 @@ def read_cache(
 
     def attend():
         q_Bx1xHxK = _queries(params, x_BxD[:, None], jnp.full((x_BxD.shape[0], 1), position), cfg)
-        return output(params.o_HxVxD, look_up(cache, q_Bx1xHxK[:, 0], attends_B))[0]
+        return output(params.o_HxVxD, look_up(cache, q_Bx1xHxK[:, 0], attends_B))[0].astype(x_BxD.dtype)
 
     return jax.lax.cond(jnp.any(attends_B), attend, lambda: jnp.zeros_like(x_BxD))

@@ -218,14 +218,14 @@ def apply(
       segment_BxT: sequences packed into one row; they do not see each other.
 
     Returns:
-      The tokens after the layer, and what it reports of this batch.
+      The tokens after the layer, of the dtype that they had before it, and what the layer reports of this batch.
 
     Raises:
       ValueError, TypeError: for shapes, dtypes or gaps that do not fit the layer.
     """
     more = dict(cfg=cfg, gap_BxT=gap_BxT, key=key, train=train, segment_BxT=segment_BxT)
     mixed_BxTxD, aux = apply_mixer(params, state, x_BxTxD, **more)
-    return cfg.feed(params, x_BxTxD + mixed_BxTxD), aux
+    return cfg.feed(params, x_BxTxD + mixed_BxTxD).astype(x_BxTxD.dtype), aux
 
 
 def apply_mixer(
@@ -234,7 +234,8 @@ def apply_mixer(
     """The mixer alone: `apply` without residual connections and feed-forward network."""
     check_inputs(x_BxTxD, cfg.D, gap_BxT, segment_BxT)
     gap_BxT = jnp.ones(x_BxTxD.shape[:2], x_BxTxD.dtype) if gap_BxT is None else gap_BxT
-    return cfg.mix(params, state, x_BxTxD, gap_BxT, key=key, train=train, segment_BxT=segment_BxT)
+    mixed_BxTxD, aux = cfg.mix(params, state, x_BxTxD, gap_BxT, key=key, train=train, segment_BxT=segment_BxT)
+    return mixed_BxTxD.astype(x_BxTxD.dtype), aux
 
 
 def step(
@@ -253,7 +254,7 @@ def step(
       ValueError, TypeError: for shapes, dtypes or gaps that do not fit the layer.
     """
     mixed_BxD, cache, aux = step_mixer(params, state, cache, x_BxD, cfg=cfg, gap_B=gap_B, key=key)
-    return cfg.feed(params, x_BxD + mixed_BxD), cache, aux
+    return cfg.feed(params, x_BxD + mixed_BxD).astype(x_BxD.dtype), cache, aux
 
 
 def step_mixer(
@@ -264,7 +265,8 @@ def step_mixer(
         raise ValueError(f"one token has shape (batch, {cfg.D}) for a layer of width D={cfg.D}, got {x_BxD.shape}")
     check_inputs(x_BxD[:, None], cfg.D, None if gap_B is None else gap_B[:, None], None)
     gap_B = jnp.ones(x_BxD.shape[0], x_BxD.dtype) if gap_B is None else gap_B
-    return cfg.mix_token(params, state, cache, x_BxD, gap_B, key=key)
+    mixed_BxD, cache, aux = cfg.mix_token(params, state, cache, x_BxD, gap_B, key=key)
+    return mixed_BxD.astype(x_BxD.dtype), cache, aux
 
 
 def check_inputs(x_BxTxD: Tokens, D: int, gap_BxT: Gaps | None, segment_BxT: Segments | None) -> None:

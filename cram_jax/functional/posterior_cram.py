@@ -203,8 +203,9 @@ class PosteriorCRAMConfig(Layer):
         computed, c_BxD = cast(params.episodic, self.compute_dtype), cast(z_BxD, self.compute_dtype)
         ring = cache.episodic
         q_BxHxK = addressed.query(computed, addressed.addresses(computed, c_BxD))
-        attend = lambda: episodic.output(computed.o_HxVxD, episodic.look_up(ring, q_BxHxK, made.attended_BxT))[0]
-        r_BxD = jax.lax.cond(jnp.any(made.attended_BxT), attend, lambda: jnp.zeros_like(c_BxD)).astype(x_BxD.dtype)
+        look_up = lambda: episodic.output(computed.o_HxVxD, episodic.look_up(ring, q_BxHxK, made.attended_BxT))[0]
+        attend = lambda: look_up().astype(x_BxD.dtype)
+        r_BxD = jax.lax.cond(jnp.any(made.attended_BxT), attend, lambda: jnp.zeros_like(x_BxD))
         found_B = made.attended_BxT & (ring.written_B > 0)
         mixed_BxD = two_stage.mix(made, worked_BxD, r_BxD, asked.recalled_BxTxD.astype(x_BxD.dtype))
         k_BxHxK, v_BxHxK = addressed.keys_values(computed, c_BxD, jnp.zeros(B, c_BxD.dtype))

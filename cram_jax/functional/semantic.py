@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Float, Key, Marks, Scalar, Tokens
-from cram_jax.functional.common import normal
+from cram_jax.functional.common import normal, total, wide
 
 
 @jax.tree_util.register_static
@@ -55,5 +55,5 @@ def distillation(recalled_BxTxD: Tokens, retrieved_BxTxD: Tokens, retrieved_BxT:
     included, is not looked at.
     """
     target_BxTxD = jax.lax.stop_gradient(jnp.where(retrieved_BxT[..., None], retrieved_BxTxD, 0))
-    squared_error_BxT = jnp.sum((recalled_BxTxD - target_BxTxD) ** 2, axis=-1)
-    return jnp.sum(squared_error_BxT, where=retrieved_BxT) / sigma2
+    squared_error_BxT = jnp.sum((wide(recalled_BxTxD) - wide(target_BxTxD)) ** 2, axis=-1)
+    return total(squared_error_BxT, where=retrieved_BxT) / sigma2

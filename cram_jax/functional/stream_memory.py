@@ -14,6 +14,7 @@ import numpy as np
 from cram_jax.dims import Array, Bool, Float, Int
 from cram_jax.functional import consolidation, posterior
 from cram_jax.functional.addressed import Lookup
+from cram_jax.functional.common import total, wide
 from cram_jax.functional.consolidation import ConsolidationState, ConsolidationStats
 from cram_jax.functional.posterior import Posterior, PosteriorSums
 from cram_jax.functional.routing import SEMANTIC, WORKING
@@ -134,8 +135,8 @@ def statistics(
     if _shared(state):
         written = jax.tree.map(lambda a: jnp.sum(a, axis=0), written)
     checked = found & (made.choice_BxT == SEMANTIC) & (posterior.novelty(state.memory, asked.u_BxT) < SURE)
-    error = jnp.sum((asked.recalled_BxTxD - r) ** 2, axis=-1) - expected_error(state, asked.u_BxT)
-    missed = Misses(jnp.sum(error, where=checked), jnp.sum(checked, dtype=error.dtype))
+    error = jnp.sum((asked.recalled_BxTxD - wide(r)) ** 2, axis=-1) - expected_error(state, asked.u_BxT)
+    missed = Misses(total(error, where=checked), total(checked))
     counts = found & (made.choice_BxT != WORKING)
     retrieved = consolidation.statistics(r.reshape(-1, 1, r.shape[-1]), counts.reshape(-1, 1))
     return StreamStats(retrieved, jax.lax.stop_gradient(missed), written)

@@ -12,7 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Float, Int, Key
-from cram_jax.functional.common import FeedForward, check_at_least_one, feed_forward, init_feed_forward, silent
+from cram_jax.functional.common import (
+    FeedForward,
+    check_at_least_one,
+    feed_forward,
+    init_feed_forward,
+    silent,
+    total,
+    wide,
+)
 from cram_jax.functional.episodic import Writes
 from cram_jax.functional.objective import MemorySums
 from cram_jax.functional.routing import EPISODIC, SEMANTIC, WORKING, CRAMRoutes
@@ -206,20 +214,19 @@ def memory_sums(
       familiarity: q-hat of each token.
       reads: with the gradient of the read weights of the events that were read (`episodic.output`).
     """
-    kind = made.need.mean.dtype
-    zero, count = jnp.zeros((), kind), lambda marks: jnp.sum(marks, dtype=kind)
+    zero = jnp.zeros(())
     routed = made.choice_BxT == EPISODIC
     return MemorySums(
-        tokens=jnp.asarray(found.size, kind),
-        attended=count(made.attended_BxT),
-        retrieved=count(found),
-        needed=jnp.sum(made.need.mean),
-        episodic=jnp.sum(made.episodic_BxT),
-        semantic=jnp.sum(made.semantic_BxT * familiarity),
+        tokens=jnp.asarray(found.size, zero.dtype),
+        attended=total(made.attended_BxT),
+        retrieved=total(found),
+        needed=total(made.need.mean),
+        episodic=total(made.episodic_BxT),
+        semantic=total(made.semantic_BxT * familiarity),
         # While every token attends, reads say nothing about an event's value: the gate does not learn yet.
-        write=jnp.sum(jnp.exp(writes.logit_BxT), where=released),
-        reads=jnp.sum(reads, where=routed & released),
-        routed=count(routed),
+        write=total(jnp.exp(wide(writes.logit_BxT)), where=released),
+        reads=total(reads, where=routed & released),
+        routed=total(routed),
         distillation=zero,  # Eq 5 is solved, not descended
         familiarity=zero,
         prediction=zero,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Float, Scalar, Segments, Tokens
+from cram_jax.functional.common import total
 
 CODES = 16
 
@@ -32,4 +33,4 @@ def loss(readout_DxU: Float[Array, "D U"], x_BxTxD: Tokens, segment_BxT: Segment
     log_p = jax.nn.log_softmax(x_BxTxD[:, :-1] @ readout_DxU)
     nats_BxT = -jnp.take_along_axis(log_p, code_BxT[..., None], axis=-1)[..., 0]
     same_BxT = jnp.ones(nats_BxT.shape, bool) if segment_BxT is None else segment_BxT[:, 1:] == segment_BxT[:, :-1]
-    return jnp.sum(nats_BxT, where=same_BxT), jnp.sum(same_BxT, dtype=nats_BxT.dtype)
+    return total(nats_BxT, where=same_BxT), total(same_BxT)

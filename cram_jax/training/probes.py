@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Int
+from cram_jax.functional.common import total
 from cram_jax.functional.layer import LayerAux
 from cram_jax.models.stack import Stack
 from cram_jax.training.task import Sums
@@ -88,7 +89,7 @@ def quality(model: Stack, aux: tuple[LayerAux, ...], groups: dict[str, Array]) -
     - For "all" and the first group: `reliability_*`, counts, sums of q-hat and sums of q in bins of q-hat.
     """
     first_name, first_BxT = next(iter(groups.items()))
-    over = lambda what, where: (jnp.sum(what, where=where), jnp.sum(where, dtype=jnp.float32))
+    over = lambda what, where: (total(what, where=where), total(where))
     one, out = jnp.ones(()), {}
     for index, (layer, routes) in enumerate(model.routes(aux)):
         if not layer.consolidates:

@@ -18,10 +18,12 @@ from cram_jax import functional
 from cram_jax.functional import layer as contract
 from cram_jax.functional.layer import Layer, LayerAux, Routes
 from cram_jax.functional.objective import MemorySums
+from cram_jax.models.stack import Stack
 
 KEY = jax.random.key(3)
 MODULES = {type(cfg).__module__: sys.modules[type(cfg).__module__] for cfg in LAYERS.values()}
 FUNCTIONS = ("init", "init_state", "init_cache", "apply", "step")
+FAMILIES = ("cram", "posterior cram", "attention", "mamba2", "palimpsa", "seqboat")  # the others share their code
 # What routes have by name; layers that consolidate have all of it.
 ROUTES = {name: bool for name in (*Routes._fields, "retrieved_BxT")} | dict.fromkeys(
     ("quality_BxT", "familiarity_BxT"), jnp.float32
@@ -156,6 +158,36 @@ def test_update_and_release_keep_what_the_state_is(cfg):
     double = cfg.update(state, jax.tree.map(lambda leaf: 2 * leaf, aux.stats))
     summed = jax.vmap(lambda stats: cfg.update(state, stats, "devices"), axis_name="devices", axis_size=2)(twice)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, jnp.stack([b, b]), rtol=1e-6), summed, double)
+
+
+@pytest.mark.parametrize("cfg", [LAYERS[name] for name in FAMILIES], ids=FAMILIES)
+def test_half_precision_goes_through_a_stack_and_its_sums_are_exact(cfg):
+    # Given parameters and tokens in bfloat16, in which a count of 257 does not exist
+    half = lambda tree: jax.tree.map(lambda a: a.astype(jnp.bfloat16) if a.dtype == jnp.float32 else a, tree)
+    stack = Stack((cfg,), 2)
+    params, state = half(stack.init(KEY)), stack.release(stack.init_state())
+    x_BxTxD, gap_BxT = half(jax.random.normal(KEY, (9, 57, cfg.D))), jnp.ones((9, 57), jnp.bfloat16)
+
+    @jax.jit
+    def run(params, x_BxTxD):
+        def loss(params):
+            y_BxTxD, aux = stack.apply(params, state, x_BxTxD, gap_BxT=gap_BxT, key=KEY, train=True)
+            return jnp.sum(y_BxTxD.astype(jnp.float32)), (y_BxTxD, aux)
+
+        gradient, (y_BxTxD, aux) = jax.grad(loss, has_aux=True)(params)
+        return gradient, y_BxTxD, aux, stack.rollout(params, state, stack.init_cache(9), x_BxTxD, gap_BxT=gap_BxT)[0]
+
+    gradient, y_BxTxD, aux, rolled_BxTxD = run(params, x_BxTxD)
+    # Then tokens and gradients keep their dtype, and nothing overflows
+    assert y_BxTxD.dtype == rolled_BxTxD.dtype == jnp.bfloat16 and like(gradient) == like(params)
+    floats = [leaf for leaf in jax.tree.leaves((gradient, y_BxTxD, aux, rolled_BxTxD)) if leaf.dtype != bool]
+    assert all(np.all(np.isfinite(leaf.astype(jnp.float32))) for leaf in floats)
+    # ... and sums are float32, and count every token
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((aux[0].stats, aux[0].sums)))
+    if aux[0].sums:
+        assert aux[0].sums.tokens.tolist() == [9 * 57] * 2
+        for name, marks in {"attended": aux[0].routes.attended_BxT, "retrieved": aux[0].routes.retrieved_BxT}.items():
+            assert getattr(aux[0].sums, name).tolist() == np.sum(marks, axis=(1, 2)).tolist()
 
 
 @EACH
