@@ -41,12 +41,14 @@ class Corpus:
     train: Files
     held_out: Files
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Counts, bytes, and a digest of all paths and sizes. A run can be resumed only on the same files."""
+        """Counts, bytes, and a digest of all paths and contents. A run can be resumed only on the same files."""
         sha = hashlib.sha256()
-        for files in (self.train, self.held_out):
-            sha.update(repr((files.paths, files.sizes)).encode())
+        for split in ("train", "held_out"):
+            sha.update(repr(getattr(self, split)).encode())
+            for data_N in self.contents(split):
+                sha.update(data_N)
         return f"{len(self.train.paths)}+{len(self.held_out.paths)} files, {self.bytes} bytes, {sha.hexdigest()[:16]}"
 
     @property

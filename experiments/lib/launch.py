@@ -27,7 +27,8 @@ from lib import manual
 
 EXPERIMENTS = Path(__file__).parents[1]
 # Errors that explain their own cause. Any other error is a bug and shows its traceback.
-EXPLAINED = (flags.Error, ValueError, TypeError, KeyError, AttributeError, OSError, FloatingPointError, Interrupted)
+EXPLAINED = (flags.Error, ValueError, TypeError, KeyError, AttributeError, OSError, FloatingPointError)
+STOPPED = 75  # exit status of a run that a signal stopped and that is saved: EX_TEMPFAIL, try again
 KINDS = {str: flags.DEFINE_string, int: flags.DEFINE_integer, list: flags.DEFINE_multi_string}
 
 
@@ -134,11 +135,17 @@ def quiet() -> None:
 
 @contextlib.contextmanager
 def explained():
-    """Inside, an error that explains its cause ends the program in one line; with CRAM_TRACEBACK=1, in a traceback."""
+    """Inside, an error that explains its cause ends the program in one line; with CRAM_TRACEBACK=1, in a traceback.
+
+    The exit status is 1 for an error, and STOPPED for a run that was stopped by a signal and saved.
+    """
     try:
         yield
     except KeyboardInterrupt:
         sys.exit("error: stopped by SIGINT; the same command goes on from the last checkpoint")
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        sys.exit(STOPPED)
     except EXPLAINED as error:
         if os.environ.get("CRAM_TRACEBACK") == "1":
             raise

@@ -9,6 +9,7 @@ from commands import ROOT, environment, refused, run
 from lib import launch, manual, runs
 
 from cram_jax.functional.cram import CRAMConfig
+from cram_jax.training.loop import Interrupted
 
 EXPERIMENTS = ROOT / "experiments"
 MAINS = sorted(path.stem for path in EXPERIMENTS.glob("*.py"))
@@ -102,6 +103,12 @@ def test_a_bug_shows_its_traceback_and_a_known_error_does_when_asked(monkeypatch
     monkeypatch.setenv("CRAM_TRACEBACK", "1")
     with pytest.raises(ValueError), launch.explained():
         raise ValueError("known")
+
+
+def test_a_run_that_a_signal_stopped_ends_with_a_status_of_its_own(capsys):
+    with pytest.raises(SystemExit) as ended, launch.explained():
+        raise Interrupted("stopped by SIGTERM at step 8; the same command goes on from there")
+    assert ended.value.code == 75 and capsys.readouterr().err.startswith("stopped by SIGTERM at step 8")
 
 
 def test_a_flag_has_a_default_a_meaning_and_choices(monkeypatch):

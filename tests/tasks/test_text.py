@@ -88,6 +88,16 @@ def test_held_out_windows_do_not_see_the_training_text(folder):
     np.testing.assert_array_equal(after.windows("held_out", 0, 0, 30, 20), windows)
 
 
+def test_other_bytes_of_the_same_number_are_another_corpus(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(name.encode() * 500)
+    opened = lambda: text.open_corpus.__wrapped__((str(tmp_path),)).fingerprint
+    before, path = opened(), tmp_path / "b"
+    assert opened() == before
+    path.write_bytes(b"b" * 499 + b"c")
+    assert opened() != before
+
+
 def test_a_file_larger_than_memory_is_sampled(tmp_path):
     # Given two sparse files of 64 GiB that read as zeros but for their last byte
     for name in ("a", "b"):
