@@ -6,7 +6,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+KINDS = {
+    jnp.bool_: "marks, True or False (compare numbers first, as in x > 0)",
+    jnp.integer: "integers",
+    jnp.floating: "floating point",
+}
 LOW = -1e30  # stands for minus infinity, and stays finite under subtraction
+
+
+def check_kinds(kind, **arrays: jax.Array | None) -> None:
+    """Raises TypeError unless the dtypes are of this kind: jnp.bool_, jnp.integer or jnp.floating. None is left out."""
+    for name, array in arrays.items():
+        if array is not None and not jnp.issubdtype(array.dtype, kind):
+            raise TypeError(f"{name} must be {KINDS[kind]}, got {array.dtype}")
 
 
 def segment_starts(segment_BxT: Int[Array, "B T"]) -> Bool[Array, "B T"]:

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from .backends import Backends, Call, device_of
-from .common import accumulator, default_scale, segment_starts
+from .common import accumulator, check_kinds, default_scale, segment_starts
 
 # Float32 products stay float32; by default accelerators round them to fewer bits.
 exact_einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def check_heads(v_BxTxHxV, grouped: dict, by_head: dict) -> None:
-    """Raises ValueError unless the shapes agree with the shape of the values.
+    """Raises ValueError unless the shapes agree with the shape of the values, TypeError for numbers of a wrong kind.
 
     Args:
       grouped: arrays (B T G K) by name. All have one shape, and G divides H.
@@ -35,7 +35,9 @@ def check_heads(v_BxTxHxV, grouped: dict, by_head: dict) -> None:
             raise ValueError(
                 f"{name} must have shape ({B}, {T}, G, K) with G a divisor of the {H} heads of v_BxTxHxV, got {shape}"
             )
+    check_kinds(jnp.floating, v_BxTxHxV=v_BxTxHxV, **grouped)
     for name, (x, shape) in by_head.items():
+        check_kinds(jnp.integer if name == "segment_BxT" else jnp.floating, **{name: x})
         if x is not None and x.shape != shape:
             raise ValueError(f"{name} must have shape {shape} to go with v_BxTxHxV of {v_BxTxHxV.shape}, got {x.shape}")
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cram_jax.dims import Array, Float, Int, Key, Segments
 from cram_jax.functional.common import check_at_least_one, rms_norm
@@ -42,6 +43,17 @@ class LanguageModel:
             0.02 * jax.random.normal(token, (self.vocabulary, D)), self.stack.init(layers), jnp.ones(D)
         )
 
+    def _embed(self, params: LanguageParams, name: str, token: Int[Array, "..."]) -> Float[Array, "... D"]:
+        if not jnp.issubdtype(token.dtype, jnp.integer):
+            raise TypeError(f"{name} must be integers, got {token.dtype}")
+        if not isinstance(token, jax.core.Tracer) and np.any(outside := (token < 0) | (token >= self.vocabulary)):
+            raise ValueError(
+                f"{name} must be from 0 to {self.vocabulary - 1}, got {np.asarray(token)[np.asarray(outside)][0]}"
+            )
+        # A negative index would count from the end
+        place = jnp.where(token < 0, self.vocabulary, token)
+        return params.token_AxD.at[place].get(mode="fill", fill_value=jnp.nan)
+
     def _read_out(self, params: LanguageParams, y: Float[Array, "... D"]) -> Float[Array, "... A"]:
         return rms_norm(params.norm_D, y, self.epsilon) @ params.token_AxD.T
 
@@ -59,14 +71,14 @@ class LanguageModel:
 
         Raises:
           TypeError: if the tokens are not integers.
+          ValueError: if one is not in the vocabulary. Under jit values are not checked, and its sequence becomes NaN.
         """
-        if not jnp.issubdtype(token_BxT.dtype, jnp.integer):
-            raise TypeError(f"token_BxT must be integers, got {token_BxT.dtype}")
-        x_BxTxD = params.token_AxD[token_BxT]
+        x_BxTxD = self._embed(params, "token_BxT", token_BxT)
         y_BxTxD, aux = self.stack.apply(params.layers, states, x_BxTxD, key=key, train=train, segment_BxT=segment_BxT)
         return self._read_out(params, y_BxTxD), aux
 
     def step(self, params: LanguageParams, states, caches, token_B: Int[Array, "B"], *, key: Key | None = None):
-        """Returns (logits_BxA, caches, aux) for the next token of a stream."""
-        y_BxD, caches, aux = self.stack.step(params.layers, states, caches, params.token_AxD[token_B], key=key)
+        """Returns (logits_BxA, caches, aux) for the next token of a stream. Raises as `apply`."""
+        x_BxD = self._embed(params, "token_B", token_B)
+        y_BxD, caches, aux = self.stack.step(params.layers, states, caches, x_BxD, key=key)
         return self._read_out(params, y_BxD), caches, aux

@@ -3,17 +3,22 @@
 import json
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from cram_jax.functional.mamba2 import Mamba2Config, Mamba2Params
 from cram_jax.functional.recurrence import Decay
 from cram_jax.models.language import LanguageModel, LanguageParams
 from cram_jax.models.stack import Stack
 
-EMBEDDING, LAST_NORM = "backbone.embeddings.weight", "backbone.norm_f.weight"
+EMBEDDING, LAST_NORM, HEAD = "backbone.embeddings.weight", "backbone.norm_f.weight", "lm_head.weight"
+# Settings that are numbers of something
+COUNTS = (
+    "hidden_size", "num_heads", "head_dim", "state_size", "n_groups", "conv_kernel", "vocab_size", "num_hidden_layers",
+)  # fmt: skip
 # Tensors of a layer: (our name, how to transform the stored tensor).
 TENSORS = {
     "norm.weight": ("norm_D", lambda x: x),
@@ -38,26 +43,31 @@ def load_mamba2(folder: str | Path, *, grouped_norm: bool = True) -> tuple[Langu
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: if the config asks for what this model does not have, or a tensor is unknown, missing or of a wrong
-        shape.
+      ValueError: if a file cannot be read, the config asks for what this model does not have, or a tensor is unknown,
+        missing, of a wrong shape, in two files, or not finite.
     """
     folder = Path(folder)
-    settings = json.loads((folder / "config.json").read_text())
-    model = _model(settings, grouped_norm)
-    tensors = _tensors(folder)
+    model = _model(_settings(folder / "config.json"), grouped_norm)
+    found = _headers(folder)
     (cfg,), depth = model.stack.layers, model.stack.depth
-    if "lm_head.weight" in tensors and not np.array_equal(tensors.pop("lm_head.weight"), tensors[EMBEDDING]):
-        raise ValueError("lm_head.weight differs from the embedding, but the read-out is tied to it here")
-    wanted = {EMBEDDING: (model.vocabulary, cfg.D), LAST_NORM: (cfg.D,)}
+    tied = {HEAD: (model.vocabulary, cfg.D)} if HEAD in found else {}
+    wanted = tied | {EMBEDDING: (model.vocabulary, cfg.D), LAST_NORM: (cfg.D,)}
+    if depth > len(found):  # before as many names are made
+        raise ValueError(f"the config asks for {depth} layers, and {folder} has only {len(found)} tensors")
     wanted |= {f"backbone.layers.{i}.{n}": shape for i in range(depth) for n, shape in _shapes(cfg).items()}
-    if set(tensors) != set(wanted):
+    if set(found) != set(wanted):
         raise ValueError(
-            f"the tensors in {folder} do not fit its config: unknown tensors {sorted(set(tensors) - set(wanted))}, "
-            f"missing {sorted(set(wanted) - set(tensors))}"
+            f"the tensors in {folder} do not fit its config: unknown tensors {sorted(set(found) - set(wanted))}, "
+            f"missing {sorted(set(wanted) - set(found))}"
         )
-    wrong = {n: (x.shape, wanted[n]) for n, x in tensors.items() if x.shape != wanted[n]}
+    wrong = {n: (one.shape, wanted[n]) for n, one in found.items() if one.shape != wanted[n]}
     if wrong:
         raise ValueError(f"tensors in {folder} have wrong shapes for its config: (found, expected) {wrong}")
+    tensors = {name: _tensor(one) for name, one in found.items()}
+    if bad := [name for name, tensor in tensors.items() if not np.all(np.isfinite(tensor))]:
+        raise ValueError(f"tensors in {folder} have values that are not finite: {bad}")
+    if tied and not np.array_equal(tensors[HEAD], tensors[EMBEDDING]):
+        raise ValueError("lm_head.weight differs from the embedding, but the read-out is tied to it here")
     stacked = {
         ours: jnp.stack([turn(tensors[f"backbone.layers.{i}.{name}"]) for i in range(depth)])
         for name, (ours, turn) in TENSORS.items()
@@ -107,14 +117,65 @@ def _shapes(cfg: Mamba2Config) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _tensors(folder: Path) -> dict[str, np.ndarray]:
+def _settings(path: Path) -> dict:
+    """Reads the config, and checks that what the model is built from is there and in range.
+
+    Raises:
+      FileNotFoundError: if there is no such file. ValueError: for anything else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing, or no regular file")
+    try:
+        settings = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(settings).__name__}")
+    for name in COUNTS:
+        value = settings.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} in {path} must be an integer, at least 1, got {value!r}")
+    epsilon = settings.get("layer_norm_epsilon")
+    if not isinstance(epsilon, int | float) or not 0 < epsilon < math.inf:
+        raise ValueError(f"layer_norm_epsilon in {path} must be above 0 and finite, got {epsilon!r}")
+    return settings
+
+
+class _Stored(NamedTuple):
+    """Attributes: file; name of the tensor there; shape."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+
+
+def _headers(folder: Path) -> dict[str, _Stored]:
+    """Where each tensor is, by our name for it. Tensors themselves are not read.
+
+    Raises:
+      FileNotFoundError: if there are no files. ValueError: if one cannot be read, or two have a tensor of one name.
+    """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"{folder} holds no *.safetensors")
-    tensors = {}
+    found: dict[str, _Stored] = {}
     for file in files:
-        with safe_open(file, framework="flax") as opened:
+        if not file.is_file():
+            raise ValueError(f"{file} is no regular file")
+        try:
+            with safe_open(file, framework="flax") as opened:
+                stored = [_Stored(file, name, tuple(opened.get_slice(name).get_shape())) for name in opened.keys()]
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} cannot be read: {error}") from error
+        for one in stored:
             # Some files say "embedding" instead of "embeddings"
-            names = {n: n.replace("backbone.embedding.", "backbone.embeddings.") for n in opened.keys()}
-            tensors |= {ours: np.asarray(opened.get_tensor(n).astype(jnp.float32)) for n, ours in names.items()}
-    return tensors
+            ours = one.name.replace("backbone.embedding.", "backbone.embeddings.")
+            if ours in found:
+                raise ValueError(f"{ours} is in {found[ours].file} and in {file}; take the stale file away")
+            found[ours] = one
+    return found
+
+
+def _tensor(one: _Stored) -> np.ndarray:
+    with safe_open(one.file, framework="flax") as opened:
+        return np.asarray(opened.get_tensor(one.name).astype(jnp.float32))

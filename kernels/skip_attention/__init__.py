@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..backends import SKIP_ATTENTION, Call, device_of
-from ..common import default_scale
+from ..common import check_kinds, default_scale
 from .buckets import in_buckets, in_smallest
 from .cache import read_cache, write_cache
 from .plan import SkipPlan, make_plan
@@ -62,6 +62,7 @@ def skip_attention(
 
     Raises:
       ValueError: if arrays do not fit each other or the plan, or the backend is unknown or cannot run here.
+      TypeError: if they are not floating point.
     """
     B, T = q_BxTxHxK.shape[:2]
     (batch, rows), slots = plan.rows_BxC.shape, plan.slots_BxS.shape[1]
@@ -97,7 +98,8 @@ def skip_attention_compact(
 
 
 def _check_heads(q, k, v) -> None:
-    """Raises ValueError if queries, keys and values do not fit each other."""
+    """Raises ValueError if queries, keys and values do not fit each other, TypeError if they are not floating point."""
+    check_kinds(jnp.floating, queries=q, keys=k, values=v)
     if k.shape[:3] != v.shape[:3] or (k.shape[0], k.shape[3]) != (q.shape[0], q.shape[3]):
         raise ValueError(f"keys {k.shape} and values {v.shape} must go with queries {q.shape}: (B S G K) and (B S G V)")
     H, G = q.shape[2], k.shape[2]

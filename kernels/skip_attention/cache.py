@@ -8,7 +8,7 @@ through memory in order, and reads and updates use the same shape. If the two sh
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..common import accumulator, default_scale, precision
+from ..common import accumulator, check_kinds, default_scale, precision
 
 
 def write_cache(cache_NxSxX: Float[Array, "N S X"], new_BxGxX: Float[Array, "B G X"], place_B: Int[Array, "B"]):
@@ -31,6 +31,8 @@ def read_cache(
     Args:
       scale: factor on q.k; K**-0.5 by default.
     """
+    check_kinds(jnp.floating, q_BxHxK=q_BxHxK, k_NxSxK=k_NxSxK, v_NxSxV=v_NxSxV)
+    check_kinds(jnp.integer, end_B=end_B)
     B, H, K = q_BxHxK.shape
     N, S, V = v_NxSxV.shape
     wide = accumulator(q_BxHxK.dtype)

@@ -1,6 +1,7 @@
 """Mamba-2 from Hugging Face's files computes what Hugging Face's code does (`tests/golden/make_mamba2.py`)."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -107,6 +108,78 @@ def test_tensors_that_are_unknown_missing_or_of_another_shape_are_errors(folder)
     file.unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no \*.safetensors"):
         load_mamba2(folder)
+
+
+def test_files_that_lie_are_named_before_a_tensor_is_read(folder):
+    file, tensors = folder / "model.safetensors", load_file(folder / "model.safetensors")
+    stale = folder / "old.safetensors"
+    save_file({"backbone.norm_f.weight": 2 * tensors["backbone.norm_f.weight"]}, stale)
+    with pytest.raises(ValueError, match="backbone.norm_f.weight is in .*model.safetensors and in .*old.safetensors"):
+        load_mamba2(str(folder))
+    stale.unlink()
+    os.mkfifo(stale)  # to open it would wait for a writer for ever
+    with pytest.raises(ValueError, match="old.safetensors is no regular file"):
+        load_mamba2(folder)
+    stale.unlink()
+    save_file(
+        {n: x for n, x in tensors.items() if n != "backbone.embeddings.weight"}
+        | {"lm_head.weight": 1.0 * tensors["backbone.embeddings.weight"]},
+        file,
+    )
+    with pytest.raises(ValueError, match=r"missing \['backbone.embeddings.weight'\]"):
+        load_mamba2(folder)
+    save_file(tensors | {"backbone.norm_f.weight": np.full(32, np.nan, np.float32)}, file)
+    with pytest.raises(ValueError, match=r"values that are not finite: \['backbone.norm_f.weight'\]"):
+        load_mamba2(folder)
+    for damaged in (b"", b"\xff" * 100, (GOLDEN / "mamba2.safetensors").read_bytes()[:-7]):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match="model.safetensors cannot be read"):
+            load_mamba2(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 10**8}, "asks for 100000000 layers, and .* has only"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers .* must be an integer, at least 1, got 0"),
+        ({"hidden_size": 32.0}, "hidden_size .* must be an integer, at least 1, got 32.0"),
+        ({"vocab_size": "9"}, "vocab_size .* must be an integer, at least 1, got '9'"),
+        ({"head_dim": True}, "head_dim .* must be an integer, at least 1, got True"),
+        ({"n_groups": None}, "n_groups .* must be an integer, at least 1, got None"),
+        ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon .* must be above 0 and finite, got nan"),
+        ({"layer_norm_epsilon": -1e-5}, "layer_norm_epsilon .* must be above 0 and finite, got -1e-05"),
+        ({"layer_norm_epsilon": "1e-5"}, "layer_norm_epsilon .* must be above 0 and finite, got '1e-5'"),
+    ],
+)
+def test_a_config_out_of_range_is_named(folder, change, message):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        load_mamba2(folder)
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is no JSON"), ("[]", "must hold a JSON object, got list")])
+def test_a_config_that_is_none_is_named(folder, text, message):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_mamba2(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="config.json is missing"):
+        load_mamba2(folder)
+
+
+def test_tokens_outside_the_vocabulary_are_named_or_nan(folder, unchecked):
+    params, model = load_mamba2(folder)
+    state, A = model.stack.init_state(), model.vocabulary
+    for bad in (A, -1):
+        with pytest.raises(ValueError, match=f"token_BxT must be from 0 to {A - 1}, got {bad}"):
+            model.apply(params, state, jnp.array([[1, 2], [1, bad]]))
+        with pytest.raises(ValueError, match=f"token_B must be from 0 to {A - 1}, got {bad}"):
+            model.step(params, state, model.stack.init_cache(2), jnp.array([1, bad]))
+        logits_BxTxA, _ = jax.jit(model.apply)(params, state, jnp.array([[1, 2], [1, bad]]))
+        assert np.all(np.isfinite(logits_BxTxA[0])) and np.all(np.isnan(logits_BxTxA[1, 1]))
+    with pytest.raises(TypeError, match="token_B must be integers, got float32"):
+        model.step(params, state, model.stack.init_cache(1), jnp.ones(1))
 
 
 @pytest.mark.parametrize(
