@@ -12,6 +12,7 @@
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -84,14 +85,20 @@ def as_line(record: dict) -> str:
 
 
 def append(path: Path, record: dict) -> None:
-    """Adds a line to a file in one write. What a crash left there of another line does not spoil it."""
+    """Adds a line to a file in one write. What a crash left there of another line does not spoil it.
+
+    Raises:
+      OSError: if it cannot be written whole. It names the file.
+    """
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         size = os.fstat(file).st_size
         torn = size and os.pread(file, 1, size - 1) != b"\n"
         line = (b"\n" if torn else b"") + as_line(record).encode()
         if os.write(file, line) < len(line):
-            raise OSError(f"{path}: the disk is full; the line for {record} was written in part only")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(file)
 

@@ -19,8 +19,9 @@ python experiments/streams_change.py --config=experiments/configs/streams.py:VAR
 | mamba2, palimpsa, carried | these, two layers, on `joined` visits in one sequence | their recurrent state |
 
 - With an empty memory, the event alone decides who attends. So "memory fixed" and "no consolidation" are static routers
-  that were learned. "Routed by chance" picks among the tokens that need memory: by Theorem 1 it answers at most the
-  share of queries that attend, and of the others what a guess among all answers gets right.
+  that were learned. "Routed by chance" picks among the tokens that need memory, as many as the first entry attends at
+  the end: by Theorem 1 it answers at most the share of queries that attend, and of the others what a guess among all
+  answers gets right.
 - The router of the gradient adapter met no familiar pattern in training, because one adapter served all streams.
 - The gradient adapter retrieves for every token of a visit, after it was answered, to teach its adapter. These
   retrievals are attention as well. They are reported as `consolidation_tokens`, beside `attention_tokens`.
@@ -133,7 +134,7 @@ def get_config(variant: str = "small") -> ConfigDict:
         deployment={
             "streams": chosen["streams"],
             "visits": chosen["visits"],
-            "budget": 0.5,  # of "routed by chance"
+            "budget": 0.3,  # of "routed by chance": the share of queries that ask for new bindings
             "descent": {"rate": 2e-3, "steps": 1},  # of "gradient adapter": Adam's rate, and its steps in a visit
             "change": {"visit": 200, "share": 0.25, "visits": 260},  # of streams_change.py
             "retire": {"visit": 200, "share": 0.5, "visits": 340},  # of streams_memory.py

@@ -84,6 +84,22 @@ def test_what_a_crash_left_does_not_spoil_the_next_line(lines):
     assert [line["step"] for line in read(lines)] == list(range(11))
 
 
+@pytest.mark.parametrize("written", ["nothing", "a part"])
+def test_a_full_disk_is_named_with_the_file(lines, monkeypatch, written):
+    def full(file, line):
+        if written == "nothing":
+            raise OSError(28, "No space left on device")
+        return usual(file, line[:5])
+
+    usual = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space left on device: .*metrics.jsonl"):
+            append(lines, {"step": 10})
+    append(lines, {"step": 10})
+    assert [line["step"] for line in read(lines)] == list(range(11))
+
+
 def test_lines_without_sums_are_read_if_no_line_has_one(tmp_path):
     path = tmp_path / "old.jsonl"
     path.write_text('{"step": 0}\n{"step": 1}\n[3]\n{"st')
