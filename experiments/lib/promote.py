@@ -69,12 +69,19 @@ def _gathered(name: str, workdirs: list[Path], old: dict | None, question: str |
     unfinished = [str(workdir) for workdir in workdirs if not (workdir / "summary.json").exists()]
     if unfinished:
         raise Refused(f"not finished, no summary.json or result.json: {' '.join(unfinished)}. Run their commands again")
+    gaps = [str(workdir) for workdir in workdirs if _summary(workdir).get("missing_lines")]
+    if gaps:
+        raise Refused(f"metrics.jsonl has lost lines in {' '.join(gaps)}: train anew in another directory")
     question, command = question or (old and old["question"]), command or (old and old["command"])
     if not (question and command):
         raise Refused(f"{name} is a new result: give its --question, and the --command that makes its runs")
     found, config = gather.of_directories(workdirs)
-    made = gather.made_by([json.loads((workdir / "summary.json").read_text()) for workdir in workdirs])
+    made = gather.made_by([_summary(workdir) for workdir in workdirs])
     return gather.result(name, question, command, made, config=config, entries={config["model"]: found})
+
+
+def _summary(workdir: Path) -> dict:
+    return json.loads((workdir / "summary.json").read_text())
 
 
 def _merged(parts: list[dict]) -> dict:

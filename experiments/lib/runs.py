@@ -1,6 +1,7 @@
 """Code of all mains that train: builds models from settings, trains them, and writes summaries."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from cram_jax.training.task import Task
 from lib import summary
 from lib.circular import CircularCRAMConfig
 from lib.controls import NeverWrittenConfig
+
+log = logging.getLogger(__name__)
 
 PROBED = 16  # batches in the last probe
 LAYERS: dict[str, type[Layer]] = {  # sections of settings that hold a layer
@@ -201,6 +204,9 @@ def finish(learner: Learner, run: RunConfig, seed: int, state, lines: list[dict]
     """Returns what every summary holds: a last evaluation on many tokens, the attention curve, times and versions."""
     final = loop.evaluate(learner, run, state, seed, run.final_tokens)
     out = summary.summarise(lines, final, loop.probe(learner, run, state, seed, PROBED), seed)
+    if missing := summary.missing_lines(lines, int(state.step), run.log_every):
+        log.warning("metrics.jsonl has no lines for steps %s: the curve has gaps, and so have figures from it", missing)
+    out |= {"steps": int(state.step), "missing_lines": len(missing)}
     out |= {"length": run.length, "length_start": run.shape(0)[0]}
     caches = jax.eval_shape(lambda: learner.model.init_cache(1))
     out |= {"parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params))}

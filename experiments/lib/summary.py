@@ -28,6 +28,16 @@ def _step_ms(lines: list[dict], first: bool) -> float:
     return float(np.median(chosen)) if chosen else float("nan")
 
 
+def missing_lines(lines: list[dict], steps: int, every: int) -> list[int]:
+    """Returns the steps that should have a line, and have none: lines that were damaged or lost.
+
+    Args:
+      steps: steps of the trained state. every: steps between lines.
+    """
+    logged = {line["step"] for line in lines}
+    return [step for step in range(min(logged, default=0), steps + 1, every) if step not in logged]
+
+
 def skipped_steps(lines: list[dict]) -> int:
     """How many steps were skipped, of those that are logged."""
     share = lambda line: np.nan_to_num(line.get("train/skipped_share", 0.0))
@@ -48,7 +58,7 @@ def attention_curve(lines: list[dict]) -> dict:
     out["attention_tokens_peak_after_release"] = max(tokens, default=None)
     out["transition_step"] = transition_step([line["step"] for line in free], tokens) if free else None
     out["attention_tokens_rise_last_fifth"] = rise_at_end([line["held_out/attention_tokens"] for line in lines])
-    out["attention_tokens_training_end"] = lines[-1]["train/attention_tokens"]
+    out["attention_tokens_training_end"] = lines[-1].get("train/attention_tokens", float("nan"))
     return out
 
 

@@ -66,6 +66,14 @@ def test_what_is_no_evidence_is_refused_and_nothing_written(which, said, runs, t
     assert not (tmp_path / "results").exists()
 
 
+def test_a_run_that_lost_lines_is_refused(runs, tmp_path):
+    folder = runs(0)
+    summary = json.loads((folder / "summary.json").read_text()) | {"missing_lines": 3}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(Refused, match="metrics.jsonl has lost lines in .*: train anew"):
+        promote("x", [folder], **ASKED, folder=tmp_path / "results")
+
+
 def test_a_new_result_of_runs_needs_its_question_and_command(runs, tmp_path):
     with pytest.raises(Refused, match="--question, and the --command"):
         promote("x", [runs(0)], question="How much?", folder=tmp_path)

@@ -37,6 +37,14 @@ def test_the_attention_curve_tells_design_from_learning():
     assert never["router_released_step"] is None and never["transition_step"] is None
 
 
+def test_lines_that_are_lost_are_counted():
+    assert summary.missing_lines(LINES, 50, 10) == []
+    assert summary.missing_lines([*LINES[:2], LINES[4]], 50, 10) == [20, 30, 50]
+    assert summary.missing_lines(LINES[3:], 60, 10) == [60]  # a run that began at step 30
+    lost = [{name: value for name, value in LINES[-1].items() if not name.startswith("train/")}]
+    assert np.isnan(summary.attention_curve(lost)["attention_tokens_training_end"])
+
+
 def test_the_busiest_layer_is_the_one_that_goes_on_attending():
     # before the release all layers attend alike, and would make the first one the busiest
     assert summary.busiest_layer(LINES) == 1
