@@ -14,8 +14,7 @@ from pathlib import Path
 
 from configs.streams import ENTRIES, LONGER, MODEL
 from configs.streams_ablations import SPEEDS
-from lib import deployment, gather, launch, stream_runs, summary
-from lib.figures import catalogue
+from lib import deployment, launch, stream_runs, summary
 from lib.summary import Column
 
 QUESTION = "Does the attention of a fixed model fall in fresh streams, by what it retrieved there before?"
@@ -99,9 +98,7 @@ def main(args) -> None:
     )
     if set(chosen) != set(whole):
         return print("This was a part of the entries, so no result was written.")
-    config = args.config.copy_and_resolve_references()
-    command = stream_runs.command("streams", args)
-    catalogue.leave(gather.result(name, QUESTION, command, made, config=config, entries=entries), at / name)
+    stream_runs.leave("streams", args, name, QUESTION, made, entries)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,7 @@ from pathlib import Path
 
 from configs.streams import CHANGED, ENTRIES, MODEL
 from configs.streams_ablations import ABLATIONS, GROUPS
-from lib import deployment, gather, launch, stream_runs, summary
-from lib.figures import catalogue
+from lib import deployment, launch, stream_runs, summary
 from lib.stream_runs import Entry
 from lib.summary import Column
 from ml_collections import ConfigDict
@@ -124,13 +123,10 @@ def main(args) -> None:
     summary.show(title, stream_runs.table(COLUMNS, entries), heading=True)
     if set(chosen) != set(whole):
         return print("This was a part of the entries, so no result was written.")
-    config = args.config.copy_and_resolve_references()
     data = {"by_binding": by_binding}
     if args.what == "ablations":
         data["groups"] = {group: list(entries) for group, entries in GROUPS.items()}
-    command = stream_runs.command("streams_change", args)
-    result = gather.result(name, QUESTION, command, made, config=config, entries=entries, data=data)
-    catalogue.leave(result, at / name)
+    stream_runs.leave("streams_change", args, name, QUESTION, made, entries, data)
 
 
 if __name__ == "__main__":

@@ -22,14 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 from configs.streams import ENTRIES
 from lib import deployment, gather, launch, stream_runs, summary
-from lib.figures import catalogue
 from lib.summary import Column
 from ml_collections import ConfigDict
-from rich.progress import track
 
 from cram_jax.analysis import calibration
 from cram_jax.functional.routing import SEMANTIC
-from cram_jax.functional.stream_memory import StreamState
 from cram_jax.models.stack import Stack
 from cram_jax.tasks.srcd import QUERY, SRCDBatch
 from cram_jax.tasks.streams import StreamsConfig
@@ -38,7 +35,7 @@ from cram_jax.training.machine import versions
 from cram_jax.training.step import Learner, Params
 
 QUESTION = "Does a memory know how wrong it is, and does it forget patterns that occur no more?"
-NAME, LABEL = "streams_memory", "memory learns"
+LABEL = "memory learns"
 EVERY = 5  # visits
 LAST = 4  # probes that are counted together, before patterns retire and at the end
 KINDS = ("retired", "others", "new")
@@ -95,7 +92,6 @@ def audited(model: Stack, params, states: tuple, x_BxTxD, gap_BxT):
 def probe(learner: Learner, params: Params, states: tuple, batch: SRCDBatch, visit: int) -> Probe:
     """Asks the memories about a visit."""
     routes, state = audited(learner.model, params.model, states, *learner.task.embed(params.task, batch))
-    assert isinstance(state, StreamState)
     new_BxT, pattern_BxT = np.asarray(batch.is_new_BxT), np.asarray(batch.pattern_BxT)
     data = learner.task.data
     retires_BxT = pattern_BxT >= data.srcd.patterns - data.retired
@@ -114,18 +110,18 @@ def probe(learner: Learner, params: Params, states: tuple, batch: SRCDBatch, vis
 def probes(config: ConfigDict, seed: int, at: Path) -> list[Probe]:
     """Returns what the memories of fresh streams say as they live."""
     own = stream_runs.settings(config, ENTRIES[LABEL], seed)
+    own.deployment.visits = config.deployment.retire.visits
     learner = stream_runs.deployed_learner(own, ENTRIES[LABEL], lambda data: retiring(config, data))
     full = dataclasses.replace(learner.task, data=dataclasses.replace(learner.task.data, retire_visit=None))
     state = stream_runs.train(own, stream_runs.workdir(at, ENTRIES, LABEL, seed))
-    reader = ENTRIES[LABEL].reader(learner, own.deployment)
-    size, visits, length = own.deployment.streams, own.deployment.retire.visits, own.run.length
-    progress, found = deployment.begin(reader, state.params, state.consolidation, size), []
-    for visit in track(range(visits), f"{LABEL}, seed {seed}: visits"):
+    found = []
+
+    def ask(visit: int, progress: deployment.Progress) -> None:
         if visit % EVERY == 0:
-            batch = full.batch("held_out", seed, visit, length, size)
+            batch = full.batch("held_out", seed, visit, own.run.length, own.deployment.streams)
             found.append(probe(learner, state.params, progress.carried, batch, visit))
-        batch = learner.task.batch("held_out", seed, visit, length, size)
-        progress, _ = deployment.visit(reader, state.params, progress, batch, visit, jax.random.key(seed))
+
+    stream_runs.deploy(LABEL, ENTRIES[LABEL].reader(learner, own.deployment), state, own, before=ask)
     return found
 
 
@@ -167,13 +163,7 @@ def main(args) -> None:
     summary.show(f"{said}, seeds {', '.join(map(str, seeds))}\n{about}", table, heading=True)
     binned = calibrated([one for of in found.values() for one in of], retire.visit)
     data = {"calibration": {name: values.tolist() for name, values in binned._asdict().items()}}
-    command = (
-        f"python experiments/streams_memory.py --config=experiments/configs/streams.py:{config.variant} "
-        f"--runs=runs/streams_{config.variant} --seeds={args.seeds}"
-    )
-    resolved = config.copy_and_resolve_references()
-    result = gather.result(NAME, QUESTION, command, made, config=resolved, entries={LABEL: entry}, data=data)
-    catalogue.leave(result, at / NAME)
+    stream_runs.leave("streams_memory", args, "streams_memory", QUESTION, made, {LABEL: entry}, data)
 
 
 if __name__ == "__main__":

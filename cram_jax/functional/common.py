@@ -40,7 +40,7 @@ def rms_norm(
     scale: Float[Array, "*#parts D"], x: Float[Array, "... D"], epsilon: float = 1e-6
 ) -> Float[Array, "... D"]:
     """x divided by its root mean square, times a learned scale. Statistics are in float32 or wider."""
-    x32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x32 = wide(x)
     return (x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + epsilon)).astype(x.dtype) * scale
 
 
@@ -80,19 +80,18 @@ def rotate(x_BxTxHxK: Float[Array, "B T H K"], position_BxT: Int[Array, "B T"]) 
     """
     half = x_BxTxHxK.shape[-1] // 2
     # Angles in float32 or wider: bfloat16 does not tell position 1000 from 1001.
-    wide = jnp.promote_types(x_BxTxHxK.dtype, jnp.float32)
-    rate_K = 10000.0 ** (-jnp.arange(half, dtype=wide) / half)
+    x32_BxTxHxK = wide(x_BxTxHxK)
+    rate_K = 10000.0 ** (-jnp.arange(half, dtype=x32_BxTxHxK.dtype) / half)
     angle_BxTx1xK = (position_BxT[..., None] * rate_K)[:, :, None]
-    left, right, rest = jnp.split(x_BxTxHxK.astype(wide), (half, 2 * half), axis=-1)
+    left, right, rest = jnp.split(x32_BxTxHxK, (half, 2 * half), axis=-1)
     cos, sin = jnp.cos(angle_BxTx1xK), jnp.sin(angle_BxTx1xK)
     rotated = jnp.concatenate([left * cos - right * sin, left * sin + right * cos, rest], axis=-1)
     return rotated.astype(x_BxTxHxK.dtype)
 
 
 def wide(x: Array) -> Array:
-    """In float32 or wider, integers and marks included."""
-    floating = jnp.issubdtype(x.dtype, jnp.floating)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32) if floating else jnp.float32)
+    """In float32 or wider."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def total(x: Array, where: Array | None = None) -> Scalar:

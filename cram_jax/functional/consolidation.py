@@ -111,16 +111,26 @@ def update(state: ConsolidationState, stats: ConsolidationStats, axis_name: str 
       axis_name: sums the statistics over that mapped axis first.
     """
     if axis_name is not None:
-        stats = jax.tree.map(lambda s: jax.lax.psum(s, axis_name), stats)
-    some = stats.count > 0
-    count = jnp.where(some, stats.count, 1)
-    rate = jnp.where(some, 1 - state.decay, 0)
-    move = lambda old, new, rate: (old + rate * (new - old)).astype(old.dtype)
-    return state._replace(
-        mean_D=move(state.mean_D, stats.total_D / count[..., None], rate[..., None]),
-        square=move(state.square, stats.square / count, rate),
-        weight=move(state.weight, 1.0, rate),
+        stats = jax.lax.psum(stats, axis_name)
+    mean_D, square, weight = running(
+        (state.mean_D, state.square, state.weight), (stats.total_D, stats.square, stats.count), stats.count, state.decay
     )
+    return state._replace(mean_D=mean_D, square=square, weight=weight)
+
+
+def running(means, totals, count: Float[Array, "*layers"], decay: Float[Array, "*layers"]):
+    """Running means after a batch with these totals over `count` tokens; unchanged if there are none.
+
+    Means start at 0. That of 1, whose total is `count`, is what the others must be divided by.
+    """
+    some = count > 0
+    number, rate = jnp.where(some, count, 1), jnp.where(some, 1 - decay, 0)
+
+    def one(old, total):
+        of_layer = lambda a: a.reshape(a.shape + (1,) * (old.ndim - a.ndim))
+        return (old + of_layer(rate) * (total / of_layer(number) - old)).astype(old.dtype)
+
+    return jax.tree.map(one, means, totals)
 
 
 def quality(
@@ -147,5 +157,5 @@ def familiarity_logit(params: FeedForward, x: Float[Array, "... D"]) -> Float[Ar
 
 def familiarity_loss(logit_BxT: Float[Array, "B T"], quality_BxT: Float[Array, "B T"], retrieved_BxT: Marks) -> Scalar:
     """Summed cross-entropy of q-hat against q over tokens that retrieved: its minimum is a calibrated estimate."""
-    nats_BxT = jax.nn.softplus(wide(logit_BxT)) - quality_BxT * logit_BxT
-    return total(nats_BxT, where=retrieved_BxT)
+    logit_BxT = wide(logit_BxT)
+    return total(jax.nn.softplus(logit_BxT) - quality_BxT * logit_BxT, where=retrieved_BxT)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from cram_jax import kernels
 from cram_jax.dims import Array, Float, Key, Segments
-from cram_jax.functional.common import normal
+from cram_jax.functional.common import normal, wide
 
 SPREADS = ("language", "recall")
 LEAST_RATE = 1e-3  # near 0, log A runs to minus infinity
@@ -99,6 +99,6 @@ def importance(params: Importance, x: Float[Array, "... D"]) -> Float[Array, "..
 
     The scale is cut off at 0 but keeps its gradient there, so that a head without metaplasticity can gain it (back).
     """
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = wide(x)
     cut_H = params.scale_H + jax.lax.stop_gradient(jnp.maximum(params.scale_H, 0) - params.scale_H)
     return jax.nn.sigmoid(jnp.einsum("...d,dr,rhv->...hv", x, params.down_DxR, params.up_RxHxV)) * cut_H[:, None]

@@ -181,17 +181,9 @@ def update(state: StreamState, stats: StreamStats, axis_name: str | None = None)
     solve = lambda: posterior.update(state.memory, written)
     memory = jax.lax.cond(jnp.any(state.retrievals.released), solve, lambda: state.memory)
     retrievals = consolidation.update(state.retrievals, stats.retrievals, axis_name)
-    return StreamState(retrievals, _moved(state, stats.misses, axis_name), memory)
-
-
-def _moved(state: StreamState, misses: Misses, axis_name: str | None) -> Misses:
-    """The running mean after a visit; without an audited answer nothing changes."""
-    if axis_name is not None:
-        misses = jax.lax.psum(misses, axis_name)
-    some = misses.count > 0
-    mean, rate = misses.square / jnp.where(some, misses.count, 1), jnp.where(some, 1 - state.retrievals.decay, 0)
-    move = lambda old, new: (old + rate * (new - old)).astype(old.dtype)
-    return jax.tree.map(move, state.misses, Misses(mean, jnp.ones_like(mean)))
+    missed = stats.misses if axis_name is None else jax.lax.psum(stats.misses, axis_name)
+    misses = consolidation.running(state.misses, missed, missed.count, state.retrievals.decay)
+    return StreamState(retrievals, misses, memory)
 
 
 def release(state: StreamState, when: Bool[Array, "*layers"] | bool = True) -> StreamState:

@@ -9,6 +9,7 @@ import numpy as np
 
 from cram_jax.dims import Array, Float, Int, Key, Segments
 from cram_jax.functional.common import check_at_least_one, rms_norm
+from cram_jax.kernels.common import check_kinds
 from cram_jax.models.stack import Stack
 
 
@@ -44,8 +45,7 @@ class LanguageModel:
         )
 
     def _embed(self, params: LanguageParams, name: str, token: Int[Array, "..."]) -> Float[Array, "... D"]:
-        if not jnp.issubdtype(token.dtype, jnp.integer):
-            raise TypeError(f"{name} must be integers, got {token.dtype}")
+        check_kinds(jnp.integer, **{name: token})
         if not isinstance(token, jax.core.Tracer) and np.any(outside := (token < 0) | (token >= self.vocabulary)):
             raise ValueError(
                 f"{name} must be from 0 to {self.vocabulary - 1}, got {np.asarray(token)[np.asarray(outside)][0]}"

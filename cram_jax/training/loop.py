@@ -134,7 +134,7 @@ def train(
       ValueError: if `workdir` holds a checkpoint of another model, or none of its checkpoints is intact, or another
         process trains there.
       OSError: if a checkpoint cannot be read, or the last state cannot be saved.
-      FloatingPointError: after 10 steps in a row whose loss or gradient was not finite.
+      FloatingPointError: after 10 steps in a row that were skipped (`step.train_step`).
       Interrupted: after SIGTERM or SIGINT, once the current step has finished and the state is saved. A second signal
         ends the program at once. When the run is resumed, its next logged line averages over the steps since then.
     """
@@ -209,8 +209,8 @@ def _steps(learner, run, seed, state, records, saves, stopped: list) -> TrainSta
         step_ms = 1000 * (now - timed_from) / (done - timed_step) if done > timed_step else float("nan")
         if max(report["skipped"][0] for report in reports) >= 10:
             raise FloatingPointError(
-                f"loss or gradient was not finite for 10 steps up to step {done}; lower optimizer.learning_rate "
-                "or optimizer.clip, or look at the data of these steps"
+                f"10 steps in a row up to step {done} were skipped, because loss, gradient, batch or result was not "
+                "finite; lower optimizer.learning_rate or optimizer.clip, or look at the data of these steps"
             )
         if skipped := [done - len(reports) + 1 + i for i, one in enumerate(reports) if one["skipped_share"][0]]:
             log.warning("%d steps were skipped, because something was not finite: %s", len(skipped), skipped)

@@ -10,7 +10,6 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from cram_jax.training import files
-from cram_jax.training.files import read as read  # notebooks have it from here
 
 log = logging.getLogger(__name__)
 CLOCK = ("step_ms", "seconds", "peak_memory_mb")  # fields that differ if the same command runs twice

@@ -170,7 +170,8 @@ def train_step(
 def _fits(learner: Learner, params: Params, batch) -> Bool[Array, ""]:
     """Whether a batch is one that can be learned from, as `check_batch` says of the first."""
     x_BxTxD, gap_BxT = learner.task.embed(params.task, batch)
-    return all_finite((x_BxTxD, gap_BxT)) & (True if gap_BxT is None else jnp.all(gap_BxT >= 0))
+    late = () if gap_BxT is None else gap_BxT
+    return all_finite((x_BxTxD, late)) & jnp.all(jnp.asarray(late) >= 0)
 
 
 def all_finite(tree) -> Bool[Array, ""]:

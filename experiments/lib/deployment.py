@@ -145,15 +145,18 @@ def deploy(
     length: int,
     seed: int,
     show: Callable[[int, list[dict]], None],
+    before: Callable[[int, Progress], None] = lambda index, progress: None,
 ) -> dict[str, np.ndarray]:
     """Deploys in `size` fresh streams; returns counts by name, each with an axis of visits in front.
 
     Args:
       state: at the end of training.
       show: called after each visit with the number of visits done, and the counts of each.
+      before: called before each visit with its number, and with what streams carry into it.
     """
     progress, all_counts = begin(reader, state.params, state.consolidation, size), []
     for index in range(visits):
+        before(index, progress)
         batch = reader.learner.task.batch("held_out", seed, index, length, size)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), EVALUATION), index)
         progress, counts = visit(reader, state.params, progress, batch, index, key)

@@ -19,6 +19,7 @@ from cram_jax.training.machine import versions
 from cram_jax.training.settings import claim_workdir, from_config
 from cram_jax.training.step import Learner, TrainState
 from lib import deployment, gather, grid, live, runs, summary
+from lib.figures import catalogue
 from lib.joined import JoinedTask
 from lib.readers import Reader
 
@@ -125,7 +126,7 @@ def deployed(
             if place not in trained:
                 print(f"{label}, seed {seed}: {place}", flush=True)
                 trained[place] = train(own, place)
-            counts = _deploy(label, entry.reader(fresh, settled.deployment), trained[place], settled)
+            counts = deploy(label, entry.reader(fresh, settled.deployment), trained[place], settled)
             path.parent.mkdir(exist_ok=True)
             listed = {name: values.tolist() for name, values in counts.items()}
             files.write_whole(path, json.dumps({"settings": asked, "made_by": versions(), "counts": listed}))
@@ -149,8 +150,8 @@ def _counts_file(place: Path, kept: str, label: str) -> Path:
     return place / kept / f"{grid.folder(label)}.json"
 
 
-def _deploy(label: str, reader: Reader, trained: TrainState, settled: ConfigDict) -> Counts:
-    """Deploys a trained model, in sight of a person."""
+def deploy(label: str, reader: Reader, trained: TrainState, settled: ConfigDict, **more) -> Counts:
+    """Deploys a trained model, in sight of a person. more: for `deployment.deploy`."""
     visits = settled.deployment.visits
     with live.shown(f"{label}, seed {settled.seed}", visits, functools.partial(_progress, label)) as show:
         return deployment.deploy(
@@ -161,6 +162,7 @@ def _deploy(label: str, reader: Reader, trained: TrainState, settled: ConfigDict
             length=settled.run.length,
             seed=settled.seed,
             show=show,
+            **more,
         )
 
 
@@ -202,13 +204,20 @@ def entry(of: Entry, made: dict, found: list[dict], **parts) -> dict:
     return strict({"settings": of.settings, "runs": flat, **gather.statistics(flat), **parts})
 
 
-def command(main: str, args) -> str:
-    """Returns the command of a result. Trainings of one variant share a directory, whatever is made of them."""
-    variant = args.config.variant
-    return (
-        f"python experiments/{main}.py --config=experiments/configs/streams.py:{variant} --what={args.what} "
+def leave(main: str, args, name: str, question: str, made: dict, entries: dict, data: dict | None = None) -> None:
+    """Writes a result and its figure to a folder with its name below --runs.
+
+    Args:
+      main, args: of the command, which the result states. Trainings of one variant share a directory.
+    """
+    variant, what = args.config.variant, f" --what={args.what}" if hasattr(args, "what") else ""
+    command = (
+        f"python experiments/{main}.py --config=experiments/configs/streams.py:{variant}{what} "
         f"--runs=runs/streams_{variant} --seeds={args.seeds}"
     )
+    config = args.config.copy_and_resolve_references()
+    result = gather.result(name, question, command, made, config=config, entries=entries, data=data)
+    catalogue.leave(result, Path(args.runs) / name)
 
 
 def table(columns: Iterable[summary.Column], entries: dict[str, dict]) -> list[tuple[str, ...]]:

@@ -10,6 +10,7 @@ from cram_jax.analysis import calibration
 from cram_jax.functional import addressed, episodic, posterior, posterior_cram, stream_memory, two_stage
 from cram_jax.functional.common import rms_norm
 from cram_jax.functional.posterior import PosteriorConfig
+from cram_jax.functional.routing import SEMANTIC
 
 
 def test_the_error_of_what_was_written_and_what_was_not_is_the_expected_one(x64):
@@ -61,6 +62,16 @@ def test_a_layer_is_measured_where_it_would_retrieve(x64):
     assert 5 < some.sum() < B * T
     np.testing.assert_allclose(measured, error_BxT[some], rtol=1e-6)
     np.testing.assert_allclose(expected, expected_BxT[some], rtol=1e-6)
+    # and what the batch adds to the noise is the error of answers that are nearly certain, less what is expected there
+    sure = np.asarray(finds_BxT & (aux.routes.choice_BxT == SEMANTIC) & (posterior.novelty(state.memory, u_BxT) < 0.1))
+    beyond_BxT = error_BxT - posterior.expected_error(state.memory, u_BxT, square)
+    assert aux.stats.misses.count == sure.sum() > 0
+    np.testing.assert_allclose(aux.stats.misses.square, beyond_BxT[sure].sum(), rtol=1e-6)
+    moved = cfg.update(state, aux.stats)._replace(memory=state.memory)
+    rate, before = 1 - state.retrievals.decay, state.misses
+    seen = before.count + rate * (1 - before.count)
+    mean = (before.square + rate * (beyond_BxT[sure].mean() - before.square)) / seen
+    np.testing.assert_allclose(stream_memory.noise(moved), max(mean, 0), rtol=1e-5)
 
 
 def test_what_cannot_be_measured_is_named():

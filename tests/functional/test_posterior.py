@@ -127,6 +127,36 @@ def test_what_is_not_written_again_fades(x64):
     np.testing.assert_allclose(posterior.recall(memory, phi)[:, 0], r[:, 0] / 1.05, rtol=1e-6)
 
 
+def test_novelty_tells_a_new_address_in_a_full_memory(x64):
+    # Given many writes at random addresses, so that u is low everywhere; those of the last visit weigh most
+    memory = empty()
+    for seed in range(10):
+        phi, r, _ = drawn(seed)
+        memory = posterior.update(memory, posterior.writes(phi, r, jnp.full((S, T), 1.0 if seed == 9 else 0.1)))
+    new = drawn(99, 400)[0]
+    u = posterior.uncertainty(memory, new)
+    assert np.mean(u) < 0.6
+    # Then novelty is 1 at new addresses, on average, and below half at those of the last visit
+    np.testing.assert_allclose(np.mean(posterior.novelty(memory, u), axis=-1), 1, atol=0.1)
+    assert np.all(posterior.novelty(memory, posterior.uncertainty(memory, phi)) < 0.5)
+
+
+def test_weights_and_errors_follow_from_the_uncertainty(x64):
+    # Given two addresses of 64 that have nothing in common, of which one was written twice
+    phi = jnp.broadcast_to(jnp.eye(CFG.features)[:2], (S, 2, CFG.features))
+    memory = posterior.init(D, CFG, (S,))
+    for weight in (0.2, 0.5):
+        memory = posterior.merge(memory, posterior.writes(phi[:, :1], jnp.ones((S, 1, D)), jnp.full((S, 1), weight)))
+    u = posterior.uncertainty(memory, phi)
+    # What was written there, but for the share of the memory that is no longer free, 1 / 64
+    np.testing.assert_allclose(posterior.weight_at(memory, u), [[0.7, 0]] * S, atol=0.001)
+    # At the new one, the square of a retrieval and that of a recall at random: |W|^2 / F
+    recalled = D * (0.7 / 0.75) ** 2 / 64
+    error = posterior.expected_error(memory, u, jnp.asarray(3.0))
+    np.testing.assert_allclose(error[:, 1], (3 + recalled) * posterior.novelty(memory, u)[:, 1] ** 1.5, rtol=1e-6)
+    np.testing.assert_allclose(error[:, 0] / error[:, 1], (0.05 / 0.75) ** 1.5, rtol=1e-6)
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_it_stays_positive_definite_under_10000_changes(seed):
     # Given small memories in float32, so that 10,000 changes are quick: visits with weights over three decades, single
