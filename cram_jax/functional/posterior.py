@@ -137,10 +137,10 @@ def weight_at(memory: Posterior, u: Float[Array, "*shape"]) -> Float[Array, "*sh
 def expected_error(memory: Posterior, u: Float[Array, "*shape"], square: Scalar) -> Float[Array, "*shape"]:
     """The squared distance to expect between a recall and the retrieval: novelty^3/2 (E|r|^2 + |W_up|^2 / F).
 
-    At an address like none before, the recall has nothing to do with the retrieval; |W_up|^2 / F is its mean square.
-    A write divides u by 1 + w u / lambda. If all retrievals at an address are equal, it divides the distance by as
-    much, so the square falls as u^2. If they are as noisy as the ridge supposes, the square falls as u. The power 3/2
-    is chosen between the two, by measurement. The noise of the retrieval itself comes on top.
+    At an address like none before, recall and retrieval have nothing in common; |W_up|^2 / F is the recall's mean
+    square. If all retrievals at an address are equal, the square falls as u^2 with each write: a write divides the
+    distance by the same factor as u, 1 + w u / lambda. If they differ as much as lambda supposes, it falls as u. The
+    power 3/2 was chosen between the two by measurement. The noise of the retrieval itself is not in it.
 
     Args:
       square: E|r|^2.
