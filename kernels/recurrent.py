@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from .backends import Backends, Call, device_of
 from .common import accumulator, check_kinds, default_scale, segment_starts
+from .containment import finite, spoilt, spoilt_so_far
 
 # Float32 products stay float32; by default accelerators round them to fewer bits.
 exact_einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -40,6 +41,24 @@ def check_heads(v_BxTxHxV, grouped: dict, by_head: dict) -> None:
         check_kinds(jnp.integer if name == "segment_BxT" else jnp.floating, **{name: x})
         if x is not None and x.shape != shape:
             raise ValueError(f"{name} must have shape {shape} to go with v_BxTxHxV of {v_BxTxHxV.shape}, got {x.shape}")
+
+
+def contained(scan, q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, gates: tuple, start_BxT, state):
+    """Returns scan(q, k, v, gates, state): (o, state), where what is not finite spoils only what sees it.
+
+    Args:
+      scan: each token sees the earlier ones of its segment, and itself.
+      gates: arrays (B T H) or (B T H V).
+      start_BxT: where segments start.
+      state: arrays (B H V K); () for none.
+    """
+    H = v_BxTxHxV.shape[2]
+    unfit = [spoilt(k_BxTxGxK, H), spoilt(v_BxTxHxV), *(spoilt(x if x.ndim == 4 else x[..., None]) for x in gates)]
+    carried = [jnp.any(spoilt(x_BxHxVxK), axis=-1) for x_BxHxVxK in jax.tree.leaves(state)]
+    spoilt_BxTxH = spoilt_so_far(sum(unfit) > 0, start_BxT, sum(carried, jnp.zeros(v_BxTxHxV[:, 0, :, 0].shape)) > 0)
+    o_BxTxHxV, state = scan(*jax.tree.map(finite, (q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, gates, state)))
+    o_BxTxHxV = jnp.where((spoilt_BxTxH | spoilt(q_BxTxGxK, H))[..., None], jnp.nan, o_BxTxHxV)
+    return o_BxTxHxV, jax.tree.map(lambda x: jnp.where(spoilt_BxTxH[:, -1, :, None, None], jnp.nan, x), state)
 
 
 def run(backends: Backends, backend: str, q_BxTxGxK, *others, scale: float | None, chunk: int | None):

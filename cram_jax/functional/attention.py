@@ -21,6 +21,7 @@ from cram_jax.functional.common import (
     rotate,
 )
 from cram_jax.functional.layer import Layer, LayerAux, Operations, apply, init, init_cache, init_state, step
+from cram_jax.kernels.recurrent import contained, starts_of
 
 __all__ = ["AttentionCache", "AttentionConfig", "AttentionParams", "apply", "init", "init_cache", "init_state", "step"]
 
@@ -142,4 +143,6 @@ def _tiled(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, segment_BxT):
 
 def _masked(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, segment_BxT):
     same_Bx1xTxT = None if segment_BxT is None else segment_BxT[:, None, :, None] == segment_BxT[:, None, None, :]
-    return jax.nn.dot_product_attention(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, mask=same_Bx1xTxT, is_causal=True)
+    attend = lambda q, k, v, *_: (jax.nn.dot_product_attention(q, k, v, mask=same_Bx1xTxT, is_causal=True), ())
+    start_BxT = starts_of(segment_BxT, *q_BxTxHxK.shape[:2])
+    return contained(attend, q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, (), start_BxT, ())[0]

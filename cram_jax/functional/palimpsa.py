@@ -27,7 +27,7 @@ from cram_jax.functional.recurrence import (
     init_scan_state,
     unit,
 )
-from cram_jax.kernels.recurrent import exact_einsum
+from cram_jax.kernels.recurrent import contained, exact_einsum
 
 __all__ = [
     "PalimpsaCache", "PalimpsaConfig", "PalimpsaParams", "apply", "init", "init_cache", "init_state", "step", "writes",
@@ -209,15 +209,18 @@ def _delta_scan(q_BxTxHxK, k_BxTxHxK, v_BxTxHxV, write_BxTxH, log_decay_BxTxH, s
     decay_BxTxH = jnp.where(starts_BxT[..., None], 0, jnp.exp(log_decay_BxTxH))
 
     def token(S, now):
-        q, k, v, write, decay = now
+        q, k, v, (write, decay) = now
         S = decay[..., None, None] * S
         error = v - exact_einsum("bhvk,bhk->bhv", S, k)
         S = S + (write[..., None] * error)[..., None] * k[..., None, :]
         return S, K**-0.5 * exact_einsum("bhvk,bhk->bhv", S, q)
 
-    over_time = [x.swapaxes(0, 1) for x in (q_BxTxHxK, k_BxTxHxK, v_BxTxHxV, write_BxTxH, decay_BxTxH)]
-    state, o_TxBxHxV = jax.lax.scan(token, state, over_time)
-    return o_TxBxHxV.swapaxes(0, 1), state
+    def scan(q, k, v, gates, state):
+        over_time = jax.tree.map(lambda x: x.swapaxes(0, 1), (q, k, v, gates))
+        state, o_TxBxHxV = jax.lax.scan(token, state, over_time)
+        return o_TxBxHxV.swapaxes(0, 1), state
+
+    return contained(scan, q_BxTxHxK, k_BxTxHxK, v_BxTxHxV, (write_BxTxH, decay_BxTxH), starts_BxT, state)
 
 
 def _remember(params: PalimpsaParams, h_BxTxD, qkv_BxTxX, state, segment_BxT, cfg: PalimpsaConfig, backend: str):

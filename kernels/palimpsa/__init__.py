@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..backends import PALIMPSA
-from ..recurrent import check_heads, empty_state, run, starts_of, to_heads, wide
+from ..containment import finite, spoilt, spoilt_so_far
+from ..recurrent import check_heads, contained, empty_state, run, starts_of, to_heads, wide
 from ..ssd import ssd_scan
 from .state import PalimpsaState
 
@@ -59,9 +60,12 @@ def palimpsa_scan(
     carried = {f"state.{name}": (x, (B, H, V, K)) for name, x in (state._asdict() if state else {}).items()}
     check_heads(v_BxTxHxV, {}, {"segment_BxT": (segment_BxT, (B, T))} | carried)
     state = PalimpsaState(*[empty_state(v_BxTxHxV, K)] * 2) if state is None else state
-    _, decay_BxTxH = _decay(dt_BxTxH, rate_H, segment_BxT)
-    gates = beta_BxTxHxV, decay_BxTxH, prior_H
-    return run(PALIMPSA, backend, q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, *gates, state, scale=scale, chunk=chunk)
+    start_BxT = starts_of(segment_BxT, B, T)
+    _, decay_BxTxH = _decay(dt_BxTxH, rate_H, start_BxT)
+    scan = lambda q, k, v, gates, state: run(
+        PALIMPSA, backend, q, k, v, *gates, prior_H, state, scale=scale, chunk=chunk
+    )
+    return contained(scan, q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, (beta_BxTxHxV, decay_BxTxH), start_BxT, state)
 
 
 def shared_importance_scan(
@@ -89,20 +93,24 @@ def shared_importance_scan(
     # Importance is summed over the sequence: float32 or wider
     q, k, v, beta_BxTxH, prior_H = wide(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, beta_BxTxH, prior_H)
     q_BxTxHxK, k_BxTxHxK = to_heads(q, H), to_heads(k, H)
-    log_decay_BxTxH, decay_BxTxH = _decay(dt_BxTxH, rate_H, segment_BxT)
+    start_BxT = starts_of(segment_BxT, B, T)
+    log_decay_BxTxH, decay_BxTxH = _decay(dt_BxTxH, rate_H, start_BxT)
     added_BxTxHxK = beta_BxTxH[..., None] * k_BxTxHxK**2
     join = lambda early, late: (early[0] * late[0], late[0] * early[1] + late[1])
-    _, J_BxTxHxK = jax.lax.associative_scan(join, (decay_BxTxH[..., None], added_BxTxHxK), axis=1)
+    inputs = finite(decay_BxTxH)[..., None], finite(added_BxTxHxK)
+    _, J_BxTxHxK = jax.lax.associative_scan(join, inputs, axis=1)
+    spoilt_BxTxH = spoilt(added_BxTxHxK) | ~jnp.isfinite(decay_BxTxH)
+    spoilt_BxTxH = spoilt_so_far(spoilt_BxTxH, start_BxT, jnp.zeros((B, H), bool))
+    J_BxTxHxK = jnp.where(spoilt_BxTxH[..., None], jnp.nan, J_BxTxHxK)
     q_BxTxHxK = q_BxTxHxK / (J_BxTxHxK + prior_H[:, None])
     options = {"scale": scale, "segment_BxT": segment_BxT, "backend": backend}
     return ssd_scan(q_BxTxHxK, k_BxTxHxK, v, log_decay_BxTxH, **options)[0].astype(v_BxTxHxV.dtype)
 
 
-def _decay(dt_BxTxH, rate_H, segment_BxT):
+def _decay(dt_BxTxH, rate_H, start_BxT):
     """(log_decay_BxTxH, decay_BxTxH): -dt rate in float32 or wider, and its exponential, 0 where a segment starts."""
     dt_BxTxH, rate_H = wide(dt_BxTxH, rate_H)
     log_decay_BxTxH = -dt_BxTxH * rate_H
-    start_BxT = starts_of(segment_BxT, *dt_BxTxH.shape[:2])
     return log_decay_BxTxH, jnp.where(start_BxT[..., None], 0, jnp.exp(log_decay_BxTxH))
 
 

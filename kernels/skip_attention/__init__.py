@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from ..backends import SKIP_ATTENTION, Call, device_of
 from ..common import check_kinds, default_scale
+from ..containment import finite, spoilt_rows
 from .buckets import in_buckets, in_smallest
 from .cache import read_cache, write_cache
 from .plan import SkipPlan, make_plan
@@ -113,19 +114,33 @@ def _attend(f, backend: str, scale: float | None, q, k, v, plan: SkipPlan):
     return f(backend, default_scale(scale, q.shape[3]), q, k, v, plan)
 
 
+def _forward(backend, scale, q, k, v, plan):
+    """(o, log-sum-exp) of compact rows; o is NaN in rows that see something that is not finite."""
+    spoilt_BxCxH = spoilt_rows(q, k, v, plan)
+    o, lse = SKIP_ATTENTION[backend].forward(*map(finite, (q, k, v)), plan, scale)
+    return jnp.where(spoilt_BxCxH[..., None], jnp.nan, o), lse
+
+
+def _backward(backend, scale, q, k, v, plan, o, lse, do):
+    """(dq, dk, dv). Spoilt rows add nothing: a loss that takes one is NaN itself."""
+    spoilt_BxCxHx1 = spoilt_rows(q, k, v, plan)[..., None]
+    rows = [jnp.where(spoilt_BxCxHx1, 0, x) for x in (o, do)]
+    return SKIP_ATTENTION[backend].backward(*map(finite, (q, k, v)), plan, scale, rows[0], lse, rows[1])
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _compact(backend, scale, q, k, v, plan):
-    return SKIP_ATTENTION[backend].forward(q, k, v, plan, scale)[0]
+    return _forward(backend, scale, q, k, v, plan)[0]
 
 
 def _compact_fwd(backend, scale, q, k, v, plan):
-    o, lse = SKIP_ATTENTION[backend].forward(q, k, v, plan, scale)
+    o, lse = _forward(backend, scale, q, k, v, plan)
     return o, (q, k, v, plan, o, lse)
 
 
 def _compact_bwd(backend, scale, kept, do):
     q, k, v, plan, o, lse = kept
-    return *SKIP_ATTENTION[backend].backward(q, k, v, plan, scale, o, lse, do), None
+    return *_backward(backend, scale, q, k, v, plan, o, lse, do), None
 
 
 _compact.defvjp(_compact_fwd, _compact_bwd)
@@ -139,7 +154,7 @@ def _whole(backend, scale, q, k, v, plan):
 def _whole_fwd(backend, scale, q, k, v, plan):
     def attend(plan, q, k, v):
         compact = plan.gather_queries(q), plan.gather_keys(k), plan.gather_keys(v)
-        return [plan.scatter(x, q.shape[1]) for x in SKIP_ATTENTION[backend].forward(*compact, plan, scale)]
+        return [plan.scatter(x, q.shape[1]) for x in _forward(backend, scale, *compact, plan)]
 
     o, lse = in_smallest(attend, plan, q, k, v)
     return o, (q, k, v, plan, o, lse)
@@ -150,7 +165,7 @@ def _whole_bwd(backend, scale, kept, do):
         T = q.shape[1]
         compact = plan.gather_queries(q), plan.gather_keys(k), plan.gather_keys(v)
         rows = [plan.gather_queries(x) for x in (o, lse, do)]
-        dq, dk, dv = SKIP_ATTENTION[backend].backward(*compact, plan, scale, *rows)
+        dq, dk, dv = _backward(backend, scale, *compact, plan, *rows)
         return plan.scatter(dq, T), plan.scatter_keys(dk, T), plan.scatter_keys(dv, T)
 
     q, k, v, plan, o, lse = kept

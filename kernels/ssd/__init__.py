@@ -3,7 +3,7 @@
 from jaxtyping import Array, Float, Int
 
 from ..backends import SSD
-from ..recurrent import check_heads, empty_state, run, starts_of
+from ..recurrent import check_heads, contained, empty_state, run, starts_of
 
 
 def ssd_scan(
@@ -41,5 +41,6 @@ def ssd_scan(
     by_head |= {"segment_BxT": (segment_BxT, (B, T))}
     check_heads(v_BxTxHxV, {"q_BxTxGxK": q_BxTxGxK, "k_BxTxGxK": k_BxTxGxK}, by_head)
     state = empty_state(v_BxTxHxV, K) if state is None else state
-    gates = log_decay_BxTxH, starts_of(segment_BxT, B, T)
-    return run(SSD, backend, q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, *gates, state, scale=scale, chunk=chunk)
+    start_BxT = starts_of(segment_BxT, B, T)
+    scan = lambda q, k, v, gates, state: run(SSD, backend, q, k, v, *gates, start_BxT, state, scale=scale, chunk=chunk)
+    return contained(scan, q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, (log_decay_BxTxH,), start_BxT, state)

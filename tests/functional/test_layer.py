@@ -105,6 +105,13 @@ def test_packed_sequences_equal_separate_ones(x64, cfg):
         alone_BxTxD = run(jnp.roll(x_BxTxD, -start, axis=1), jnp.roll(gap_BxT, -start, axis=1), None)
         # float64; rotary angles are those of other positions
         np.testing.assert_allclose(packed_BxTxD[:, start:end], alone_BxTxD[:, : end - start], atol=1e-10, rtol=0)
+    # A token that is not finite spoils nothing before it, in other sequences or in other parts
+    at = 6
+    spoilt_BxTxD = run(x_BxTxD.at[1, at].set(jnp.nan), gap_BxT, jnp.broadcast_to(segment_T, (B, T)))
+    assert np.all(np.isnan(spoilt_BxTxD[1, at]))
+    unseen_T = (np.arange(T) < at) | (segment_T != segment_T[at])
+    np.testing.assert_array_equal(spoilt_BxTxD[0], packed_BxTxD[0])
+    np.testing.assert_array_equal(spoilt_BxTxD[1, unseen_T], packed_BxTxD[1, unseen_T])
 
 
 @EACH

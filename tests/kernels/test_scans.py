@@ -169,6 +169,36 @@ class TestEveryScan:
             if "BxT" in argument:
                 assert np.any(gradient[:, :5] != 0) and np.all(gradient[:, 5:] == 0), argument
 
+    def test_what_is_not_finite_spoils_its_own_segment_from_there_on_and_nothing_else(self, name, backend):
+        # Given three segments, a second one with a number that is not finite in one head of one argument
+        given = arguments(name, T=10, dtype=np.float32)
+        segment_BxT = jnp.asarray(np.array([0] * 3 + [1] * 4 + [2] * 3))[None].repeat(B, 0)
+        shared = {"chunk": 4, "segment_BxT": segment_BxT, "backend": backend}
+        clean, end = compiled(name)(**given, **shared)
+        of_others = lambda given: jnp.sum(jnp.where(spoilt, 0, scan(name)(**given, **shared)[0]) ** 2)
+
+        for argument in [n for n in given if "BxT" in n]:
+            heads_of_group = H // G if "G" in argument else 1
+            bad = given | {argument: given[argument].at[1, 4, 0].set(jnp.nan)}
+            spoilt = np.zeros((B, 10, H, 1), bool)
+            spoilt[1, 4 : 5 if argument[0] == "q" else 7, :heads_of_group] = True
+            # When the scan runs, the tokens of that head that see it are NaN and all others what they were
+            o, end_of_bad = compiled(name)(**bad, **shared)
+            np.testing.assert_array_equal(o, np.where(spoilt, np.nan, clean), err_msg=argument)
+            jax.tree.map(np.testing.assert_array_equal, end_of_bad, end)
+            # And the other segments have the gradients that they have without it
+            want, got = (jax.jit(jax.grad(of_others))(x) for x in (given, bad))
+            for of_argument in [n for n in given if "BxT" in n]:
+                g, w = (np.delete(x[of_argument], slice(3, 7), axis=1) for x in (got, want))
+                np.testing.assert_array_equal(g, w, err_msg=f"{of_argument} beside {argument}")
+
+        # And a state that is not finite spoils the first segment of its own head
+        state = jax.tree.map(lambda x: x.at[1, 2, 0, 0].set(jnp.inf), given["state"])
+        spoilt = np.zeros((B, 10, H, 1), bool)
+        spoilt[1, :3, 2] = True
+        o, _ = compiled(name)(**given | {"state": state}, **shared)
+        np.testing.assert_array_equal(o, np.where(spoilt, np.nan, clean))
+
     def test_tokens_without_content_change_nothing(self, name, backend, x64):
         given = arguments(name, T=6)
         silent = {"v_BxTxHxV", "beta_BxTxHxV", "dt_BxTxH", "log_decay_BxTxH"}

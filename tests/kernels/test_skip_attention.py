@@ -146,6 +146,30 @@ def test_what_is_skipped_is_not_looked_at(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_not_finite_spoils_the_rows_that_see_it_and_nothing_else(backend):
+    # Given a number that is not finite in a query, a key and a value: of a head, or a group of heads, in the middle
+    arrays, visible_BxTxT, t = heads(7), brute_force(LIVELY).visible_BxTxT, 3
+    run = lambda q, k, v: kernels.skip_attention(q, k, v, LIVELY.plan(), backend=backend)
+    clean = jax.jit(run)(*arrays)
+    kept, routed = np.argwhere(LIVELY.kept_BxT[1]).ravel(), np.argwhere(visible_BxTxT[1].any(axis=1)).ravel()
+    key, query = kept[kept >= t][0], routed[routed >= t][0]
+    for i, place in enumerate((query, key, key)):
+        bad = [x.at[1, place, 0, 0].set(jnp.nan) if j == i else x for j, x in enumerate(arrays)]
+        # When attention runs, then the rows of these heads that see it are NaN, and all others what they were
+        sees_BxT = np.zeros(visible_BxTxT.shape[:2], bool)
+        sees_BxT[1] = visible_BxTxT[1, :, key] if i else np.arange(7) == query
+        assert sees_BxT.any() and (i == 0 or not sees_BxT[1, routed].all())
+        spoilt = np.zeros((*clean.shape[:3], 1), bool)
+        spoilt[:, :, : clean.shape[2] // bad[i].shape[2]] = sees_BxT[..., None, None]
+        np.testing.assert_array_equal(jax.jit(run)(*bad), np.where(spoilt, np.nan, clean))
+        # And the others have the gradients that they have without these rows
+        of_others = lambda *arrays, spoilt=spoilt: jnp.sum(jnp.where(spoilt, 0, run(*arrays)) ** 2)
+        want, got = (jax.jit(jax.grad(of_others, argnums=(0, 1, 2)))(*x) for x in (arrays, bad))
+        for g, w in zip(got, want, strict=True):
+            assert np.all(np.isfinite(g)) and np.array_equal(g[0], w[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_large_logits_stay_finite(backend):
     q, k, v = heads(7)
     # Logits near 1e4 overflow a plain exp; the softmax is then one-hot, and 0 where the weight underflows.

@@ -9,6 +9,7 @@ from cram_jax import kernels
 from cram_jax.dims import Array, Float, Gap, Gaps, Key, Segments, Token, Tokens
 from cram_jax.functional.common import normal
 from cram_jax.functional.working import WorkingConfig
+from cram_jax.kernels.containment import finite, spoilt_so_far
 
 
 class ScanParams(NamedTuple):
@@ -55,10 +56,16 @@ def show(params, h: Float[Array, "... W"], x: Float[Array, "... D"]) -> Float[Ar
 def apply(params: ScanParams, x_BxTxD: Tokens, gap_BxT: Gaps, segment_BxT: Segments | None, cfg: WorkingConfig):
     """(f_CT, h) of whole sequences."""
     decay_BxTxW, input_BxTxW = _inputs(params, x_BxTxD, gap_BxT)
-    if segment_BxT is not None:  # a new segment starts from nothing
-        decay_BxTxW = jnp.where(kernels.segment_starts(segment_BxT)[..., None], 0, decay_BxTxW)
     join = lambda early, late: (early[0] * late[0], early[1] * late[0] + late[1])
-    _, h_BxTxW = jax.lax.associative_scan(join, (decay_BxTxW, input_BxTxW), axis=1)
+    scan = lambda decay, stored: jax.lax.associative_scan(join, (decay, stored), axis=1)[1]
+    if segment_BxT is None:
+        h_BxTxW = scan(decay_BxTxW, input_BxTxW)
+    else:  # a new segment starts from nothing, whatever was before
+        start_BxT = kernels.segment_starts(segment_BxT)
+        h_BxTxW = scan(jnp.where(start_BxT[..., None], 0, finite(decay_BxTxW)), finite(input_BxTxW))
+        unfit_BxTxW = ~(jnp.isfinite(decay_BxTxW) & jnp.isfinite(input_BxTxW))
+        spoilt_BxTxW = spoilt_so_far(unfit_BxTxW, start_BxT, jnp.zeros_like(unfit_BxTxW[:, 0]))
+        h_BxTxW = jnp.where(spoilt_BxTxW, jnp.nan, h_BxTxW)
     return show(params, h_BxTxW, x_BxTxD), h_BxTxW
 
 
