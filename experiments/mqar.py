@@ -48,8 +48,14 @@ def train(config, workdir: Path) -> dict:
 
 
 def main(args) -> None:
-    train(args.config, Path(args.workdir))
+    train(args.config, runs.start(args, build(args.config)[0]))
 
 
 if __name__ == "__main__":
-    launch.run(main, config="mqar.py:small", workdir="runs/mqar", takes="1 to 2 minutes on one CPU core (small)")
+    launch.run(
+        main,
+        config="mqar.py:small",
+        workdir="runs/mqar",
+        takes="1 to 2 minutes on one CPU core (small)",
+        **launch.ONE_RUN,
+    )

@@ -108,8 +108,15 @@ def draw(result: dict, folder: Path) -> None:
 
 
 def main(args) -> None:
-    train(args.config, Path(args.workdir))
+    learner, _ = build(args.config)
+    train(args.config, runs.start(args, learner, learner.task.data.patterns))
 
 
 if __name__ == "__main__":
-    launch.run(main, config="srcd.py:small", workdir="runs/srcd", takes="1 (tiny) to 10 minutes (paper), two CPU cores")
+    launch.run(
+        main,
+        config="srcd.py:small",
+        workdir="runs/srcd",
+        takes="1 (tiny) to 10 minutes (paper), two CPU cores",
+        **launch.ONE_RUN,
+    )

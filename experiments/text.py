@@ -87,10 +87,18 @@ def draw(result: dict, folder: Path) -> None:
 
 
 def main(args) -> None:
-    train(opened(args.config, tuple(args.files)), Path(args.workdir))
+    args.config = opened(args.config, tuple(args.files))
+    train(args.config, runs.start(args, build(args.config)[0]))
 
 
 FILES = launch.Flag([], "Files, folders or globs; the Python standard library by default. May be repeated.")
 
 if __name__ == "__main__":
-    launch.run(main, config="text.py:small", workdir="runs/text", files=FILES, takes="3 minutes on two CPU cores")
+    launch.run(
+        main,
+        config="text.py:small",
+        workdir="runs/text",
+        files=FILES,
+        takes="3 minutes on two CPU cores",
+        **launch.ONE_RUN,
+    )

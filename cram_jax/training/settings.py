@@ -12,6 +12,10 @@ from cram_jax.training import files
 
 log = logging.getLogger(__name__)
 
+# Settings that change nothing that is learned, and those of a longer run.
+LOOKS = ("run.held_out_tokens", "run.probe_batches", "run.final_tokens", "run.checkpoint_every")
+LENGTH = ("run.steps", "optimizer.steps")
+
 
 def to_config(settings) -> ConfigDict:
     """Returns a dataclass, and those inside it, as a ConfigDict. Flags can override each field."""
@@ -46,8 +50,12 @@ def _hashable(value):
     return tuple(_hashable(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
-def claim_workdir(workdir: Path, config: ConfigDict) -> None:
+def claim_workdir(workdir: Path, config: ConfigDict, looks: bool = False, extend: bool = False) -> None:
     """Creates the directory with a `config.json`, or checks that an existing one is for the same settings.
+
+    Args:
+      looks: settings of evaluations (`LOOKS`) may differ. They are written to `config.json` and named in the log.
+      extend: so may the number of steps, if it grows.
 
     Raises:
       ValueError: if the directory cannot be written, or holds a run with other settings. The message lists those.
@@ -64,16 +72,29 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
     text = json.dumps(new, indent=1, sort_keys=True) + "\n"
     if path.exists():
         found = _parsed(path)
-        other = "a damaged config.json" if found is None else _differences(_flat(found), _flat(new))
-        if not other:
+        differ = {} if found is None else _differences(_flat(found), _flat(new))
+        if found is not None and not differ:
             return
+        other = _listed(differ) if differ else "a damaged config.json"
         launches = files.read(path.with_name("launches.jsonl"))
-        if files.settings_digest(text) not in {line.get("settings") for line in launches}:
+        if differ and _may_differ(differ, looks, extend):
+            log.warning("%s: goes on with other settings: it had %s", workdir, other)
+        elif files.settings_digest(text) in {line.get("settings") for line in launches}:
+            log.warning(
+                "%s is damaged; launches.jsonl says that the run had these settings, so it is written again", path
+            )
+        else:
+            longer = ", or --extend to train for more steps" if looks and _may_differ(differ, looks, True) else ""
             raise ValueError(
                 f"{workdir} holds a run with {other}; give the same settings to go on with it, or another --workdir"
+                f"{longer}"
             )
-        log.warning("%s is damaged; launches.jsonl says that the run had these settings, so it is written again", path)
     files.write_whole(path, text)
+
+
+def _may_differ(differ: dict[str, tuple], looks: bool, extend: bool) -> bool:
+    more = lambda name: extend and name in LENGTH and differ[name][1] > differ[name][0]
+    return all((looks and name in LOOKS) or more(name) for name in differ)
 
 
 def _parsed(path: Path) -> dict | None:
@@ -84,10 +105,14 @@ def _parsed(path: Path) -> dict | None:
     return found if isinstance(found, dict) else None
 
 
-def _differences(found: dict, wanted: dict) -> str:
-    names = sorted(found.keys() | wanted.keys())
-    other = [name for name in names if found.get(name) != wanted.get(name)]
-    return "; ".join(f"config.{name}={found.get(name)}, this one has {wanted.get(name)}" for name in other)
+def _differences(found: dict, wanted: dict) -> dict[str, tuple]:
+    """Returns (value found, value wanted) of each setting that differs."""
+    both = {name: (found.get(name), wanted.get(name)) for name in sorted(found.keys() | wanted.keys())}
+    return {name: (old, new) for name, (old, new) in both.items() if old != new}
+
+
+def _listed(differ: dict[str, tuple]) -> str:
+    return "; ".join(f"config.{name}={old}, this one has {new}" for name, (old, new) in differ.items())
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

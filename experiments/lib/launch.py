@@ -29,7 +29,9 @@ EXPERIMENTS = Path(__file__).parents[1]
 # Errors that explain their own cause. Any other error is a bug and shows its traceback.
 EXPLAINED = (flags.Error, ValueError, TypeError, KeyError, AttributeError, OSError, FloatingPointError)
 STOPPED = 75  # exit status of a run that a signal stopped and that is saved: EX_TEMPFAIL, try again
-KINDS = {str: flags.DEFINE_string, int: flags.DEFINE_integer, list: flags.DEFINE_multi_string}
+KINDS = {
+    bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, str: flags.DEFINE_string, list: flags.DEFINE_multi_string,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +47,12 @@ class Flag:
 
 
 CONFIG = "Config file and its variant, with a colon between them."
+ONE_RUN = {"extend": False, "warm_start": ""}  # flags of mains that train one run
 # Help texts of flags that several mains have. Each main gives its own default.
 SHARED = {
     "workdir": "Directory of the run. If it already holds a run, the same command resumes it from its last checkpoint.",
+    "extend": "Train a run in --workdir for more steps. The learning rate then follows the longer schedule.",
+    "warm_start": "Directory of a run with the same model. A new run begins with its last parameters; all else is new.",
     "runs": "Directory of the result and of all runs, each in its own folder. The same command resumes where it "
     "stopped; finished runs are not trained again.",
     "results": "Folder of results. The result is written to a folder with its name there.",
@@ -58,7 +63,7 @@ SHARED = {
 
 
 def run(
-    main: Callable[[SimpleNamespace], None], *, config: str = "", takes: str = "", **more: Flag | str | int
+    main: Callable[[SimpleNamespace], None], *, config: str = "", takes: str = "", **more: Flag | str | int | bool
 ) -> None:
     """Reads the command line and calls `main(args)`.
 

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 from ml_collections import ConfigDict
@@ -23,6 +24,7 @@ from cram_jax.training.checkpoints import Checkpoints
 from cram_jax.training.controller import PriceConfig
 from cram_jax.training.files import read, strict
 from cram_jax.training.loop import RunConfig
+from cram_jax.training.machine import versions
 from cram_jax.training.optimizer import OptimizerConfig
 from cram_jax.training.settings import claim_workdir, from_config, to_config
 from cram_jax.training.step import Learner, TrainState
@@ -194,9 +196,38 @@ def begin_from(
             raise OSError(f"{workdir}: the state to begin from could not be saved; the same command tries again")
 
 
+def start(args: SimpleNamespace, learner: Learner, patterns: int = 0) -> Path:
+    """Does what --extend and --warm_start ask for before the training; returns the directory of the run.
+
+    Raises:
+      ValueError: if the directory holds a run with other settings or another start, or there is nothing to start from.
+    """
+    workdir, source = Path(args.workdir), args.warm_start
+    claim_workdir(workdir, args.config, looks=True, extend=args.extend)
+    if not source:
+        return workdir
+    if not (Path(source) / "checkpoints").is_dir():
+        raise ValueError(f"--warm_start={source} holds no checkpoints; name the directory of a run")
+    launches = workdir / "launches.jsonl"
+
+    def begin(fresh):
+        at, state = last_state(learner, args.config.seed, Path(source), patterns)
+        log.info("begins with the parameters of step %d in %s", at, source)
+        files.append(launches, versions() | {"from_step": 0, "warm_start": source, "warm_start_step": at})
+        return 0, fresh._replace(params=state.params)
+
+    begin_from(begin, learner, args.config.seed, workdir, patterns)
+    if source not in {launch.get("warm_start") for launch in read(launches)}:
+        raise ValueError(
+            f"{workdir} holds a run that did not begin with --warm_start={source}; leave it out to go on with that run,"
+            " or give another --workdir"
+        )
+    return workdir
+
+
 def train(config: ConfigDict, learner: Learner, run: RunConfig, workdir: Path, patterns: int = 0):
     """Trains in the directory, or resumes the run there; returns (state, logged lines)."""
-    claim_workdir(workdir, config)
+    claim_workdir(workdir, config, looks=True)
     return loop.train(learner, run, config.seed, workdir, patterns)
 
 
@@ -246,6 +277,8 @@ def report(workdir: Path, title: str, out: dict, rows: list[tuple[str, ...]]) ->
     machines = {f"{launch['device']} of {launch['cpu']}, jax {launch['jax']}" for launch in launches}
     out |= {"trained_by": sorted(commit for commit in commits if isinstance(commit, str))}
     out |= {"trained_on": sorted(machines)}
+    if started := [launch["warm_start"] for launch in launches if "warm_start" in launch]:
+        out |= {"warm_start": started[-1]}
     files.write_whole(workdir / "summary.json", json.dumps(strict(out), indent=1) + "\n")
     summary.show(title, rows)
     print("docs/glossary.md says what the words mean.")

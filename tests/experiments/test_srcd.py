@@ -1,17 +1,22 @@
 """The SRCD experiment as a person runs it: killed, started again, and what it leaves."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 import srcd
 from commands import ROOT, environment, refused, run
 from configs import srcd as srcd_config
 from lib import gather, results, runs
+from ml_collections import ConfigDict
 from srcd_cases import SMALLEST
 
 from cram_jax.training.files import read
@@ -73,6 +78,34 @@ def test_a_killed_run_ends_like_one_never_interrupted(whole, tmp_path, caplog):
     launches = read(tmp_path / "launches.jsonl")
     assert launches[0]["from_step"] == 0 < launches[1]["from_step"] and len(launches) == 2
     assert summaries[0]["trained_by"] == [launches[0]["commit"]]
+
+
+def test_a_run_begins_with_the_parameters_of_another(whole, tmp_path, caplog):
+    # Given the settings of the finished run, and another seed
+    config = runs.change(srcd_config.get_config("tiny"), SETTINGS | {"seed": 1, "run.curriculum": ((30, 16, 8),)})
+    learner, _ = srcd.build(config)
+    args = SimpleNamespace(config=config, workdir=tmp_path / "new", warm_start=str(whole[0]), extend=False)
+    patterns = learner.task.data.patterns
+    # When a run starts warm, once and again
+    for _ in range(2):
+        with caplog.at_level("INFO"):
+            runs.start(args, learner, patterns)
+    # Then its first checkpoint has these parameters, and nothing else of the finished run
+    (step, new), (_, old) = (runs.last_state(learner, 1, Path(d), patterns) for d in (args.workdir, whole[0]))
+    jax.tree.map(np.testing.assert_array_equal, new.params, old.params)
+    assert step == new.step == 0 and not np.any(new.exposures_P) and new.price.price == 0 < old.price.price
+    assert caplog.text.count("begins with the parameters of step 200") == 1
+    assert [(line["warm_start"], line["warm_start_step"]) for line in read(args.workdir / "launches.jsonl")] == [
+        (str(whole[0]), 200)
+    ]
+    # And it is said where there is nothing to begin with, or the run there began otherwise
+    with pytest.raises(ValueError, match="--warm_start=nowhere holds no checkpoints; name the directory of a run"):
+        runs.start(SimpleNamespace(**vars(args) | {"warm_start": "nowhere"}), learner, patterns)
+    copy = shutil.copytree(whole[0], tmp_path / "copy")
+    same = json.loads((copy / "config.json").read_text())
+    with pytest.raises(ValueError, match="copy holds a run that did not begin with --warm_start=.*new; leave it out"):
+        other = {"workdir": copy, "warm_start": str(args.workdir), "config": ConfigDict(same)}
+        runs.start(SimpleNamespace(**vars(args) | other), learner, patterns)
 
 
 def test_a_run_leaves_what_it_promises(whole):

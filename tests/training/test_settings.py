@@ -1,6 +1,9 @@
 """Settings become flags and return unchanged, and a run directory accepts only one set of settings."""
 
+import json
+
 import pytest
+from ml_collections import ConfigDict
 
 from cram_jax.functional.attention import AttentionConfig
 from cram_jax.functional.consolidation import ConsolidationConfig
@@ -46,6 +49,35 @@ def test_a_directory_belongs_to_its_settings(tmp_path):
     claim_workdir(tmp_path / "run", config)  # the same again goes on
     with pytest.raises(ValueError, match="holds a run with config.steps=100, this one has 200; give the same settings"):
         claim_workdir(tmp_path / "run", to_config(RunConfig(steps=200)))
+
+
+def test_a_run_goes_on_with_other_evaluations_and_may_be_extended(tmp_path, caplog):
+    # Given a directory with a run of 100 steps
+    run = lambda **changed: ConfigDict({"run": to_config(RunConfig(**{"steps": 100} | changed)), "seed": 0})
+    workdir, steps = (
+        tmp_path / "run",
+        lambda: json.loads((tmp_path / "run" / "config.json").read_text())["run"]["steps"],
+    )
+    claim_workdir(workdir, run())
+
+    # Then other evaluations are taken where the caller evaluates anew, and named
+    with pytest.raises(ValueError, match="config.run.final_tokens=1000000, this one has 5; give the same settings"):
+        claim_workdir(workdir, run(final_tokens=5))
+    claim_workdir(workdir, run(final_tokens=5), looks=True)
+    assert "goes on with other settings: it had config.run.final_tokens=1000000, this one has 5" in caplog.text
+    claim_workdir(workdir, run(final_tokens=5))  # they are the run's settings now
+
+    # And more steps, but not fewer, where that is asked for
+    with pytest.raises(ValueError, match="has 200; .* or --extend to train for more steps"):
+        claim_workdir(workdir, run(steps=200, final_tokens=5), looks=True)
+    assert steps() == 100
+    claim_workdir(workdir, run(steps=200, final_tokens=5), looks=True, extend=True)
+    assert steps() == 200
+    with pytest.raises(ValueError, match="config.run.steps=200, this one has 100; .* another --workdir$"):
+        claim_workdir(workdir, run(final_tokens=5), looks=True, extend=True)
+    # And nothing that is learned from
+    with pytest.raises(ValueError, match="config.run.batch=16, this one has 8; .* another --workdir$"):
+        claim_workdir(workdir, run(steps=300, batch=8, final_tokens=5), looks=True, extend=True)
 
 
 def test_lengths_and_steps_are_set_in_one_place():
