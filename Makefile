@@ -9,7 +9,7 @@ TESTS ?=
 # Large pages where Linux hands them out on request: a training step allocates and frees its arrays each time.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test checks claims figures notebooks docs bench packages aot-tpu aot-gpu clean
+.PHONY: demo test soak checks claims figures notebooks docs bench packages aot-tpu aot-gpu clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
@@ -30,6 +30,11 @@ demo: $(VENV)/installed
 test: $(VENV)/tested
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=12 $(TESTS)
+
+# Attacks trainings at random (kills, signals, full disks, damaged files), and compares what they end with.
+MINUTES ?= 30
+soak: $(VENV)/tested
+	PYTHONPATH=.:tests:experiments $(BIN)/python tests/soak/soak.py $(MINUTES)
 
 # The committed results and what is concluded from them; no test of code.
 checks: $(VENV)/tested

@@ -122,8 +122,14 @@ def parse(path: Path) -> tuple[list[dict], list[int]]:
         if found is None:
             bad.append(number)
         else:
-            good.append({name: np.nan if value is None else value for name, value in found.items()})
+            good.append({name: _with_nan(value) for name, value in found.items()})
     return good, bad
+
+
+def _with_nan(value):
+    if isinstance(value, list):
+        return [_with_nan(item) for item in value]
+    return np.nan if value is None else value
 
 
 def _checked(text: str, checks: bool) -> dict | None:

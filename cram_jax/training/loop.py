@@ -166,7 +166,7 @@ def _train(learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns:
         if first < run.steps:
             due = first - first % run.log_every + run.log_every
             log.info("step %d/%d  compiling; a line at step %d, then every %d", first, run.steps, due, run.log_every)
-        if not records.lines:
+        if records.last is None:
             _write(records, learner, run, state, seed, {}, float("nan"), 0.0)
         if first < run.steps:
             records.launch(versions())
@@ -174,7 +174,7 @@ def _train(learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns:
             files.write_whole(workdir / "parameters.txt", "\n".join(groups) + "\n")
         state = _steps(learner, run, seed, state, records, saves, stopped)
         _saved(saves, f"trained to step {run.steps}")
-        return state, records.lines
+        return state, files.read(records.path)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

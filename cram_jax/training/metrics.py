@@ -27,7 +27,9 @@ def means(sums: list[dict]) -> dict[str, float | list[float]]:
 
 
 class Records:
-    """The logged lines of a run, on disk and in memory. It keeps the lines that the directory already holds.
+    """The logged lines of a run, on disk. It keeps the lines that the directory already holds.
+
+    `last` is the last line, None before the first.
 
     Args:
       directory: directory of the run.
@@ -41,8 +43,9 @@ class Records:
             aside = self.path.with_name(f"{self.path.name}.damaged")
             shutil.copy(self.path, aside)
             log.warning("%s: damaged at line %s; a copy is in %s", self.path, ", ".join(map(str, bad)), aside.name)
-        self.lines = [line for line in lines if line["step"] <= step]
-        files.write_whole(self.path, "".join(map(files.as_line, self.lines)))
+        lines = [line for line in lines if line["step"] <= step]
+        files.write_whole(self.path, "".join(map(files.as_line, lines)))
+        self.last = lines[-1] if lines else None
         # Two writers in one second would share a file name, so the process is part of it.
         self.board = SummaryWriter(
             str(directory), filename_suffix=f".{os.getpid()}.{time.time_ns()}", purge_step=step + 1
@@ -50,15 +53,15 @@ class Records:
 
     def write(self, line: dict) -> None:
         """Adds a line, and gives its numbers to TensorBoard."""
-        self.lines.append(line)
         files.append(self.path, line)
+        self.last = line
         for name, value in line.items():
             if isinstance(value, float) and np.isfinite(value):
                 self.board.add_scalar(name, value, line["step"])
 
     def launch(self, versions: dict) -> None:
         """Adds to `launches.jsonl` which code and machine train the steps from here on, and with which settings."""
-        step = self.lines[-1]["step"] if self.lines else 0
+        step = self.last["step"] if self.last else 0
         config, launches = (self.path.with_name(name) for name in ("config.json", "launches.jsonl"))
         settings = {"settings": files.settings_digest(config.read_text())} if config.exists() else {}
         files.append(launches, {"from_step": step, **versions, **settings})
@@ -66,7 +69,7 @@ class Records:
     @property
     def seconds(self) -> float:
         """Training time so far in seconds, over all processes of the run."""
-        return self.lines[-1]["seconds"] if self.lines else 0.0
+        return self.last["seconds"] if self.last else 0.0
 
     def close(self) -> None:
         """Writes what TensorBoard has buffered."""

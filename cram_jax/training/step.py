@@ -156,13 +156,15 @@ def train_step(
     )
     finite = jnp.isfinite(loss) & jnp.isfinite(norm) & _fits(learner, state.params, batch)
     finite &= all_finite((moved.params, moved.opt_state, moved.consolidation))
-    held = state._replace(skipped=state.skipped + 1)
-    after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, held)
     report: dict[str, Any] = {"loss": loss, "task_loss": task_loss, "gradient_norm": norm} | parts
     if learner.model.consolidates:
         report |= {"price": prices.price, "released": prices.released.astype(jnp.float32)}
     metrics |= {name: (value, jnp.ones(())) for name, value in report.items()}
-    metrics = jax.tree.map(lambda part: jnp.where(finite, part, jnp.zeros_like(part)), metrics)
+    # A conditional, and not a choice for each array: XLA would compile, and compute, all the checks for each of them.
+    held = state._replace(skipped=state.skipped + 1)
+    after, metrics = jax.lax.cond(
+        finite, lambda: (moved, metrics), lambda: (held, jax.tree.map(jnp.zeros_like, metrics))
+    )
     metrics |= {"skipped": (after.skipped, jnp.ones(())), "skipped_share": (~finite, jnp.ones(()))}
     return after._replace(step=state.step + 1), metrics
 

@@ -1,6 +1,7 @@
 """Logged lines: means are total sum / total count, and no line is written twice."""
 
 import json
+import tracemalloc
 
 import numpy as np
 
@@ -46,11 +47,32 @@ def test_what_is_written_is_json(tmp_path):
     found = json.loads(text, parse_constant=refuse)
     assert len(found.pop("check")) == 8
     assert found == {"step": 0, "seconds": 0.0, "never": None, "bins": [1.0, None]}
-    assert np.isnan(read(tmp_path / "metrics.jsonl")[0]["never"])
+    (line,) = read(tmp_path / "metrics.jsonl")
+    assert np.isnan(line["never"]) and np.isnan(line["bins"][1])
 
 
 def test_a_fresh_run_starts_from_nothing(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 5, "seconds": 1.0}\n')
     records = Records(tmp_path, -1)
     records.close()
-    assert records.lines == [] and read(tmp_path / "metrics.jsonl") == []
+    assert records.last is None and read(tmp_path / "metrics.jsonl") == []
+
+
+def test_lines_take_no_memory(tmp_path):
+    # Given a run whose lines have thirty numbers
+    records = Records(tmp_path, -1)
+    write = lambda step: records.write({"step": step, "seconds": 0.0} | {f"number {i}": i + 0.5 for i in range(30)})
+    tracemalloc.start()
+    try:
+        for step in range(5):
+            write(step)
+        before, _ = tracemalloc.get_traced_memory()
+        # When it writes 50 more
+        for step in range(5, 55):
+            write(step)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        records.close()
+    # Then it holds hardly more than before: one line has some 4 kB
+    assert len(read(tmp_path / "metrics.jsonl")) == 55 and after - before < 20_000
