@@ -96,6 +96,16 @@ class Backends:
         """Returns the names of the backends that need neither an accelerator nor the interpreter."""
         return [name for name, platform in self._platform.items() if platform is None]
 
+    def check(self, name: str) -> None:
+        """Raises ValueError if the family has no backend of that name, NotSupported if another family has."""
+        if name in ("tpu", "gpu") and name not in self.names:
+            raise NotSupported(
+                f'backend "{name}": there is no {name.upper()} kernel of {self.family}; take backend="xla", as "auto" '
+                "does there"
+            )
+        if name not in ("auto", *self.names):
+            raise ValueError(f"backend must be one of {('auto', *self.names)}, got {name!r}")
+
     def resolve(self, name: str, call: Call) -> str:
         """Returns the name of the backend that runs the call: `name` itself, or the choice of "auto".
 
@@ -103,15 +113,9 @@ class Backends:
           ValueError: if the family has no backend of that name.
           NotSupported: if the named backend cannot run the call here.
         """
+        self.check(name)
         if name == "auto":
             return next(name for name in self._platform if self._chosen(name, call))
-        if name in ("tpu", "gpu") and name not in self.names:
-            raise NotSupported(
-                f'backend "{name}": there is no {name.upper()} kernel of {self.family}; take backend="xla", as "auto" '
-                "does there"
-            )
-        if name not in self.names:
-            raise ValueError(f"backend must be one of {('auto', *self.names)}, got {name!r}")
         reason = self._why_not(name, call)
         if reason:
             raise NotSupported(f'backend "{name}" of {self.family} {reason}; take "auto"')

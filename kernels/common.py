@@ -1,5 +1,7 @@
 """Helpers of several kernels: segments, padding, products, and a batching rule."""
 
+import math
+import numbers
 from collections.abc import Callable
 
 import jax
@@ -21,24 +23,74 @@ def check_kinds(kind, **arrays: jax.Array | None) -> None:
             raise TypeError(f"{name} must be {KINDS[kind]}, got {array.dtype}")
 
 
+def check_shapes(**arrays: jax.Array | None) -> dict[str, int]:
+    """Checks that each array has the axes in its name, as in q_BxTxHxK, and equal letters stand for equal sizes.
+
+    Returns:
+      The size of each axis. An array that is None is left out.
+
+    Raises:
+      ValueError: if not. The message names the first array that does not fit those before it.
+    """
+    sizes: dict[str, int] = {}
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        axes = name.rpartition("_")[2].split("x")
+        fits = len(axes) == array.ndim and all(
+            sizes.get(axis, size) == size for axis, size in zip(axes, array.shape, strict=True)
+        )
+        if not fits:
+            others = ", ".join(f"{axis}={size}" for axis, size in sizes.items() if axis in axes)
+            said = f" with {others}, as {', '.join(n for n in arrays if n != name)} have it" if others else ""
+            raise ValueError(f"{name} must have shape ({', '.join(axes)}){said}, got {array.shape}")
+        sizes |= dict(zip(axes, array.shape, strict=True))
+    return sizes
+
+
+def check_whole(**given: int | None) -> None:
+    """Raises TypeError unless these are whole numbers or None, ValueError if one is below 1."""
+    for name, number in given.items():
+        if number is not None and (isinstance(number, bool) or not isinstance(number, numbers.Integral)):
+            raise TypeError(f"{name} must be a whole number, or None, got {number!r}")
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1 (or None), got {number}")
+
+
 def segment_starts(segment_BxT: Int[Array, "B T"]) -> Bool[Array, "B T"]:
     """Returns True where a new segment begins, except at the first position of a sequence.
 
     Args:
       segment_BxT: number of the segment of each token. Segments are contiguous.
+
+    Raises:
+      ValueError, TypeError: if it has not two axes, or holds no whole numbers.
     """
+    check_shapes(segment_BxT=segment_BxT)
+    check_kinds(jnp.integer, segment_BxT=segment_BxT)
     return jnp.diff(segment_BxT, axis=1, prepend=segment_BxT[:, :1]) != 0
 
 
 def segment_firsts(segment_BxT: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    """Returns the position at which each token's segment begins."""
+    """Returns the position at which each token's segment begins. It raises what `segment_starts` raises."""
+    starts_BxT = segment_starts(segment_BxT)
     position_T = jnp.arange(segment_BxT.shape[1], dtype=jnp.int32)
-    return jax.lax.cummax(jnp.where(segment_starts(segment_BxT), position_T, 0), axis=1)
+    return jax.lax.cummax(jnp.where(starts_BxT, position_T, 0), axis=1)
 
 
 def default_scale(scale: float | None, K: int) -> float:
-    """Returns the factor on q.k: `scale`, or K**-0.5 by default."""
-    return K**-0.5 if scale is None else float(scale)
+    """Returns the factor on q.k: `scale`, or K**-0.5 by default.
+
+    Raises:
+      TypeError, ValueError: if it is not a finite number.
+    """
+    if scale is None:
+        return K**-0.5
+    if not isinstance(scale, numbers.Real):
+        raise TypeError(f"scale must be a number, or None for K**-0.5, got {scale!r}")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+    return float(scale)
 
 
 def pad_to(x: jax.Array, multiples: dict[int, int]) -> jax.Array:

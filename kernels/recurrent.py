@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from .backends import Backends, Call, device_of
-from .common import accumulator, check_kinds, default_scale, segment_starts
+from .common import accumulator, check_kinds, check_shapes, check_whole, default_scale, segment_starts
 from .containment import finite, spoilt, spoilt_so_far
 
 # Float32 products stay float32; by default accelerators round them to fewer bits.
@@ -25,6 +25,7 @@ def check_heads(v_BxTxHxV, grouped: dict, by_head: dict) -> None:
       grouped: arrays (B T G K) by name. All have one shape, and G divides H.
       by_head: (array or None, the shape that it must have) by name.
     """
+    check_shapes(v_BxTxHxV=v_BxTxHxV)
     B, T, H, _ = v_BxTxHxV.shape
     if T < 1:
         raise ValueError(f"there must be at least one token, got v_BxTxHxV of shape {v_BxTxHxV.shape}")
@@ -72,8 +73,7 @@ def run(backends: Backends, backend: str, q_BxTxGxK, *others, scale: float | Non
     Raises:
       ValueError: if chunk is below 1, or the backend is unknown or cannot run here.
     """
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk must be at least 1 (or None for the backend's choice), got {chunk}")
+    check_whole(chunk=chunk)
     T, K = q_BxTxGxK.shape[1], q_BxTxGxK.shape[3]
     call = Call(jax.default_backend(), rows=T, keys=T, dtype=q_BxTxGxK.dtype, device=device_of(q_BxTxGxK))
     scan = backends[backends.resolve(backend, call)].scan

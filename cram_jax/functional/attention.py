@@ -14,6 +14,7 @@ from cram_jax.functional.common import (
     cast,
     check_at_least_one,
     check_compute_dtype,
+    check_fields,
     feed_forward,
     init_feed_forward,
     normal,
@@ -44,6 +45,7 @@ class AttentionConfig(Layer):
     compute_dtype: str | None = None
 
     def __post_init__(self):
+        check_fields(self)
         check_at_least_one(self, "D", "F", "heads", "head_dim", "context")
         check_compute_dtype(self.compute_dtype)
 

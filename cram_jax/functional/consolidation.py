@@ -15,6 +15,7 @@ from cram_jax.dims import Array, Bool, Float, Key, Marks, Scalar, Tokens
 from cram_jax.functional.common import (
     FeedForward,
     check_at_least_one,
+    check_fields,
     feed_forward,
     init_feed_forward,
     silent,
@@ -36,6 +37,7 @@ class ConsolidationConfig:
     width: int = 64
 
     def __post_init__(self):
+        check_fields(self)
         check_at_least_one(self, "width")
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {self.decay}")

@@ -18,6 +18,7 @@ from cram_jax.functional.common import (
     cast,
     check_at_least_one,
     check_compute_dtype,
+    check_fields,
     feed_forward,
     init_feed_forward,
     rms_norm,
@@ -114,6 +115,7 @@ class CRAMConfig(Layer):
     taught: ClassVar[tuple[str, ...]] = ("semantic.*", "familiarity.*")
 
     def __post_init__(self):
+        check_fields(self)
         check_at_least_one(self, "D", "F")
         check_compute_dtype(self.compute_dtype)
 

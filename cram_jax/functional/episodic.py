@@ -13,12 +13,14 @@ from cram_jax.dims import Array, Bool, Float, Int, Key, Marks, Segments, Token, 
 from cram_jax.functional.common import (
     FeedForward,
     check_at_least_one,
+    check_fields,
     feed_forward,
     init_feed_forward,
     normal,
     rotate,
     silent,
 )
+from cram_jax.kernels.backends import SKIP_ATTENTION
 
 # Shares of a sequence's (queries, keys). After the release, training attends with some 5% of tokens, audits included,
 # and keeps under 20%.
@@ -51,6 +53,8 @@ class EpisodicConfig:
     backend: str = "auto"
 
     def __post_init__(self):
+        check_fields(self)
+        SKIP_ATTENTION.check(self.backend)
         check_at_least_one(self, "heads", "memory", "width")
         if self.head_dim < 2:
             raise ValueError(f"head_dim must be at least 2, got {self.head_dim}")

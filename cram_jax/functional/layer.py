@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.dims import Array, Bool, Gap, Gaps, Int, Key, Segments, Token, Tokens
+from cram_jax.kernels.common import check_kinds
 
 # Pytrees whose types are the layer's own.
 Params = Any
@@ -281,6 +282,9 @@ def check_inputs(x_BxTxD: Tokens, D: int, gap_BxT: Gaps | None, segment_BxT: Seg
     for name, array in (("gap_BxT", gap_BxT), ("segment_BxT", segment_BxT)):
         if array is not None and array.shape != x_BxTxD.shape[:2]:
             raise ValueError(f"{name} has shape {array.shape}, but x_BxTxD has batch and time {x_BxTxD.shape[:2]}")
+    check_kinds(jnp.integer, segment_BxT=segment_BxT)
+    if gap_BxT is not None and not jnp.issubdtype(gap_BxT.dtype, jnp.integer):
+        check_kinds(jnp.floating, gap_BxT=gap_BxT)
     if gap_BxT is not None and not isinstance(gap_BxT, jax.core.Tracer):
         wrong = np.argwhere(~(np.isfinite(gap_BxT) & (np.asarray(gap_BxT) >= 0)))
         if len(wrong):

@@ -12,7 +12,15 @@ import jax.numpy as jnp
 from cram_jax import kernels
 from cram_jax.dims import Array, Float, Gap, Gaps, Key, Token, Tokens
 from cram_jax.functional import operations
-from cram_jax.functional.common import cast, check_at_least_one, check_compute_dtype, normal, rms_norm
+from cram_jax.functional.common import (
+    cast,
+    check_at_least_one,
+    check_compute_dtype,
+    check_fields,
+    check_not_negative,
+    normal,
+    rms_norm,
+)
 from cram_jax.functional.layer import Layer, LayerAux, Operations, apply, init, init_cache, init_state, step
 from cram_jax.functional.recurrence import (
     SPREADS,
@@ -25,6 +33,7 @@ from cram_jax.functional.recurrence import (
     init_importance,
     init_scan_state,
 )
+from cram_jax.kernels.backends import SSD
 
 __all__ = ["Mamba2Cache", "Mamba2Config", "Mamba2Params", "apply", "init", "init_cache", "init_state", "step"]
 
@@ -59,8 +68,11 @@ class Mamba2Config(Layer):
     backend: str = "auto"
 
     def __post_init__(self):
+        check_fields(self)
+        SSD.check(self.backend)
         check_at_least_one(self, "D", "heads", "head_dim", "state", "groups", "conv", "norm_groups")
         check_compute_dtype(self.compute_dtype)
+        check_not_negative(self, "epsilon")
         if self.heads % self.groups or self.inner % self.norm_groups:
             raise ValueError(
                 f"groups must divide heads, and norm_groups heads x head_dim, got groups={self.groups}, "

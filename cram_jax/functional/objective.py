@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Float
+from cram_jax.functional.common import check_fields, check_not_negative
 
 
 class MemorySums(NamedTuple):
@@ -71,6 +72,8 @@ class ObjectiveConfig:
     prediction: float = 0.1
 
     def __post_init__(self):
+        check_fields(self)
+        check_not_negative(self, "semantic_reward", "need_price", "distillation", "familiarity", "prediction")
         if not self.write_price > 0:
             raise ValueError(f"write_price must be above 0, got {self.write_price}; 0.01 keeps almost all events")
 

@@ -13,7 +13,15 @@ import jax.numpy as jnp
 from cram_jax import kernels
 from cram_jax.dims import Array, Float, Gap, Gaps, Key, Token, Tokens
 from cram_jax.functional import operations
-from cram_jax.functional.common import cast, check_at_least_one, check_compute_dtype, normal, rms_norm
+from cram_jax.functional.common import (
+    cast,
+    check_at_least_one,
+    check_compute_dtype,
+    check_fields,
+    check_not_negative,
+    normal,
+    rms_norm,
+)
 from cram_jax.functional.layer import Layer, LayerAux, Operations, apply, init, init_cache, init_state, step
 from cram_jax.functional.recurrence import (
     SPREADS,
@@ -27,6 +35,7 @@ from cram_jax.functional.recurrence import (
     init_scan_state,
     unit,
 )
+from cram_jax.kernels.backends import SSD
 from cram_jax.kernels.recurrent import contained, exact_einsum
 
 __all__ = [
@@ -62,8 +71,11 @@ class PalimpsaConfig(Layer):
     backend: str = "auto"
 
     def __post_init__(self):
+        check_fields(self)
+        SSD.check(self.backend)
         check_at_least_one(self, "D", "heads", "key_dim", "value_dim", "conv")
         check_compute_dtype(self.compute_dtype)
+        check_not_negative(self, "epsilon")
         if self.rank < 0 or self.F < 0:
             raise ValueError(f"rank and F must be at least 0, got rank={self.rank}, F={self.F}")
         if self.delta and self.rank:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Float, Key, Scalar
-from cram_jax.functional.common import check_at_least_one
+from cram_jax.functional.common import check_at_least_one, check_fields
 
 
 @jax.tree_util.register_static
@@ -37,6 +37,7 @@ class PosteriorConfig:
     keep: float = 0.95
 
     def __post_init__(self):
+        check_fields(self)
         check_at_least_one(self, "features")
         if self.features % 2:
             raise ValueError(f"features must be even (a cosine and a sine of each frequency), got {self.features}")

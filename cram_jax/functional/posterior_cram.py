@@ -29,6 +29,7 @@ from cram_jax.functional.common import (
     cast,
     check_at_least_one,
     check_compute_dtype,
+    check_fields,
     feed_forward,
     init_feed_forward,
     rms_norm,
@@ -100,6 +101,7 @@ class PosteriorCRAMConfig(Layer):
     no_decay: ClassVar[tuple[str, ...]] = ("episodic.write.*", "episodic.frequencies_ExR", "router.*")
 
     def __post_init__(self):
+        check_fields(self)
         check_at_least_one(self, "D", "F")
         if self.contradictions < 0:
             raise ValueError(f"contradictions must be at least 0, got {self.contradictions}")

@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Float, Int, Key
-from cram_jax.functional.common import FeedForward, check_at_least_one, feed_forward, init_feed_forward, silent
+from cram_jax.functional.common import (
+    FeedForward,
+    check_at_least_one,
+    check_fields,
+    check_not_negative,
+    check_shares,
+    feed_forward,
+    init_feed_forward,
+    silent,
+)
 
 WORKING, EPISODIC, SEMANTIC = 0, 1, 2
 FEATURES = ("content", "gap", "dynamics", "familiarity", "uncertainty")
@@ -45,11 +54,12 @@ class RoutingConfig:
     budget: float = 0.05
 
     def __post_init__(self):
+        check_fields(self)
         check_at_least_one(self, "width")
         if self.decide not in DECIDES:
             raise ValueError(f"decide must be one of {DECIDES}, got {self.decide!r}")
-        if not 0 <= self.budget <= 1:
-            raise ValueError(f"budget must be a share between 0 and 1, got {self.budget}")
+        check_shares(self, "budget", "evaluation_audit_rate")
+        check_not_negative(self, "audit_gain")
         unknown = set(self.features) - set(FEATURES)
         if unknown or not self.features:
             raise ValueError(f"features must be some of {FEATURES}, got {self.features}")

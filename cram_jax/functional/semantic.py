@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Float, Key, Marks, Scalar, Tokens
-from cram_jax.functional.common import normal, total, wide
+from cram_jax.functional.common import check_fields, normal, total, wide
 
 
 @jax.tree_util.register_static
@@ -20,6 +20,7 @@ class SemanticConfig:
     rank: int = 128
 
     def __post_init__(self):
+        check_fields(self)
         if self.rank < 0:
             raise ValueError(f"rank must be at least 0, got {self.rank}")
 

@@ -14,7 +14,7 @@ import numpy as np
 from cram_jax.dims import Array, Bool, Float, Int
 from cram_jax.functional import consolidation, posterior
 from cram_jax.functional.addressed import Lookup
-from cram_jax.functional.common import total, wide
+from cram_jax.functional.common import check_fields, total, wide
 from cram_jax.functional.consolidation import ConsolidationState, ConsolidationStats
 from cram_jax.functional.posterior import Posterior, PosteriorSums
 from cram_jax.functional.routing import SEMANTIC, WORKING
@@ -49,6 +49,7 @@ class LearningConfig:
     decay: float = 0.99
 
     def __post_init__(self):
+        check_fields(self)
         if not self.first > 0:
             raise ValueError(f"first must be above 0, got {self.first}; with 0 nothing is ever written")
         if self.most < self.first:

@@ -15,6 +15,9 @@ from cram_jax.dims import Array, Bool, Float, Int, Key
 from cram_jax.functional.common import (
     FeedForward,
     check_at_least_one,
+    check_fields,
+    check_not_negative,
+    check_shares,
     feed_forward,
     init_feed_forward,
     silent,
@@ -50,7 +53,10 @@ class TwoStageConfig:
     evaluation_audit_rate: float = 0.0
 
     def __post_init__(self):
+        check_fields(self)
         check_at_least_one(self, "width")
+        check_shares(self, "evaluation_audit_rate")
+        check_not_negative(self, "audit_gain")
         if not 0 <= self.known_below < 1:
             raise ValueError(
                 f"known_below must be in [0, 1), got {self.known_below}; novelty is 1 at an address like none before"

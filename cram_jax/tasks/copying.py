@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Int, Key
-from cram_jax.functional.common import check_at_least_one
+from cram_jax.functional.common import check_at_least_one, check_fields
 
 
 @jax.tree_util.register_static
@@ -53,6 +53,7 @@ class CopyConfig:
     table_seed: int = 0
 
     def __post_init__(self):
+        check_fields(self)
         check_at_least_one(self, "batch", "rounds", "phrase", "phrases", "new_symbols")
         if self.length % self.rounds or self.length < 2 * self.phrase * self.rounds:
             raise ValueError(

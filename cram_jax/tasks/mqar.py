@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Float, Int, Key
-from cram_jax.functional.common import check_at_least_one
+from cram_jax.functional.common import check_at_least_one, check_fields
 
 FILLER = 0
 
@@ -42,6 +42,7 @@ class MQARConfig:
     power: float = 0.01
 
     def __post_init__(self):
+        check_fields(self)
         check_at_least_one(self, "pairs", "batch")
         if self.length % 2 or self.length < 4 * self.pairs:
             raise ValueError(
@@ -54,7 +55,7 @@ class MQARConfig:
                 f"got vocabulary={self.vocabulary} and pairs={self.pairs}: give at least {2 * (self.pairs + 1)}"
             )
         if not 0 < self.power < math.inf:
-            raise ValueError(f"power must be finite and above 0 (1: all gaps alike), got {self.power}")
+            raise ValueError(f"power must be above 0 (1: all gaps alike), got {self.power}")
 
 
 class MQARBatch(NamedTuple):

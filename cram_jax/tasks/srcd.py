@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Float, Int, Key, Scalar
-from cram_jax.functional.common import check_at_least_one
+from cram_jax.functional.common import check_at_least_one, check_fields, check_shares
 
 OBSERVATION, BINDING, QUERY = 0, 1, 2
 
@@ -62,6 +62,7 @@ class SRCDConfig:
     changed: int = 0
 
     def __post_init__(self):
+        check_fields(self)
         if self.new_keys not in ("disjoint", "shared"):
             raise ValueError(f"new_keys must be 'disjoint' or 'shared', got {self.new_keys!r}")
         check_at_least_one(self, "batch", "answers", "new_key_ids")
@@ -69,9 +70,7 @@ class SRCDConfig:
             raise ValueError(f"length must be at least 2, got {self.length}")
         if self.gap_tail <= 0 or self.noise < 0:
             raise ValueError(f"gap_tail must be above 0 and noise at least 0, got {self.gap_tail} and {self.noise}")
-        for name in ("query_share", "binding_share", "new_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be a share between 0 and 1, got {getattr(self, name)}")
+        check_shares(self, "query_share", "binding_share", "new_share", "decay")
         if self.query_share * self.length / (self.length - 1) + self.binding_share > 1:
             raise ValueError(f"query_share and binding_share leave no room: {self.query_share} + {self.binding_share}")
         if self.new_share < 1 and self.patterns < 1:

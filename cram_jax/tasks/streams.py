@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.dims import Array, Bool, Int
-from cram_jax.functional.common import check_at_least_one
+from cram_jax.functional.common import check_at_least_one, check_fields
 from cram_jax.tasks import srcd
 from cram_jax.tasks.srcd import QUERY, SRCDBatch, SRCDConfig
 
@@ -49,6 +49,7 @@ class StreamsConfig:
     retire_share: float = 0.3
 
     def __post_init__(self):
+        check_fields(self)
         for name in ("new_keys", "new_key_ids", "changed"):
             given, default = getattr(self.srcd, name), getattr(SRCDConfig, name)
             if given != default:

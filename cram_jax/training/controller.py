@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Float, Int, Scalar
-from cram_jax.functional.common import check_at_least_one
+from cram_jax.functional.common import check_at_least_one, check_fields, check_not_negative
 
 
 @jax.tree_util.register_static
@@ -35,7 +35,9 @@ class PriceConfig:
     smoothing: float = 25.0
 
     def __post_init__(self):
+        check_fields(self)
         check_at_least_one(self, "ramp", "smoothing")
+        check_not_negative(self, "start", "plateau", "top", "tolerance")
 
 
 class PriceState(NamedTuple):

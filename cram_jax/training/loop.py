@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from cram_jax.functional.common import check_at_least_one
+from cram_jax.functional.common import check_at_least_one, check_fields, check_not_negative
 from cram_jax.training import files, optimizer
 from cram_jax.training import step as training
 from cram_jax.training.checkpoints import Checkpoints
@@ -43,7 +43,9 @@ class RunConfig:
     final_tokens: int = 1_000_000
 
     def __post_init__(self):
+        check_fields(self)
         check_at_least_one(self, "steps", "length", "batch", "log_every", "checkpoint_every")
+        check_not_negative(self, "held_out_tokens", "probe_batches", "final_tokens")
         if self.checkpoint_every % self.log_every or self.steps % self.log_every:
             raise ValueError(
                 "steps and checkpoint_every must be multiples of log_every, got "

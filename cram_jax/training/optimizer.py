@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 import jax
 import optax
 
-from cram_jax.functional.common import check_at_least_one
+from cram_jax.functional.common import check_at_least_one, check_fields, check_not_negative
 from cram_jax.models.stack import Stack
 
 
@@ -39,13 +39,12 @@ class OptimizerConfig:
     frozen: tuple[str, ...] = ()
 
     def __post_init__(self):
+        check_fields(self)
         check_at_least_one(self, "steps")
         for name in ("learning_rate", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
-        for name in ("weight_decay", "final", "warmup"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        check_not_negative(self, "weight_decay", "final", "warmup")
         for pattern, factor in self.rates:
             if not 0 < factor < math.inf:
                 raise ValueError(

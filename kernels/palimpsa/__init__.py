@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..backends import PALIMPSA
+from ..common import check_shapes
 from ..containment import finite, spoilt, spoilt_so_far
 from ..recurrent import check_heads, contained, empty_state, run, starts_of, to_heads, wide
 from ..ssd import ssd_scan
@@ -54,6 +55,7 @@ def palimpsa_scan(
       ValueError: as `ssd_scan`, and if beta, dt or rate is below 0, or prior is not above 0. Values are checked only on
         concrete arrays, not under jit.
     """
+    check_shapes(v_BxTxHxV=v_BxTxHxV)
     B, T, H, V = v_BxTxHxV.shape
     K = q_BxTxGxK.shape[-1]
     _check(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, ("beta_BxTxHxV", beta_BxTxHxV, (B, T, H, V)), dt_BxTxH, rate_H, prior_H)
@@ -88,8 +90,10 @@ def shared_importance_scan(
     Raises:
       ValueError: as `palimpsa_scan`.
     """
+    check_shapes(v_BxTxHxV=v_BxTxHxV)
     B, T, H, _ = v_BxTxHxV.shape
     _check(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, ("beta_BxTxH", beta_BxTxH, (B, T, H)), dt_BxTxH, rate_H, prior_H)
+    check_heads(v_BxTxHxV, {}, {"segment_BxT": (segment_BxT, (B, T))})
     # Importance is summed over the sequence: float32 or wider
     q, k, v, beta_BxTxH, prior_H = wide(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, beta_BxTxH, prior_H)
     q_BxTxHxK, k_BxTxHxK = to_heads(q, H), to_heads(k, H)

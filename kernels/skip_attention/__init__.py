@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..backends import SKIP_ATTENTION, Call, device_of
-from ..common import check_kinds, default_scale
+from ..common import check_kinds, check_shapes, check_whole, default_scale
 from ..containment import finite, spoilt_rows
 from .buckets import in_buckets, in_smallest
 from .cache import read_cache, write_cache
@@ -39,6 +39,7 @@ def resolve(backend: str, rows: int, keys: int, dtype=jnp.float32, platform: str
     Raises:
       ValueError: if the name is unknown, or the backend cannot run here.
     """
+    check_whole(rows=rows or 0, keys=keys or 0)
     return SKIP_ATTENTION.resolve(backend, Call(platform or jax.default_backend(), rows, keys, dtype))
 
 
@@ -65,13 +66,13 @@ def skip_attention(
       ValueError: if arrays do not fit each other or the plan, or the backend is unknown or cannot run here.
       TypeError: if they are not floating point.
     """
+    _check_heads(q_BxTxHxK=q_BxTxHxK, k_BxTxGxK=k_BxTxGxK, v_BxTxGxV=v_BxTxGxV)
     B, T = q_BxTxHxK.shape[:2]
     (batch, rows), slots = plan.rows_BxC.shape, plan.slots_BxS.shape[1]
-    _check_heads(q_BxTxHxK, k_BxTxGxK, v_BxTxGxV)
-    if k_BxTxGxK.shape[1] != T or B != batch or T < max(rows, slots):
+    if B != batch or T < max(rows, slots):
         raise ValueError(
-            f"queries {q_BxTxHxK.shape} and keys {k_BxTxGxK.shape} must be of the sequences the plan was made for: "
-            f"{batch} of at least {max(rows, slots)} positions"
+            f"q_BxTxHxK {q_BxTxHxK.shape} must be of the sequences the plan was made for: {batch} of at least "
+            f"{max(rows, slots)} positions"
         )
     return _attend(_whole_jitted, backend, scale, q_BxTxHxK, k_BxTxGxK, v_BxTxGxV, plan)
 
@@ -89,23 +90,25 @@ def skip_attention_compact(
 
     Gather first and project afterwards: then the projection, too, is computed only for these rows.
     """
-    _check_heads(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV)
+    _check_heads(q_BxCxHxK=q_BxCxHxK, k_BxSxGxK=k_BxSxGxK, v_BxSxGxV=v_BxSxGxV)
     if (q_BxCxHxK.shape[:2], k_BxSxGxK.shape[:2]) != (plan.rows_BxC.shape, plan.slots_BxS.shape):
         raise ValueError(
-            f"compact queries {q_BxCxHxK.shape} and keys {k_BxSxGxK.shape} must have the rows {plan.rows_BxC.shape} "
-            f"and slots {plan.slots_BxS.shape} of the plan: gather with plan.gather_queries and plan.gather_keys"
+            f"q_BxCxHxK {q_BxCxHxK.shape} and k_BxSxGxK {k_BxSxGxK.shape} must have the rows {plan.rows_BxC.shape} and "
+            f"slots {plan.slots_BxS.shape} of the plan: gather with plan.gather_queries and plan.gather_keys"
         )
     return _attend(_compact_jitted, backend, scale, q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan)
 
 
-def _check_heads(q, k, v) -> None:
-    """Raises ValueError if queries, keys and values do not fit each other, TypeError if they are not floating point."""
-    check_kinds(jnp.floating, queries=q, keys=k, values=v)
-    if k.shape[:3] != v.shape[:3] or (k.shape[0], k.shape[3]) != (q.shape[0], q.shape[3]):
-        raise ValueError(f"keys {k.shape} and values {v.shape} must go with queries {q.shape}: (B S G K) and (B S G V)")
-    H, G = q.shape[2], k.shape[2]
-    if H % G:
-        raise ValueError(f"query heads must be a multiple of key-value heads, got H={H} and G={G}")
+def _check_heads(**arrays) -> None:
+    """Raises ValueError unless queries, keys and values fit each other, TypeError if they are not floating point."""
+    check_kinds(jnp.floating, **arrays)
+    sizes = check_shapes(**arrays)
+    if sizes["H"] % sizes["G"]:
+        q, k, v = arrays
+        raise ValueError(
+            f"query heads must be a multiple of key-value heads: {q} has H={sizes['H']}, {k} and {v} have "
+            f"G={sizes['G']}"
+        )
 
 
 def _attend(f, backend: str, scale: float | None, q, k, v, plan: SkipPlan):

@@ -8,12 +8,23 @@ through memory in order, and reads and updates use the same shape. If the two sh
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..common import accumulator, check_kinds, default_scale, precision
+from ..common import accumulator, check_kinds, check_shapes, default_scale, precision
 
 
 def write_cache(cache_NxSxX: Float[Array, "N S X"], new_BxGxX: Float[Array, "B G X"], place_B: Int[Array, "B"]):
-    """Returns the cache with one token's rows written at each sequence's place. Places beyond the end write nothing."""
+    """Returns the cache with one token's rows written at each sequence's place. Places beyond the end write nothing.
+
+    Raises:
+      ValueError, TypeError: if shapes do not fit each other, or numbers are of a wrong kind.
+    """
+    check_kinds(jnp.floating, cache_NxSxX=cache_NxSxX, new_BxGxX=new_BxGxX)
+    check_kinds(jnp.integer, place_B=place_B)
+    sizes = check_shapes(cache_NxSxX=cache_NxSxX, new_BxGxX=new_BxGxX, place_B=place_B)
     N, G = cache_NxSxX.shape[0], new_BxGxX.shape[1]
+    if N != sizes["B"] * G:
+        raise ValueError(
+            f"cache_NxSxX must have N = B G = {sizes['B']} x {G} rows to go with new_BxGxX {new_BxGxX.shape}, got {N}"
+        )
     rows_NxX = new_BxGxX.reshape(N, -1).astype(cache_NxSxX.dtype)
     return cache_NxSxX.at[jnp.arange(N), jnp.repeat(place_B, G)].set(rows_NxX, mode="drop")
 
@@ -29,12 +40,22 @@ def read_cache(
     """Returns the attention of one query for each sequence over the first `end_B` slots of its cache; 0 for no slots.
 
     Args:
+      k_NxSxK, v_NxSxV: finite beyond `end_B`, too, as `write_cache` leaves a cache that began with zeros.
       scale: factor on q.k; K**-0.5 by default.
+
+    Raises:
+      ValueError, TypeError: if shapes do not fit each other, or numbers are of a wrong kind.
     """
     check_kinds(jnp.floating, q_BxHxK=q_BxHxK, k_NxSxK=k_NxSxK, v_NxSxV=v_NxSxV)
     check_kinds(jnp.integer, end_B=end_B)
+    check_shapes(q_BxHxK=q_BxHxK, k_NxSxK=k_NxSxK, v_NxSxV=v_NxSxV, end_B=end_B)
     B, H, K = q_BxHxK.shape
     N, S, V = v_NxSxV.shape
+    if N % B or (H * B) % N:
+        raise ValueError(
+            f"k_NxSxK and v_NxSxV must have N = B G rows with G a divisor of the {H} heads of q_BxHxK, got N={N} for "
+            f"B={B}"
+        )
     wide = accumulator(q_BxHxK.dtype)
     dot = lambda spec, x, y: jnp.einsum(spec, x, y, precision=precision(y.dtype), preferred_element_type=wide)
     q_NxQxK = q_BxHxK.reshape(N, H * B // N, K).astype(k_NxSxK.dtype)  # query heads of a group are neighbours

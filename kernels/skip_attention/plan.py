@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from ..common import check_kinds, segment_firsts
+from ..common import check_kinds, check_shapes, check_whole, segment_firsts
 
 
 class SkipPlan(NamedTuple):
@@ -124,19 +124,12 @@ def make_plan(
       ValueError: if shapes do not match, or a window, memory or capacity is below 1.
       TypeError: if marks are not marks, scores not floating point, or segments not integers.
     """
-    if routed_BxT.ndim != 2:
-        raise ValueError(f"routed_BxT must have shape (batch, time), got {routed_BxT.shape}")
+    check_shapes(routed_BxT=routed_BxT, kept_BxT=kept_BxT, score_BxT=score_BxT, segment_BxT=segment_BxT)
     B, T = routed_BxT.shape
-    for name, array in (("kept_BxT", kept_BxT), ("score_BxT", score_BxT), ("segment_BxT", segment_BxT)):
-        if array is not None and array.shape != (B, T):
-            raise ValueError(f"{name} has shape {array.shape}, but routed_BxT has {(B, T)}; they must be equal")
     check_kinds(jnp.bool_, routed_BxT=routed_BxT, kept_BxT=kept_BxT)
     check_kinds(jnp.floating, score_BxT=score_BxT)
     check_kinds(jnp.integer, segment_BxT=segment_BxT)
-    sizes = {"window": window, "memory": memory, "capacity": capacity, "kept_capacity": kept_capacity}
-    for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise ValueError(f"{name} must be at least 1 (or None for no limit), got {size}")
+    check_whole(window=window, memory=memory, capacity=capacity, kept_capacity=kept_capacity)
 
     C, S = min(capacity or T, T), min(kept_capacity or T, T)
     kept_BxT = jnp.ones((B, T), bool) if kept_BxT is None else kept_BxT

@@ -3,6 +3,7 @@
 from jaxtyping import Array, Float, Int
 
 from ..backends import SSD
+from ..common import check_shapes
 from ..recurrent import check_heads, contained, empty_state, run, starts_of
 
 
@@ -35,6 +36,7 @@ def ssd_scan(
     Raises:
       ValueError: if shapes do not fit each other, chunk is below 1, or the backend is unknown or cannot run here.
     """
+    check_shapes(v_BxTxHxV=v_BxTxHxV)
     B, T, H, V = v_BxTxHxV.shape
     K = q_BxTxGxK.shape[-1]
     by_head = {"log_decay_BxTxH": (log_decay_BxTxH, (B, T, H)), "state": (state, (B, H, V, K))}

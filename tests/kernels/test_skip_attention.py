@@ -234,10 +234,13 @@ def test_compact_rows_go_back_where_they_came_from():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"routed_BxT": jnp.ones(5, bool)}, r"routed_BxT must have shape \(batch, time\), got \(5,\)"),
-        ({"kept_BxT": jnp.ones((2, 4), bool)}, r"kept_BxT has shape \(2, 4\), but routed_BxT has \(2, 5\)"),
-        ({"score_BxT": jnp.ones((1, 5))}, r"score_BxT has shape \(1, 5\), but routed_BxT has \(2, 5\)"),
-        ({"segment_BxT": jnp.ones((2, 6), int)}, r"segment_BxT has shape \(2, 6\), but routed_BxT has \(2, 5\)"),
+        ({"routed_BxT": jnp.ones(5, bool)}, r"routed_BxT must have shape \(B, T\), got \(5,\)"),
+        (
+            {"kept_BxT": jnp.ones((2, 4), bool)},
+            r"kept_BxT must have shape \(B, T\) with B=2, T=5, as routed_BxT.*, got \(2, 4\)",
+        ),
+        ({"score_BxT": jnp.ones((1, 5))}, r"score_BxT must have shape \(B, T\) with B=2, T=5.*, got \(1, 5\)"),
+        ({"segment_BxT": jnp.ones((2, 6), int)}, r"segment_BxT must have shape \(B, T\) with B=2, T=5.*, got \(2, 6\)"),
         ({"window": 0}, "window must be at least 1 .*got 0"),
         ({"memory": -3}, "memory must be at least 1 .*got -3"),
         ({"capacity": 0}, "capacity must be at least 1 .*got 0"),
@@ -251,7 +254,7 @@ def test_a_bad_plan_is_named(arguments, message, unchecked):
 
 def test_bad_heads_and_backends_are_named():
     plan = LIVELY.plan()
-    with pytest.raises(ValueError, match="multiple of key-value heads, got H=4 and G=3"):
+    with pytest.raises(ValueError, match="multiple of key-value heads: q_BxTxHxK has H=4, k_BxTxGxK .* have G=3"):
         kernels.skip_attention(*heads(7, H=4, G=3), plan)
     with pytest.raises(ValueError, match="backend must be one of .*'auto'.*got 'cuda'"):
         kernels.skip_attention(*heads(7), plan, backend="cuda")

@@ -143,12 +143,14 @@ def test_packed_segments_in_buckets():
 def test_arrays_that_do_not_fit_the_plan_are_named(unchecked):
     q, k, v = inputs()
     plan = kernels.make_plan(jnp.ones((B, T), bool), capacity=20, kept_capacity=30)
-    for arrays in ((q[:, :15], k[:, :15], v[:, :15]), (q[:1], k[:1], v[:1]), (q, k[:, :50], v[:, :50])):
+    for arrays in ((q[:, :15], k[:, :15], v[:, :15]), (q[:1], k[:1], v[:1]), (q[:, :29], k[:, :29], v[:, :29])):
         with pytest.raises(ValueError, match="must be of the sequences the plan was made for: 2 of at least 30 pos"):
             kernels.skip_attention(*arrays, plan)
     with pytest.raises(ValueError, match=r"must have the rows \(2, 20\) and slots \(2, 30\) of the plan: gather with"):
         kernels.skip_attention_compact(q, k, v, plan)
-    with pytest.raises(ValueError, match="must go with queries"):
+    with pytest.raises(ValueError, match=r"k_BxTxGxK must have shape .* with B=2, T=200, K=16.* got \(2, 50, 2, 16\)"):
+        kernels.skip_attention(q, k[:, :50], v[:, :50], plan)
+    with pytest.raises(ValueError, match=r"v_BxTxGxV must have shape .* with B=2, T=200, G=2.* got \(2, 200, 1, 8\)"):
         kernels.skip_attention(q, k, v[:, :, :1], plan)
 
 

@@ -176,14 +176,11 @@ def test_a_pattern_that_matches_nothing_is_refused_before_a_step(settings):
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match="rates must be above 0 and finite, got 0.0 for 'model.*'; use frozen"):
         OptimizerConfig(rates=(("model.*", 0.0),))
-    for name in ("learning_rate", "clip"):
-        for value in (-1.0, float("nan"), float("inf")):
-            with pytest.raises(ValueError, match=f"{name} must be above 0 and finite, got {value}"):
-                OptimizerConfig(**{name: value})
-    for name in ("weight_decay", "final"):
-        for value in (-1.0, float("nan"), float("inf")):
-            with pytest.raises(ValueError, match=f"{name} must be at least 0 and finite, got {value}"):
-                OptimizerConfig(**{name: value})
+    for names, least in ((("learning_rate", "clip"), "above 0"), (("weight_decay", "final"), "at least 0")):
+        for name in names:
+            for value, must in ((-1.0, least), (float("nan"), "finite"), (float("inf"), "finite")):
+                with pytest.raises(ValueError, match=f"{name} must be {must}, got {value}"):
+                    OptimizerConfig(**{name: value})
     with pytest.raises(ValueError, match="rates must be above 0 and finite, got inf"):
         OptimizerConfig(rates=(("model.*", float("inf")),))
 

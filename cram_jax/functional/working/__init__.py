@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Float, Gap, Gaps, Key, Segments, Token, Tokens
-from cram_jax.functional.common import check_at_least_one
+from cram_jax.functional.common import check_at_least_one, check_fields
 
 BODIES = (
     "ct_ode",  # carries nothing: Euler steps of the paper's gap-gated dynamics, for each event by itself
@@ -34,6 +34,7 @@ class WorkingConfig:
     steps: int = 2
 
     def __post_init__(self):
+        check_fields(self)
         if self.body not in BODIES:
             raise ValueError(f"working memory body must be one of {BODIES}, got {self.body!r}")
         check_at_least_one(self, "width", "steps")
