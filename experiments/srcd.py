@@ -108,8 +108,8 @@ def draw(result: dict, folder: Path) -> None:
 
 
 def main(args) -> None:
-    learner, _ = build(args.config)
-    train(args.config, runs.start(args, learner, learner.task.data.patterns))
+    learner, run = build(args.config)
+    train(args.config, runs.start(args, learner, run, learner.task.data.patterns))
 
 
 if __name__ == "__main__":

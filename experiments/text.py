@@ -88,7 +88,7 @@ def draw(result: dict, folder: Path) -> None:
 
 def main(args) -> None:
     args.config = opened(args.config, tuple(args.files))
-    train(args.config, runs.start(args, build(args.config)[0]))
+    train(args.config, runs.start(args, *build(args.config)))
 
 
 FILES = launch.Flag([], "Files, folders or globs; the Python standard library by default. May be repeated.")

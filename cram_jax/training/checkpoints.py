@@ -10,6 +10,7 @@
 import hashlib
 import json
 import logging
+import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -106,6 +107,21 @@ class Checkpoints:
         number = sum(path.name.startswith(f"checkpoint_{step}.") for path in aside.iterdir())
         (self.directory / str(step)).rename(aside / f"checkpoint_{step}.{number}")
         self.manager.reload()
+
+    def keep(self, folder: Path) -> None:
+        """Copies the newest save to a folder that has not been there, so that later saves do not delete it.
+
+        A copy that fails is named in the log.
+        """
+        self.wait()
+        newest, part = self.manager.latest_step(), folder.with_name(f"{folder.name}.part")
+        try:
+            part.mkdir(parents=True, exist_ok=True)
+            if newest is not None:
+                shutil.copytree(self.directory / str(newest), part / str(newest), dirs_exist_ok=True)
+            part.rename(folder)
+        except OSError as error:
+            log.warning("checkpoint %s could not be kept in %s (%s)", newest, folder, _line(error))
 
     def wait(self) -> bool:
         """Waits for the save under way, if there is one; returns False if it failed, and logs why."""

@@ -19,6 +19,9 @@ from cram_jax.training.task import StreamTask
 
 log = logging.getLogger(__name__)
 
+BAD_STEPS = "bad_steps"  # folder in a run's directory, with what is kept of steps that were skipped
+KEPT = 3  # of them; each holds a checkpoint
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
@@ -174,7 +177,7 @@ def _train(learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns:
             records.launch(versions())
             groups = optimizer.describe(learner.optimizer, learner.model, state.params)
             files.write_whole(workdir / "parameters.txt", "\n".join(groups) + "\n")
-        state = _steps(learner, run, seed, state, records, saves, stopped)
+        state = _steps(learner, run, seed, state, workdir, records, saves, stopped)
         _saved(saves, f"trained to step {run.steps}")
         return state, files.read(records.path)
     finally:
@@ -184,7 +187,7 @@ def _train(learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns:
         saves.close()
 
 
-def _steps(learner, run, seed, state, records, saves, stopped: list) -> TrainState:
+def _steps(learner, run, seed, state, workdir, records, saves, stopped: list) -> TrainState:
     """Runs all remaining steps. Writes a logged line and a checkpoint whenever one is due."""
     first, before, start = int(state.step), records.seconds, time.perf_counter()
     reports, compiled, in_streams = [], set(), streams(learner, run)
@@ -216,6 +219,7 @@ def _steps(learner, run, seed, state, records, saves, stopped: list) -> TrainSta
             )
         if skipped := [done - len(reports) + 1 + i for i, one in enumerate(reports) if one["skipped_share"][0]]:
             log.warning("%d steps were skipped, because something was not finite: %s", len(skipped), skipped)
+            _keep(workdir, saves, skipped[0])
         line = _write(records, learner, run, state, seed, means(reports), step_ms, before + now - start)
         _progress(line, learner.task.headline, run, done, first, now - start)
         reports = []
@@ -225,6 +229,14 @@ def _steps(learner, run, seed, state, records, saves, stopped: list) -> TrainSta
             raise _interrupted(saves, stopped, done)
         timed_step, timed_from = done, time.perf_counter()
     return state
+
+
+def _keep(workdir: Path, saves: Checkpoints, number: int) -> None:
+    """Keeps what `replay.repeat` needs of a step that was skipped; of KEPT steps at most."""
+    folder = workdir / BAD_STEPS / str(number)
+    if not folder.exists() and len(list(folder.parent.glob("*"))) < KEPT:
+        saves.keep(folder)
+        log.warning("--replay=%d repeats step %d and says what was not finite", number, number)
 
 
 def _interrupted(saves: Checkpoints, stopped: list[str], done: int) -> Interrupted:

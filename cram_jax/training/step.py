@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cram_jax.dims import Array, Bool, Int, Key
+from cram_jax.dims import Array, Bool, Float, Int, Key
 from cram_jax.functional import objective
 from cram_jax.functional.layer import check_inputs
 from cram_jax.functional.objective import ObjectiveConfig
@@ -110,25 +110,31 @@ def forward(learner: Learner, params: Params, states: tuple, batch, key: Key | N
     return loss, metrics, aux
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=1)
-def train_step(
-    learner: Learner, state: TrainState, batch, fresh_B: Bool[Array, "B"] | None = None
-) -> tuple[TrainState, Sums]:
-    """Does one optimizer step on Eq 8, then updates consolidation state and price.
+class Proposal(NamedTuple):
+    """What a step would lead to.
 
-    A step is skipped if loss, gradient, or what would come out of it is not finite, or if the batch embeds to values
-    that are not finite or to negative gaps. Then only `step` and `skipped` change, and metrics have no part of it.
-
-    Args:
-      fresh_B: rows that begin a stream: their memory is reset before the step.
-
-    Returns:
-      The new state, and the step's metrics as (sum, count). `skipped` is the number of steps skipped in a row,
-      `skipped_share` 1 if this one was.
+    Attributes:
+      state: the state after it, but for the number of steps.
+      loss, gradient, norm: of Eq 8, and the gradient's norm.
+      metrics: as (sum, count).
     """
 
-    if fresh_B is not None:
-        state = state._replace(consolidation=learner.model.reset(state.consolidation, fresh_B))
+    state: TrainState
+    loss: Float[Array, ""]
+    gradient: Params
+    norm: Float[Array, ""]
+    metrics: Sums
+
+
+def begin_streams(learner: Learner, state: TrainState, fresh_B: Bool[Array, "B"] | None) -> TrainState:
+    """Empties the memories of rows that begin a stream."""
+    if fresh_B is None:
+        return state
+    return state._replace(consolidation=learner.model.reset(state.consolidation, fresh_B))
+
+
+def propose(learner: Learner, state: TrainState, batch) -> Proposal:
+    """One optimizer step on Eq 8, then an update of consolidation state and price; nothing is checked."""
 
     def total(params):
         key = jax.random.fold_in(state.key, state.step)
@@ -146,6 +152,10 @@ def train_step(
     states = learner.model.release(learner.model.update(state.consolidation, aux), prices.released)
     asked_BxT, exposures_P = learner.task.asked(batch), state.exposures_P
     metrics |= probes.routed(learner.model, aux, {}) | probes.exposed(learner.model, aux, asked_BxT, exposures_P)
+    report: dict[str, Any] = {"loss": loss, "task_loss": task_loss, "gradient_norm": norm} | parts
+    if learner.model.consolidates:
+        report |= {"price": prices.price, "released": prices.released.astype(jnp.float32)}
+    metrics |= {name: (value, jnp.ones(())) for name, value in report.items()}
     moved = state._replace(
         params=optax.apply_updates(state.params, change),
         opt_state=opt_state,
@@ -154,17 +164,32 @@ def train_step(
         exposures_P=exposures_P.at[jnp.where(asked_BxT < 0, exposures_P.size, asked_BxT)].add(1, mode="drop"),
         skipped=jnp.zeros((), jnp.int32),
     )
+    return Proposal(moved, loss, gradient, norm, metrics)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def train_step(
+    learner: Learner, state: TrainState, batch, fresh_B: Bool[Array, "B"] | None = None
+) -> tuple[TrainState, Sums]:
+    """Does the step of `propose`, unless it must be skipped.
+
+    A step is skipped if loss, gradient, or what would come out of it is not finite, or if the batch embeds to values
+    that are not finite or to negative gaps. Then only `step` and `skipped` change, and metrics have no part of it.
+
+    Args:
+      fresh_B: rows that begin a stream: their memory is reset before the step.
+
+    Returns:
+      The new state, and the step's metrics as (sum, count). `skipped` is the number of steps skipped in a row,
+      `skipped_share` 1 if this one was.
+    """
+    state = begin_streams(learner, state, fresh_B)
+    moved, loss, _, norm, metrics = propose(learner, state, batch)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm) & _fits(learner, state.params, batch)
     finite &= all_finite((moved.params, moved.opt_state, moved.consolidation))
-    report: dict[str, Any] = {"loss": loss, "task_loss": task_loss, "gradient_norm": norm} | parts
-    if learner.model.consolidates:
-        report |= {"price": prices.price, "released": prices.released.astype(jnp.float32)}
-    metrics |= {name: (value, jnp.ones(())) for name, value in report.items()}
+    held, nothing = state._replace(skipped=state.skipped + 1), jax.tree.map(jnp.zeros_like, metrics)
     # A conditional, and not a choice for each array: XLA would compile, and compute, all the checks for each of them.
-    held = state._replace(skipped=state.skipped + 1)
-    after, metrics = jax.lax.cond(
-        finite, lambda: (moved, metrics), lambda: (held, jax.tree.map(jnp.zeros_like, metrics))
-    )
+    after, metrics = jax.lax.cond(finite, lambda: (moved, metrics), lambda: (held, nothing))
     metrics |= {"skipped": (after.skipped, jnp.ones(())), "skipped_share": (~finite, jnp.ones(()))}
     return after._replace(step=state.step + 1), metrics
 

@@ -47,11 +47,12 @@ class Flag:
 
 
 CONFIG = "Config file and its variant, with a colon between them."
-ONE_RUN = {"extend": False, "warm_start": ""}  # flags of mains that train one run
+ONE_RUN = {"extend": False, "replay": 0, "warm_start": ""}  # flags of mains that train one run
 # Help texts of flags that several mains have. Each main gives its own default.
 SHARED = {
     "workdir": "Directory of the run. If it already holds a run, the same command resumes it from its last checkpoint.",
     "extend": "Train a run in --workdir for more steps. The learning rate then follows the longer schedule.",
+    "replay": "Number of a step that was skipped: it is repeated, and what was not finite is named. Nothing is trained.",
     "warm_start": "Directory of a run with the same model. A new run begins with its last parameters; all else is new.",
     "runs": "Directory of the result and of all runs, each in its own folder. The same command resumes where it "
     "stopped; finished runs are not trained again.",

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from cram_jax.functional.palimpsa import PalimpsaConfig
 from cram_jax.functional.posterior_cram import PosteriorCRAMConfig
 from cram_jax.functional.seqboat import SeqBoatConfig
 from cram_jax.models.stack import Stack, jamba_pattern
-from cram_jax.training import files, loop, step
+from cram_jax.training import files, loop, replay, step
 from cram_jax.training.checkpoints import Checkpoints
 from cram_jax.training.controller import PriceConfig
 from cram_jax.training.files import read, strict
@@ -196,14 +197,18 @@ def begin_from(
             raise OSError(f"{workdir}: the state to begin from could not be saved; the same command tries again")
 
 
-def start(args: SimpleNamespace, learner: Learner, patterns: int = 0) -> Path:
-    """Does what --extend and --warm_start ask for before the training; returns the directory of the run.
+def start(args: SimpleNamespace, learner: Learner, run: RunConfig, patterns: int = 0) -> Path:
+    """Does what --extend, --warm_start and --replay ask for before a training; returns the directory of the run.
 
     Raises:
       ValueError: if the directory holds a run with other settings or another start, or there is nothing to start from.
     """
     workdir, source = Path(args.workdir), args.warm_start
     claim_workdir(workdir, args.config, looks=True, extend=args.extend)
+    if args.replay:
+        found = replay.repeat(learner, run, args.config.seed, workdir, args.replay, patterns)
+        print("\n".join([f"step {args.replay}, repeated:", *(found or ["everything is finite"])]))
+        sys.exit()
     if not source:
         return workdir
     if not (Path(source) / "checkpoints").is_dir():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import signal
 import time
 
@@ -15,7 +16,7 @@ from cram_jax.functional.attention import AttentionConfig
 from cram_jax.models.stack import Stack
 from cram_jax.tasks.srcd import SRCDConfig
 from cram_jax.tasks.srcd_task import SRCDTask
-from cram_jax.training import loop, step
+from cram_jax.training import loop, replay, step
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.optimizer import OptimizerConfig
 from cram_jax.training.step import Learner
@@ -38,9 +39,13 @@ class Broken(SRCDTask):
         return batch
 
 
-def train(bad: int, workdir, **how):
+def broken(bad: int, **how) -> Learner:
     task = Broken(SRCDConfig(patterns=5, answers=4), bad=bad, **how)
-    return loop.train(Learner(task=task, model=Stack((AttentionConfig(D=8, F=8),))), RUN, 0, workdir, 5)
+    return Learner(task=task, model=Stack((AttentionConfig(D=8, F=8),)))
+
+
+def train(bad: int, workdir, **how):
+    return loop.train(broken(bad, **how), RUN, 0, workdir, 5)
 
 
 def test_ten_bad_steps_in_a_row_end_a_run_though_good_ones_follow(tmp_path):
@@ -62,10 +67,40 @@ def test_skipped_steps_are_counted_named_and_no_part_of_the_means(tmp_path, capl
     assert summary.skipped_steps(lines) == 9
 
 
-@pytest.mark.parametrize(("field", "value"), [("gap_BxT", -0.5), ("gap_BxT", np.inf), ("previous_BxT", np.nan)])
-def test_a_bad_batch_in_mid_training_is_no_step(tmp_path, field, value):
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("gap_BxT", -0.5, "batch: 32 gaps are negative"),
+        ("gap_BxT", np.inf, r"batch.gap_BxT: 32 of 32 numbers are not finite, the first at \[0, 0\]"),
+        ("previous_BxT", np.nan, "batch.previous_BxT: 32 of 32"),
+        ("target_BxT", np.nan, r"gradient.model\[0\].qkv_Dx3xHxK: \d+ of"),
+    ],
+)
+def test_a_bad_batch_in_mid_training_is_no_step_and_can_be_looked_at(tmp_path, field, value, said, caplog):
     _, lines = train(3, tmp_path, field=field, value=value)
     assert lines[-1]["train/skipped_share"] == 3 / 20 and np.isfinite(lines[-1]["train/loss"])
+    # The first bad step can be repeated: all that was not finite in it is named
+    assert "--replay=3 repeats step 3" in caplog.text
+    learner = broken(3, field=field, value=value)
+    found = replay.repeat(learner, RUN, 0, tmp_path, 3, 5)
+    assert any(re.match(said, line) for line in found), found
+    with pytest.raises(ValueError, match=r"holds nothing of step 2; steps that can be repeated: \[3\]"):
+        replay.repeat(learner, RUN, 0, tmp_path, 2, 5)
+
+
+def test_a_step_is_repeated_from_the_checkpoint_before_it(tmp_path):
+    # Given a run with a checkpoint after its second step, and a bad third one
+    run, learner = dataclasses.replace(RUN, log_every=2, checkpoint_every=2), broken(1)
+    loop.train(learner, run, 0, tmp_path, 5)
+    kept = tmp_path / loop.BAD_STEPS / "3"
+    assert [folder.name for folder in kept.iterdir()] == ["2"]
+    # Then its gradient is repeated from there, and steps before it are not taken again
+    batch = type(learner.task).batch
+    with pytest.MonkeyPatch.context() as patch:
+        made = []
+        patch.setattr(type(learner.task), "batch", lambda *args: made.append(args[1:4]) or batch(*args))
+        found = replay.repeat(learner, run, 0, tmp_path, 3, 5)
+    assert made == [("train", 0, 2)] and any(line.startswith("gradient") for line in found)
 
 
 def test_what_an_optimizer_makes_infinite_is_no_step():
