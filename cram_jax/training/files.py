@@ -6,6 +6,7 @@
 | `launches.jsonl` | a line at each start | a check sum in each line | bad lines are named, and left out |
 | `metrics.jsonl` | a line at a time | a check sum in each line | the same; a copy is set aside first |
 | `checkpoints/` | see `checkpoints.py` | a digest | set aside, and an older one is taken |
+| `bad_steps/` | a copy of a checkpoint | as a checkpoint | only `replay.py` reads it |
 | `parameters.txt`, `summary.json` | whole | never read by a run | written again |
 | `events.*` | by TensorBoard | never read | |
 | `lock` | by the process that trains | the kernel keeps a lock on it | |

@@ -52,9 +52,7 @@ def _not_finite(learner: Learner, state: TrainState, batch, fresh_B) -> list[str
     propose = jax.jit(lambda state, batch: training.propose(learner, state, batch))
     after = propose(training.begin_streams(learner, state, fresh_B), batch)
     looked = {"batch": batch, "loss": after.loss, "gradient": after.gradient, "after the step": after.state}
-    found = [
-        f"{name}{jax.tree_util.keystr(path)}: {said}" for name, tree in looked.items() for path, said in _bad(tree)
-    ]
+    found = [f"{name}{path}: {said}" for name, tree in looked.items() for path, said in _bad(tree)]
     negative = 0 if gap_BxT is None else int(jnp.sum(gap_BxT < 0))
     return found + ([f"batch: {negative} gaps are negative"] if negative else [])
 
@@ -64,4 +62,4 @@ def _bad(tree):
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and (count := int(jnp.sum(~jnp.isfinite(leaf)))):
             first = [int(i) for i in np.argwhere(~np.isfinite(np.asarray(leaf, np.float32)))[0]]
-            yield path, f"{count} of {leaf.size} numbers are not finite, the first at {first}"
+            yield jax.tree_util.keystr(path), f"{count} of {leaf.size} numbers are not finite, the first at {first}"

@@ -52,7 +52,7 @@ ONE_RUN = {"extend": False, "replay": 0, "warm_start": ""}  # flags of mains tha
 SHARED = {
     "workdir": "Directory of the run. If it already holds a run, the same command resumes it from its last checkpoint.",
     "extend": "Train a run in --workdir for more steps. The learning rate then follows the longer schedule.",
-    "replay": "Number of a step that was skipped: it is repeated, and what was not finite is named. Nothing is trained.",
+    "replay": "Number of a step that was skipped: it is repeated, and what was not finite is named.",
     "warm_start": "Directory of a run with the same model. A new run begins with its last parameters; all else is new.",
     "runs": "Directory of the result and of all runs, each in its own folder. The same command resumes where it "
     "stopped; finished runs are not trained again.",
