@@ -58,7 +58,11 @@ def held(directory: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file so that a reader finds the old text or the new one, even after a crash or on a full disk."""
+    """Writes a file so that a reader finds the old text or the new one, even after a crash or on a full disk.
+
+    Raises:
+      OSError: if it cannot be written. It names the file.
+    """
     new = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with new.open("w") as file:
@@ -66,6 +70,8 @@ def write_whole(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         new.unlink(missing_ok=True)
 
