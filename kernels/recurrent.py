@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from .backends import Backends, Call, device_of
-from .common import accumulator, check_kinds, check_shapes, check_whole, default_scale, segment_starts
+from .checks import check_kinds, check_shapes, check_whole
+from .common import accumulator, default_scale, segment_starts
 from .containment import finite, spoilt, spoilt_so_far
 
 # Float32 products stay float32; by default accelerators round them to fewer bits.

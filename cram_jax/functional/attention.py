@@ -9,12 +9,10 @@ import jax.numpy as jnp
 from cram_jax import kernels
 from cram_jax.dims import Array, Float, Gap, Gaps, Int, Key, Token, Tokens
 from cram_jax.functional import operations
+from cram_jax.functional.checks import check_at_least_one, check_compute_dtype, check_fields
 from cram_jax.functional.common import (
     FeedForward,
     cast,
-    check_at_least_one,
-    check_compute_dtype,
-    check_fields,
     feed_forward,
     init_feed_forward,
     normal,

@@ -12,16 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Float, Key, Marks, Scalar, Tokens
-from cram_jax.functional.common import (
-    FeedForward,
-    check_at_least_one,
-    check_fields,
-    feed_forward,
-    init_feed_forward,
-    silent,
-    total,
-    wide,
-)
+from cram_jax.functional.checks import check_at_least_one, check_fields
+from cram_jax.functional.common import FeedForward, feed_forward, init_feed_forward, silent, total, wide
 
 LEAST_VARIANCE = 0.01  # of sigma^2
 

@@ -10,16 +10,8 @@ import jax.numpy as jnp
 
 from cram_jax import kernels
 from cram_jax.dims import Array, Bool, Float, Int, Key, Marks, Segments, Token, Tokens
-from cram_jax.functional.common import (
-    FeedForward,
-    check_at_least_one,
-    check_fields,
-    feed_forward,
-    init_feed_forward,
-    normal,
-    rotate,
-    silent,
-)
+from cram_jax.functional.checks import check_at_least_one, check_fields
+from cram_jax.functional.common import FeedForward, feed_forward, init_feed_forward, normal, rotate, silent
 from cram_jax.kernels.backends import SKIP_ATTENTION
 
 # Shares of a sequence's (queries, keys). After the release, training attends with some 5% of tokens, audits included,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.dims import Array, Bool, Gap, Gaps, Int, Key, Segments, Token, Tokens
-from cram_jax.kernels.common import check_kinds
+from cram_jax.kernels.checks import check_kinds
 
 # Pytrees whose types are the layer's own.
 Params = Any

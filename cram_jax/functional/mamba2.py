@@ -12,15 +12,8 @@ import jax.numpy as jnp
 from cram_jax import kernels
 from cram_jax.dims import Array, Float, Gap, Gaps, Key, Token, Tokens
 from cram_jax.functional import operations
-from cram_jax.functional.common import (
-    cast,
-    check_at_least_one,
-    check_compute_dtype,
-    check_fields,
-    check_not_negative,
-    normal,
-    rms_norm,
-)
+from cram_jax.functional.checks import check_at_least_one, check_compute_dtype, check_fields, check_not_negative
+from cram_jax.functional.common import cast, normal, rms_norm
 from cram_jax.functional.layer import Layer, LayerAux, Operations, apply, init, init_cache, init_state, step
 from cram_jax.functional.recurrence import (
     SPREADS,

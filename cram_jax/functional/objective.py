@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Float
-from cram_jax.functional.common import check_fields, check_not_negative
+from cram_jax.functional.checks import check_fields, check_not_negative
 
 
 class MemorySums(NamedTuple):

@@ -24,17 +24,8 @@ from cram_jax.functional import (
     working,
 )
 from cram_jax.functional.addressed import AddressedParams, Contradictions
-from cram_jax.functional.common import (
-    FeedForward,
-    cast,
-    check_at_least_one,
-    check_compute_dtype,
-    check_fields,
-    feed_forward,
-    init_feed_forward,
-    rms_norm,
-    uniforms,
-)
+from cram_jax.functional.checks import check_at_least_one, check_compute_dtype, check_fields
+from cram_jax.functional.common import FeedForward, cast, feed_forward, init_feed_forward, rms_norm, uniforms
 from cram_jax.functional.episodic import EpisodicConfig, Writes
 from cram_jax.functional.layer import Layer, LayerAux, Operations, apply, init, init_cache, init_state, step
 from cram_jax.functional.posterior import PosteriorConfig, PosteriorSums

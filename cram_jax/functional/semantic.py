@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Float, Key, Marks, Scalar, Tokens
-from cram_jax.functional.common import check_fields, normal, total, wide
+from cram_jax.functional.checks import check_fields
+from cram_jax.functional.common import normal, total, wide
 
 
 @jax.tree_util.register_static

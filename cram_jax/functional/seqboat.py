@@ -17,7 +17,8 @@ from cram_jax import kernels
 from cram_jax.dims import Array, Float, Gap, Gaps, Int, Key, Token, Tokens
 from cram_jax.functional import attention, episodic, operations, working
 from cram_jax.functional.attention import AttentionConfig, AttentionParams
-from cram_jax.functional.common import check_at_least_one, check_fields, normal, rms_norm
+from cram_jax.functional.checks import check_at_least_one, check_fields
+from cram_jax.functional.common import normal, rms_norm
 from cram_jax.functional.episodic import EpisodicCache, EpisodicConfig
 from cram_jax.functional.layer import Layer, LayerAux, Operations, Routes, apply, init, init_cache, init_state, step
 from cram_jax.functional.working import WorkingConfig

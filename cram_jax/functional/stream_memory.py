@@ -14,7 +14,8 @@ import numpy as np
 from cram_jax.dims import Array, Bool, Float, Int
 from cram_jax.functional import consolidation, posterior
 from cram_jax.functional.addressed import Lookup
-from cram_jax.functional.common import check_fields, total, wide
+from cram_jax.functional.checks import check_fields
+from cram_jax.functional.common import total, wide
 from cram_jax.functional.consolidation import ConsolidationState, ConsolidationStats
 from cram_jax.functional.posterior import Posterior, PosteriorSums
 from cram_jax.functional.routing import SEMANTIC, WORKING

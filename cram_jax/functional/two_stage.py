@@ -12,18 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Float, Int, Key
-from cram_jax.functional.common import (
-    FeedForward,
-    check_at_least_one,
-    check_fields,
-    check_not_negative,
-    check_shares,
-    feed_forward,
-    init_feed_forward,
-    silent,
-    total,
-    wide,
-)
+from cram_jax.functional.checks import check_at_least_one, check_fields, check_not_negative, check_shares
+from cram_jax.functional.common import FeedForward, feed_forward, init_feed_forward, silent, total, wide
 from cram_jax.functional.episodic import Writes
 from cram_jax.functional.objective import MemorySums
 from cram_jax.functional.routing import EPISODIC, SEMANTIC, WORKING, CRAMRoutes

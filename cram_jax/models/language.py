@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.dims import Array, Float, Int, Key, Segments
-from cram_jax.functional.common import check_at_least_one, rms_norm
-from cram_jax.kernels.common import check_kinds
+from cram_jax.functional.checks import check_at_least_one
+from cram_jax.functional.common import rms_norm
+from cram_jax.kernels.checks import check_kinds
 from cram_jax.models.stack import Stack
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Gap, Gaps, Int, Key, Segments, Token, Tokens
 from cram_jax.functional import layer as layers_of
-from cram_jax.functional.common import check_at_least_one
+from cram_jax.functional.checks import check_at_least_one
 from cram_jax.functional.layer import Layer, LayerAux, Operations
 from cram_jax.functional.objective import MemorySums
 

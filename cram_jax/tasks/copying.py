@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Int, Key
-from cram_jax.functional.common import check_at_least_one, check_fields
+from cram_jax.functional.checks import check_at_least_one, check_fields
 
 
 @jax.tree_util.register_static

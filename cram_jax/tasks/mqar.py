@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Float, Int, Key
-from cram_jax.functional.common import check_at_least_one, check_fields
+from cram_jax.functional.checks import check_at_least_one, check_fields
 
 FILLER = 0
 

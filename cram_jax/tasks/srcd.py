@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Float, Int, Key, Scalar
-from cram_jax.functional.common import check_at_least_one, check_fields, check_shares
+from cram_jax.functional.checks import check_at_least_one, check_fields, check_shares
 
 OBSERVATION, BINDING, QUERY = 0, 1, 2
 

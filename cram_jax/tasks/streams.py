@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cram_jax.dims import Array, Bool, Int
-from cram_jax.functional.common import check_at_least_one, check_fields
+from cram_jax.functional.checks import check_at_least_one, check_fields
 from cram_jax.tasks import srcd
 from cram_jax.tasks.srcd import QUERY, SRCDBatch, SRCDConfig
 

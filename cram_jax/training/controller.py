@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Float, Int, Scalar
-from cram_jax.functional.common import check_at_least_one, check_fields, check_not_negative
+from cram_jax.functional.checks import check_at_least_one, check_fields, check_not_negative
 
 
 @jax.tree_util.register_static

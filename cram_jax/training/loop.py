@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from cram_jax.functional.common import check_at_least_one, check_fields, check_not_negative
+from cram_jax.functional.checks import check_at_least_one, check_fields, check_not_negative
 from cram_jax.training import files, optimizer
 from cram_jax.training import step as training
 from cram_jax.training.checkpoints import Checkpoints

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 import jax
 import optax
 
-from cram_jax.functional.common import check_at_least_one, check_fields, check_not_negative
+from cram_jax.functional.checks import check_at_least_one, check_fields, check_not_negative
 from cram_jax.models.stack import Stack
 
 

@@ -58,7 +58,7 @@ def _not_finite(learner: Learner, state: TrainState, batch, fresh_B) -> list[str
 
 
 def _bad(tree):
-    """(path, what is wrong) of each array with numbers that are not finite, or none where there should be some."""
+    """(path, what is wrong) of each array with numbers that are not finite."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and (count := int(jnp.sum(~jnp.isfinite(leaf)))):
             first = [int(i) for i in np.argwhere(~np.isfinite(np.asarray(leaf, np.float32)))[0]]

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..backends import PALIMPSA
-from ..common import check_shapes
+from ..checks import check_shapes
 from ..containment import finite, spoilt, spoilt_so_far
 from ..recurrent import check_heads, contained, empty_state, run, starts_of, to_heads, wide
 from ..ssd import ssd_scan

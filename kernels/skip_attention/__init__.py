@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..backends import SKIP_ATTENTION, Call, device_of
-from ..common import check_kinds, check_shapes, check_whole, default_scale
+from ..checks import check_kinds, check_shapes, check_whole
+from ..common import default_scale
 from ..containment import finite, spoilt_rows
 from .buckets import in_buckets, in_smallest
 from .cache import read_cache, write_cache

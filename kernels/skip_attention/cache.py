@@ -8,7 +8,8 @@ through memory in order, and reads and updates use the same shape. If the two sh
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..common import accumulator, check_kinds, check_shapes, default_scale, precision
+from ..checks import check_kinds, check_shapes
+from ..common import accumulator, default_scale, precision
 
 
 def write_cache(cache_NxSxX: Float[Array, "N S X"], new_BxGxX: Float[Array, "B G X"], place_B: Int[Array, "B"]):

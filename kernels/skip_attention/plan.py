@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from ..common import check_kinds, check_shapes, check_whole, segment_firsts
+from ..checks import check_kinds, check_shapes, check_whole
+from ..common import segment_firsts
 
 
 class SkipPlan(NamedTuple):

@@ -3,7 +3,7 @@
 from jaxtyping import Array, Float, Int
 
 from ..backends import SSD
-from ..common import check_shapes
+from ..checks import check_shapes
 from ..recurrent import check_heads, contained, empty_state, run, starts_of
 
 

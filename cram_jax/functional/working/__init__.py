@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from cram_jax.dims import Array, Float, Gap, Gaps, Key, Segments, Token, Tokens
-from cram_jax.functional.common import check_at_least_one, check_fields
+from cram_jax.functional.checks import check_at_least_one, check_fields
 
 BODIES = (
     "ct_ode",  # carries nothing: Euler steps of the paper's gap-gated dynamics, for each event by itself
