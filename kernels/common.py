@@ -1,7 +1,6 @@
 """Helpers of several kernels: segments, padding, products, and a batching rule."""
 
 import math
-import numbers
 from collections.abc import Callable
 
 import jax
@@ -42,11 +41,13 @@ def default_scale(scale: float | None, K: int) -> float:
     """
     if scale is None:
         return K**-0.5
-    if not isinstance(scale, numbers.Real):
-        raise TypeError(f"scale must be a number, or None for K**-0.5, got {scale!r}")
-    if not math.isfinite(scale):
+    try:
+        number = float(scale + 0.0)  # a number of Python, numpy or JAX: a text has no sum with 0
+    except TypeError:
+        raise TypeError(f"scale must be a number, or None for K**-0.5, got {scale!r}") from None
+    if not math.isfinite(number):
         raise ValueError(f"scale must be finite, got {scale}")
-    return float(scale)
+    return number
 
 
 def pad_to(x: jax.Array, multiples: dict[int, int]) -> jax.Array:
