@@ -111,7 +111,7 @@ SEEDS = {
     "srcd_small_shared": 5,
     "srcd_small_transformer": 3,
     "static": 3,
-    "streams": 2,
+    "streams": 5,
     "streams_change": 3,
     "streams_speeds": 3,
     "table_1": 5,
