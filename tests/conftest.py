@@ -2,6 +2,7 @@
 
 import gc
 import os
+from importlib import import_module
 from pathlib import Path
 
 import quick
@@ -25,6 +26,14 @@ def forgets_what_it_compiled():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope="module")
+def leaky():
+    """Lets numbers that are not finite reach the attention kernels: so NaN shows what they look at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(import_module("cram_jax.kernels.skip_attention"), "finite", lambda x: x)
+        yield
 
 
 @pytest.fixture

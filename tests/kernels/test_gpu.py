@@ -16,6 +16,7 @@ from cram_jax import kernels
 from cram_jax.kernels.backends import SKIP_ATTENTION
 from cram_jax.kernels.skip_attention import gpu, xla
 
+pytestmark = pytest.mark.usefixtures("leaky")
 ON_GPU = jax.default_backend() == "gpu"
 BACKEND = "gpu" if ON_GPU else "gpu_interpret"
 NONE = "jax 0.12 (Python 3.12) has the first interpreter that suffices"

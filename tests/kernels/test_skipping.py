@@ -12,6 +12,7 @@ from cram_jax import kernels
 from cram_jax.kernels.backends import SKIP_ATTENTION
 from cram_jax.kernels.skip_attention import buckets, xla
 
+pytestmark = pytest.mark.usefixtures("leaky")
 B, T, H, G, K, V = 2, 200, 4, 2, 16, 8
 BLOCK = 32  # a bucket ends here: T / 8, in whole tiles of 16
 COUNTS = [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 100, T]
