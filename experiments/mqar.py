@@ -48,7 +48,7 @@ def train(config, workdir: Path) -> dict:
 
 
 def main(args) -> None:
-    train(args.config, runs.start(args, *build(args.config)))
+    runs.one(args, train, *build(args.config))
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def draw(result: dict, folder: Path) -> None:
 
 def main(args) -> None:
     learner, run = build(args.config)
-    train(args.config, runs.start(args, learner, run, learner.task.data.patterns))
+    runs.one(args, train, learner, run, learner.task.data.patterns)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def draw(result: dict, folder: Path) -> None:
 
 def main(args) -> None:
     args.config = opened(args.config, tuple(args.files))
-    train(args.config, runs.start(args, *build(args.config)))
+    runs.one(args, train, *build(args.config))
 
 
 FILES = launch.Flag([], "Files, folders or globs; the Python standard library by default. May be repeated.")

@@ -26,8 +26,7 @@ def check_heads(v_BxTxHxV, grouped: dict, by_head: dict) -> None:
       grouped: arrays (B T G K) by name. All have one shape, and G divides H.
       by_head: (array or None, the shape that it must have) by name.
     """
-    check_shapes(v_BxTxHxV=v_BxTxHxV)
-    B, T, H, _ = v_BxTxHxV.shape
+    B, T, H, _ = check_shapes(v_BxTxHxV=v_BxTxHxV).values()
     if T < 1:
         raise ValueError(f"there must be at least one token, got v_BxTxHxV of shape {v_BxTxHxV.shape}")
     shapes = {name: x.shape for name, x in grouped.items()}
@@ -55,9 +54,13 @@ def contained(scan, q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, gates: tuple, start_BxT, st
       state: arrays (B H V K); () for none.
     """
     H = v_BxTxHxV.shape[2]
-    unfit = [spoilt(k_BxTxGxK, H), spoilt(v_BxTxHxV), *(spoilt(x if x.ndim == 4 else x[..., None]) for x in gates)]
-    carried = [jnp.any(spoilt(x_BxHxVxK), axis=-1) for x_BxHxVxK in jax.tree.leaves(state)]
-    spoilt_BxTxH = spoilt_so_far(sum(unfit) > 0, start_BxT, sum(carried, jnp.zeros(v_BxTxHxV[:, 0, :, 0].shape)) > 0)
+    written_BxTxH = spoilt(k_BxTxGxK, H) | spoilt(v_BxTxHxV)
+    for gate in gates:
+        written_BxTxH |= spoilt(gate if gate.ndim == 4 else gate[..., None])
+    carried_BxH = jnp.zeros(written_BxTxH[:, 0].shape, bool)
+    for x_BxHxVxK in jax.tree.leaves(state):
+        carried_BxH |= jnp.any(spoilt(x_BxHxVxK), axis=-1)
+    spoilt_BxTxH = spoilt_so_far(written_BxTxH, start_BxT, carried_BxH)
     o_BxTxHxV, state = scan(*jax.tree.map(finite, (q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, gates, state)))
     o_BxTxHxV = jnp.where((spoilt_BxTxH | spoilt(q_BxTxGxK, H))[..., None], jnp.nan, o_BxTxHxV)
     return o_BxTxHxV, jax.tree.map(lambda x: jnp.where(spoilt_BxTxH[:, -1, :, None, None], jnp.nan, x), state)

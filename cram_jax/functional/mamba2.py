@@ -26,7 +26,7 @@ from cram_jax.functional.recurrence import (
     init_importance,
     init_scan_state,
 )
-from cram_jax.kernels.backends import SSD
+from cram_jax.kernels.backends import PALIMPSA, SSD
 
 __all__ = ["Mamba2Cache", "Mamba2Config", "Mamba2Params", "apply", "init", "init_cache", "init_state", "step"]
 
@@ -62,7 +62,7 @@ class Mamba2Config(Layer):
 
     def __post_init__(self):
         check_fields(self)
-        SSD.check(self.backend)
+        (PALIMPSA if self.rank else SSD).check(self.backend)
         check_at_least_one(self, "D", "heads", "head_dim", "state", "groups", "conv", "norm_groups")
         check_compute_dtype(self.compute_dtype)
         check_not_negative(self, "epsilon")

@@ -28,7 +28,7 @@ from cram_jax.functional.recurrence import (
     init_scan_state,
     unit,
 )
-from cram_jax.kernels.backends import SSD
+from cram_jax.kernels.backends import PALIMPSA, SSD
 from cram_jax.kernels.recurrent import contained, exact_einsum
 
 __all__ = [
@@ -65,7 +65,7 @@ class PalimpsaConfig(Layer):
 
     def __post_init__(self):
         check_fields(self)
-        SSD.check(self.backend)
+        (PALIMPSA if self.rank else SSD).check(self.backend)
         check_at_least_one(self, "D", "heads", "key_dim", "value_dim", "conv")
         check_compute_dtype(self.compute_dtype)
         check_not_negative(self, "epsilon")

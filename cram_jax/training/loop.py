@@ -110,6 +110,13 @@ def streams(learner: Learner, run: RunConfig) -> int | None:
     return run.batch
 
 
+def given(learner: Learner, run: RunConfig, seed: int, step: int):
+    """Returns (batch, rows that begin a stream) of a training step, counted from 0; None for a task without streams."""
+    length, size = run.shape(step)
+    fresh_B = learner.task.fresh("train", step, size) if streams(learner, run) else None
+    return learner.task.batch("train", seed, step, length, size), fresh_B
+
+
 def _evaluated(learner: Learner) -> Learner:
     """The parts of a learner that evaluation uses. Learners that differ in other parts share compiled programs."""
     return Learner(learner.task, learner.model)
@@ -155,7 +162,7 @@ def _train(learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns:
         log.info("going on from step %d in %s", restored[0], workdir)
         state = restored[1]
     first = int(state.step)
-    training.check_batch(learner, state.params, learner.task.batch("train", seed, first, *run.shape(first)))
+    training.check_batch(learner, state.params, given(learner, run, seed, first)[0])
     records = Records(workdir, first if restored else -1)
     stopped = []
 
@@ -177,7 +184,7 @@ def _train(learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns:
             records.launch(versions())
             groups = optimizer.describe(learner.optimizer, learner.model, state.params)
             files.write_whole(workdir / "parameters.txt", "\n".join(groups) + "\n")
-        state = _steps(learner, run, seed, state, workdir, records, saves, stopped)
+        state = _steps(learner, run, seed, state, records, saves, stopped)
         _saved(saves, f"trained to step {run.steps}")
         return state, files.read(records.path)
     finally:
@@ -187,16 +194,14 @@ def _train(learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns:
         saves.close()
 
 
-def _steps(learner, run, seed, state, workdir, records, saves, stopped: list) -> TrainState:
+def _steps(learner, run, seed, state, records, saves, stopped: list) -> TrainState:
     """Runs all remaining steps. Writes a logged line and a checkpoint whenever one is due."""
     first, before, start = int(state.step), records.seconds, time.perf_counter()
-    reports, compiled, in_streams = [], set(), streams(learner, run)
+    reports, compiled = [], set()
     timed_step, timed_from = first, start
     for step in range(first, run.steps):
         length, size = run.shape(step)
-        batch = learner.task.batch("train", seed, step, length, size)
-        fresh_B = learner.task.fresh("train", step, size) if in_streams else None
-        state, report = training.train_step(learner, state, batch, fresh_B)
+        state, report = training.train_step(learner, state, *given(learner, run, seed, step))
         reports.append(report)
         done = step + 1
         if (length, size) not in compiled:  # this step was compiled, so its time does not count
@@ -219,7 +224,7 @@ def _steps(learner, run, seed, state, workdir, records, saves, stopped: list) ->
             )
         if skipped := [done - len(reports) + 1 + i for i, one in enumerate(reports) if one["skipped_share"][0]]:
             log.warning("%d steps were skipped, because something was not finite: %s", len(skipped), skipped)
-            _keep(workdir, saves, skipped[0])
+            _keep(saves, skipped[0])
         line = _write(records, learner, run, state, seed, means(reports), step_ms, before + now - start)
         _progress(line, learner.task.headline, run, done, first, now - start)
         reports = []
@@ -231,9 +236,9 @@ def _steps(learner, run, seed, state, workdir, records, saves, stopped: list) ->
     return state
 
 
-def _keep(workdir: Path, saves: Checkpoints, number: int) -> None:
+def _keep(saves: Checkpoints, number: int) -> None:
     """Keeps what `replay.repeat` needs of a step that was skipped; of KEPT steps at most."""
-    folder = workdir / BAD_STEPS / str(number)
+    folder = saves.directory.with_name(BAD_STEPS) / str(number)
     if not folder.exists() and len(list(folder.parent.glob("*"))) < KEPT:
         saves.keep(folder)
         log.warning("--replay=%d repeats step %d and says what was not finite", number, number)

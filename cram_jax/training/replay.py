@@ -36,15 +36,8 @@ def repeat(learner: Learner, run: RunConfig, seed: int, workdir: Path, number: i
     saves.close()
     state = state if restored is None else restored[1]
     for before in range(int(state.step), number - 1):
-        state, _ = training.train_step(learner, state, *_given(learner, run, seed, before))
-    return _not_finite(learner, state, *_given(learner, run, seed, number - 1))
-
-
-def _given(learner: Learner, run: RunConfig, seed: int, at: int):
-    """(batch, rows that begin a stream) of a step, counted from 0."""
-    length, size = run.shape(at)
-    fresh_B = learner.task.fresh("train", at, size) if loop.streams(learner, run) else None
-    return learner.task.batch("train", seed, at, length, size), fresh_B
+        state, _ = training.train_step(learner, state, *loop.given(learner, run, seed, before))
+    return _not_finite(learner, state, *loop.given(learner, run, seed, number - 1))
 
 
 def _not_finite(learner: Learner, state: TrainState, batch, fresh_B) -> list[str]:

@@ -77,7 +77,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, looks: bool = False, extend
             return
         other = _listed(differ) if differ else "a damaged config.json"
         launches = files.read(path.with_name("launches.jsonl"))
-        if differ and _may_differ(differ, looks, extend):
+        if _may_differ(differ, looks, extend):
             log.warning("%s: goes on with other settings: it had %s", workdir, other)
         elif files.settings_digest(text) in {line.get("settings") for line in launches}:
             log.warning(
@@ -93,8 +93,11 @@ def claim_workdir(workdir: Path, config: ConfigDict, looks: bool = False, extend
 
 
 def _may_differ(differ: dict[str, tuple], looks: bool, extend: bool) -> bool:
-    more = lambda name: extend and name in LENGTH and differ[name][1] > differ[name][0]
-    return all((looks and name in LOOKS) or more(name) for name in differ)
+    """Whether these differences, (value found, value wanted) by name, are of evaluations or of a longer run only."""
+    more = lambda old, new: isinstance(old, int) and new > old
+    return bool(differ) and all(
+        (looks and name in LOOKS) or (extend and name in LENGTH and more(*values)) for name, values in differ.items()
+    )
 
 
 def _parsed(path: Path) -> dict | None:

@@ -197,8 +197,8 @@ def train_step(
 def _fits(learner: Learner, params: Params, batch) -> Bool[Array, ""]:
     """Whether a batch is one that can be learned from, as `check_batch` says of the first."""
     x_BxTxD, gap_BxT = learner.task.embed(params.task, batch)
-    late = () if gap_BxT is None else gap_BxT
-    return all_finite((x_BxTxD, late)) & jnp.all(jnp.asarray(late) >= 0)
+    gaps = jnp.zeros(()) if gap_BxT is None else gap_BxT
+    return all_finite((x_BxTxD, gaps)) & jnp.all(gaps >= 0)
 
 
 def all_finite(tree) -> Bool[Array, ""]:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -197,18 +196,28 @@ def begin_from(
             raise OSError(f"{workdir}: the state to begin from could not be saved; the same command tries again")
 
 
-def start(args: SimpleNamespace, learner: Learner, run: RunConfig, patterns: int = 0) -> Path:
-    """Does what --extend, --warm_start and --replay ask for before a training; returns the directory of the run.
+def one(args: SimpleNamespace, train: Callable, learner: Learner, run: RunConfig, patterns: int = 0) -> None:
+    """Does what the flags of one run ask for (`launch.ONE_RUN`): repeats a step that was skipped, or trains.
+
+    Args:
+      train: trains or resumes the run, from (settings, directory).
+      patterns: number of recurring patterns, whose exposures are counted.
+    """
+    if not args.replay:
+        train(args.config, start(args, learner, patterns))
+        return
+    found = replay.repeat(learner, run, args.config.seed, Path(args.workdir), args.replay, patterns)
+    print("\n".join([f"step {args.replay}, repeated:", *(found or ["everything is finite"])]))
+
+
+def start(args: SimpleNamespace, learner: Learner, patterns: int = 0) -> Path:
+    """Does what --extend and --warm_start ask for before a training; returns the directory of the run.
 
     Raises:
       ValueError: if the directory holds a run with other settings or another start, or there is nothing to start from.
     """
     workdir, source = Path(args.workdir), args.warm_start
     claim_workdir(workdir, args.config, looks=True, extend=args.extend)
-    if args.replay:
-        found = replay.repeat(learner, run, args.config.seed, workdir, args.replay, patterns)
-        print("\n".join([f"step {args.replay}, repeated:", *(found or ["everything is finite"])]))
-        sys.exit()
     if not source:
         return workdir
     if not (Path(source) / "checkpoints").is_dir():

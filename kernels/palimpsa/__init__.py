@@ -55,8 +55,7 @@ def palimpsa_scan(
       ValueError: as `ssd_scan`, and if beta, dt or rate is below 0, or prior is not above 0. Values are checked only on
         concrete arrays, not under jit.
     """
-    check_shapes(v_BxTxHxV=v_BxTxHxV)
-    B, T, H, V = v_BxTxHxV.shape
+    B, T, H, V = check_shapes(v_BxTxHxV=v_BxTxHxV).values()
     K = q_BxTxGxK.shape[-1]
     _check(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, ("beta_BxTxHxV", beta_BxTxHxV, (B, T, H, V)), dt_BxTxH, rate_H, prior_H)
     carried = {f"state.{name}": (x, (B, H, V, K)) for name, x in (state._asdict() if state else {}).items()}
@@ -90,8 +89,7 @@ def shared_importance_scan(
     Raises:
       ValueError: as `palimpsa_scan`.
     """
-    check_shapes(v_BxTxHxV=v_BxTxHxV)
-    B, T, H, _ = v_BxTxHxV.shape
+    B, T, H, _ = check_shapes(v_BxTxHxV=v_BxTxHxV).values()
     _check(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, ("beta_BxTxH", beta_BxTxH, (B, T, H)), dt_BxTxH, rate_H, prior_H)
     check_heads(v_BxTxHxV, {}, {"segment_BxT": (segment_BxT, (B, T))})
     # Importance is summed over the sequence: float32 or wider

@@ -36,8 +36,7 @@ def ssd_scan(
     Raises:
       ValueError: if shapes do not fit each other, chunk is below 1, or the backend is unknown or cannot run here.
     """
-    check_shapes(v_BxTxHxV=v_BxTxHxV)
-    B, T, H, V = v_BxTxHxV.shape
+    B, T, H, V = check_shapes(v_BxTxHxV=v_BxTxHxV).values()
     K = q_BxTxGxK.shape[-1]
     by_head = {"log_decay_BxTxH": (log_decay_BxTxH, (B, T, H)), "state": (state, (B, H, V, K))}
     by_head |= {"segment_BxT": (segment_BxT, (B, T))}

@@ -83,14 +83,14 @@ def test_a_killed_run_ends_like_one_never_interrupted(whole, tmp_path, caplog):
 def test_a_run_begins_with_the_parameters_of_another(whole, tmp_path, caplog):
     # Given the settings of the finished run, and another seed
     config = runs.change(srcd_config.get_config("tiny"), SETTINGS | {"seed": 1, "run.curriculum": ((30, 16, 8),)})
-    learner, run = srcd.build(config)
-    given = {"warm_start": str(whole[0]), "extend": False, "replay": 0}
+    learner, _ = srcd.build(config)
+    given = {"warm_start": str(whole[0]), "extend": False}
     args = SimpleNamespace(config=config, workdir=tmp_path / "new", **given)
     patterns = learner.task.data.patterns
     # When a run starts warm, once and again
     for _ in range(2):
         with caplog.at_level("INFO"):
-            runs.start(args, learner, run, patterns)
+            runs.start(args, learner, patterns)
     # Then its first checkpoint has these parameters, and nothing else of the finished run
     (step, new), (_, old) = (runs.last_state(learner, 1, Path(d), patterns) for d in (args.workdir, whole[0]))
     jax.tree.map(np.testing.assert_array_equal, new.params, old.params)
@@ -101,12 +101,17 @@ def test_a_run_begins_with_the_parameters_of_another(whole, tmp_path, caplog):
     ]
     # And it is said where there is nothing to begin with, or the run there began otherwise
     with pytest.raises(ValueError, match="--warm_start=nowhere holds no checkpoints; name the directory of a run"):
-        runs.start(SimpleNamespace(**vars(args) | {"warm_start": "nowhere"}), learner, run, patterns)
+        runs.start(SimpleNamespace(**vars(args) | {"warm_start": "nowhere"}), learner, patterns)
     copy = shutil.copytree(whole[0], tmp_path / "copy")
     same = json.loads((copy / "config.json").read_text())
     with pytest.raises(ValueError, match="copy holds a run that did not begin with --warm_start=.*new; leave it out"):
         other = {"workdir": copy, "warm_start": str(args.workdir), "config": ConfigDict(same)}
-        runs.start(SimpleNamespace(**vars(args) | other), learner, run, patterns)
+        runs.start(SimpleNamespace(**vars(args) | other), learner, patterns)
+
+
+def test_a_step_that_was_not_skipped_cannot_be_repeated(whole):
+    said = refused("srcd", TINY, f"--workdir={whole[0]}", "--replay=3", **SETTINGS)
+    assert "bad_steps holds nothing of step 3; steps that can be repeated: []" in said
 
 
 def test_a_run_leaves_what_it_promises(whole):

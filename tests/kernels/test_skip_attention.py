@@ -150,7 +150,9 @@ def test_what_is_not_finite_spoils_the_rows_that_see_it_and_nothing_else(backend
     # Given a number that is not finite in a query, a key and a value: of a head, or a group of heads, in the middle
     arrays, visible_BxTxT, t = heads(7), brute_force(LIVELY).visible_BxTxT, 3
     run = lambda q, k, v: kernels.skip_attention(q, k, v, LIVELY.plan(), backend=backend)
-    clean = jax.jit(run)(*arrays)
+    of_others = lambda spoilt, *arrays: jnp.sum(jnp.where(spoilt, 0, run(*arrays)) ** 2)
+    gradient, run = jax.jit(jax.grad(of_others, argnums=(1, 2, 3))), jax.jit(run)
+    clean = run(*arrays)
     kept, routed = np.argwhere(LIVELY.kept_BxT[1]).ravel(), np.argwhere(visible_BxTxT[1].any(axis=1)).ravel()
     key, query = kept[kept >= t][0], routed[routed >= t][0]
     for i, place in enumerate((query, key, key)):
@@ -161,10 +163,9 @@ def test_what_is_not_finite_spoils_the_rows_that_see_it_and_nothing_else(backend
         assert sees_BxT.any() and (i == 0 or not sees_BxT[1, routed].all())
         spoilt = np.zeros((*clean.shape[:3], 1), bool)
         spoilt[:, :, : clean.shape[2] // bad[i].shape[2]] = sees_BxT[..., None, None]
-        np.testing.assert_array_equal(jax.jit(run)(*bad), np.where(spoilt, np.nan, clean))
+        np.testing.assert_array_equal(run(*bad), np.where(spoilt, np.nan, clean))
         # And the others have the gradients that they have without these rows
-        of_others = lambda *arrays, spoilt=spoilt: jnp.sum(jnp.where(spoilt, 0, run(*arrays)) ** 2)
-        want, got = (jax.jit(jax.grad(of_others, argnums=(0, 1, 2)))(*x) for x in (arrays, bad))
+        want, got = (gradient(spoilt, *x) for x in (arrays, bad))
         for g, w in zip(got, want, strict=True):
             assert np.all(np.isfinite(g)) and np.array_equal(g[0], w[0])
 

@@ -37,13 +37,11 @@ class Attack:
 
     Attributes:
       damaged: names of damaged files.
-      said: the log of all its processes.
     """
 
     subject: str
     workdir: Path
     done_to_it: list[str] = dataclasses.field(default_factory=list)
-    said: str = ""
     damaged: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -88,7 +86,7 @@ def killed(attack: Attack, cache: Path, dice: random.Random) -> None:
     wait_for(running, lambda: saves(attack.workdir))
     time.sleep(dice.random() * 4)
     running.kill()
-    attack.said += ended(running)[1]
+    ended(running)
 
 
 def killed_in_a_save(attack: Attack, cache: Path, dice: random.Random) -> None:
@@ -100,7 +98,7 @@ def killed_in_a_save(attack: Attack, cache: Path, dice: random.Random) -> None:
     time.sleep(dice.random() * 0.02)
     running.kill()
     attack.done_to_it[-1] += " (in it)" if unfinished() else " (after it)"
-    attack.said += ended(running)[1]
+    ended(running)
 
 
 def signalled(attack: Attack, cache: Path, dice: random.Random) -> None:
@@ -110,7 +108,6 @@ def signalled(attack: Attack, cache: Path, dice: random.Random) -> None:
     time.sleep(dice.random() * 3)
     running.send_signal(dice.choice((signal.SIGTERM, signal.SIGINT)))
     status, said = ended(running, 15)
-    attack.said += said
     assert status in (DONE, STOPPED), f"exit status {status}:\n{said[-2000:]}"
 
 
@@ -120,10 +117,12 @@ def limited(attack: Attack, cache: Path, dice: random.Random) -> None:
     had = [path.name for path in saves(attack.workdir)]
     running = process(attack.subject, attack.workdir, cache, largest=size)
     status, said = ended(running)
-    attack.said += said
     assert status == DONE or explained(said), f"exit status {status}:\n{said[-3000:]}"
     left = [path.name for path in saves(attack.workdir)]
     assert not had or had[-1] in left or (left and int(left[-1]) > int(had[-1])), f"saves {had} became {left}"
+
+
+TOGETHER = {"config.json", "launches.jsonl"}
 
 
 def damaged(attack: Attack, cache: Path, dice: random.Random) -> None:
@@ -156,13 +155,11 @@ def vanished(attack: Attack, cache: Path, dice: random.Random) -> None:
     time.sleep(dice.random())
     attack.workdir.rename(aside)
     status, said = ended(running, 30)
-    attack.said += said
     assert status == DONE or explained(said), f"exit status {status}:\n{said[-3000:]}"
     shutil.rmtree(attack.workdir, ignore_errors=True)
     aside.rename(attack.workdir)
 
 
-TOGETHER = {"config.json", "launches.jsonl"}
 ATTACKS = (killed, killed_in_a_save, signalled, limited, vanished, damaged, damaged)
 
 
@@ -203,7 +200,6 @@ def attacked(attack: Attack, cache: Path, dice: random.Random, counts: Counter) 
         if len(attack.done_to_it) % 3 and len(attack.done_to_it) < 12:
             continue
         status, said = ended(process(attack.subject, attack.workdir, cache))
-        attack.said += said
         assert status == DONE, f"exit status {status}:\n{said[-3000:]}"
         return
 

@@ -74,5 +74,5 @@ def test_lines_take_no_memory(tmp_path):
     finally:
         tracemalloc.stop()
         records.close()
-    # Then it holds hardly more than before: one line has some 4 kB
+    # Then it holds hardly more than before: one line is 3.4 kB
     assert len(read(tmp_path / "metrics.jsonl")) == 55 and after - before < 20_000

@@ -13,6 +13,7 @@ from cram_jax.functional.routing import RoutingConfig
 from cram_jax.functional.semantic import SemanticConfig
 from cram_jax.functional.working import WorkingConfig
 from cram_jax.tasks.srcd import SRCDConfig
+from cram_jax.training import files
 from cram_jax.training.controller import PriceConfig
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.optimizer import OptimizerConfig
@@ -75,6 +76,14 @@ def test_a_run_goes_on_with_other_evaluations_and_may_be_extended(tmp_path, capl
     assert steps() == 200
     with pytest.raises(ValueError, match="config.run.steps=200, this one has 100; .* another --workdir$"):
         claim_workdir(workdir, run(final_tokens=5), looks=True, extend=True)
+    # Nor is a damaged file taken for a shorter run
+    (workdir / "config.json").write_text('{"run": {"steps": null}, "seed": 0}')
+    with pytest.raises(ValueError, match="config.run.steps=None, this one has 300; .* another --workdir$"):
+        claim_workdir(workdir, run(steps=300, final_tokens=5), looks=True, extend=True)
+    (workdir / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="a damaged config.json; .* another --workdir$"):
+        claim_workdir(workdir, run(steps=300, final_tokens=5), looks=True, extend=True)
+    files.write_whole(workdir / "config.json", json.dumps(run(steps=200, final_tokens=5).to_dict()))
     # And nothing that is learned from
     with pytest.raises(ValueError, match="config.run.batch=16, this one has 8; .* another --workdir$"):
         claim_workdir(workdir, run(steps=300, batch=8, final_tokens=5), looks=True, extend=True)
