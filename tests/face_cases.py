@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict
 from cram_jax.functional import (
     addressed,
     attention,
+    blocks,
     consolidation,
     cram,
     layer,
@@ -34,7 +35,7 @@ from cram_jax.layers import nnx as nnx_faces
 
 B, T, D = 2, 12, 8
 NOISE = 5  # seed of the stream "route"
-# Of a training step. Gradients reach 1300 here: a rate of 0.1 would make parameters of 130, where rounding is amplified.
+# Of a training step. Gradients reach 1300 here; a rate of 0.1 would make parameters of 130, which amplify rounding.
 RATE, PRICE = 1e-3, 0.3
 
 WORKING = cram.WorkingConfig(body="gated_scan", width=8)  # a body that carries a state along the stream
@@ -55,7 +56,7 @@ LAYERS = {
         F=8,
         working=WORKING,
         episodic=EPISODIC,
-        semantic=posterior.PosteriorConfig(features=16),
+        semantic=posterior.PosteriorConfig(blocks=4, features=16),
         routing=two_stage.TwoStageConfig(width=8, need_bias=0.0, audit_rate=0.3, evaluation_audit_rate=0.3),
     ),
     "Attention": ATTENTION,
@@ -123,9 +124,9 @@ def state(face: Face):
     # The memory knows the addresses of the first half of the batch
     params, x_NxD = parameters(face), batch()[0][:, : T // 2].reshape(-1, D)
     address = addressed.joined(addressed.addresses(params.episodic, rms_norm(params.norm_D, x_NxD)))
-    phi = posterior.features(params.episodic.frequencies_ExR, address)
+    at = blocks.place(params.episodic.frequencies_ExR, address, face.cfg.semantic.blocks)
     missed = Misses(jnp.asarray(4.0), jnp.asarray(2.0))
-    written = posterior.writes(phi, jnp.roll(x_NxD, 1, axis=1), jnp.ones(len(x_NxD)))
+    written = blocks.writes(at, jnp.roll(x_NxD, 1, axis=1), jnp.ones(len(x_NxD)), face.cfg.semantic.blocks)
     return face.cfg.update(face.cfg.release(face.cfg.init_state()), StreamStats(stats, missed, written))
 
 

@@ -32,7 +32,7 @@ LAYERS = {
         F=16,
         working=WorkingConfig(body="gated_scan", width=8),
         episodic=EpisodicConfig(heads=2, head_dim=4, memory=6, write_bias=0.0),
-        semantic=PosteriorConfig(features=16),
+        semantic=PosteriorConfig(blocks=4, features=16),
         routing=TwoStageConfig(need_bias=0.0, evaluation_audit_rate=0.3),
     ),
     "attention": ATTENTION,

@@ -15,9 +15,9 @@ CFG = PosteriorCRAMConfig(
     F=16,
     contradictions=3,
     episodic=EpisodicConfig(heads=2, head_dim=6, memory=5, write_bias=0.0),
-    semantic=PosteriorConfig(features=64),
+    semantic=PosteriorConfig(blocks=4, features=32),
     learning=LearningConfig(shown=0.1),
-    routing=two_stage.TwoStageConfig(known_below=0.04, need_bias=-1.0, audit_rate=0.1, evaluation_audit_rate=0.1),
+    routing=two_stage.TwoStageConfig(known_below=0.06, need_bias=-1.0, audit_rate=0.1, evaluation_audit_rate=0.1),
 )
 
 
@@ -56,7 +56,7 @@ def visited(params, state, seeds, cfg=CFG, key=None):
         _, aux = posterior_cram.apply(params, state, x_BxTxD, cfg=cfg, gap_BxT=gap_BxT, key=key)
         return cfg.update(state, aux.stats)
 
-    rows = state.memory.ridge.size if state.memory.ridge.ndim else B
+    rows = len(state.memory.ridge) if state.memory.ridge.ndim > 1 else B
     for seed in seeds:
         state = one(state, *map(widened, tokens(seed, rows)))
     return state

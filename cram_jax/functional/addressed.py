@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from cram_jax import kernels
 from cram_jax.dims import Array, Bool, Float, Int, Key, Marks, Segments, Tokens
-from cram_jax.functional import episodic, posterior
+from cram_jax.functional import blocks, episodic, posterior
+from cram_jax.functional.blocks import Answer, Place
 from cram_jax.functional.common import FeedForward, init_feed_forward, normal, silent
 from cram_jax.functional.episodic import BUCKET_SIZES, EpisodicConfig
 from cram_jax.functional.posterior import Posterior, PosteriorConfig, PosteriorSums
@@ -169,7 +170,7 @@ def told(
     last_BxT = jnp.broadcast_to(jnp.arange(T) == T - 1, tells_BxT.shape)  # one row, which sees all that is kept
     plan = kernels.make_plan(last_BxT, kept_BxT=tells_BxT)
     f = partial(_told, weights)
-    compare_all = lambda: kernels.in_smallest(f, plan, params, memory.up_SxFxD, x_BxTxD, sizes=BUCKET_SIZES)
+    compare_all = lambda: kernels.in_smallest(f, plan, params, memory, x_BxTxD, sizes=BUCKET_SIZES)
     marks_BxT, sums = _if_used(used, compare_all)
     position_BxG = jnp.sort(jnp.where(marks_BxT, jnp.arange(T), T), axis=1)[:, :count].astype(jnp.int32)
     x_BxGxD = jax.vmap(lambda x, at: x.at[at].get(mode="fill", fill_value=0))(x_BxTxD, position_BxG)
@@ -182,12 +183,12 @@ def _if_used(used: Bool[Array, ""], compute):
     return jax.lax.cond(used, compute, nothing)
 
 
-def _told(weights: tuple[float, float], plan, params, up_SxFxD, x_BxTxD) -> tuple[Marks, PosteriorSums]:
-    phi_BxSxF, value_BxSxD, found = event(params, up_SxFxD, plan.gather_keys(x_BxTxD))
+def _told(weights: tuple[float, float], plan, params, memory, x_BxTxD) -> tuple[Marks, PosteriorSums]:
+    at, value_BxSxD, found = event(params, memory, plan.gather_keys(x_BxTxD))
     kept_BxS = plan.slots_BxS < x_BxTxD.shape[1]
     marks_BxT = plan.scatter_keys(found.contradicts, x_BxTxD.shape[1])
     weight_BxS = jnp.where(kept_BxS, jnp.where(found.agrees, *weights), 0)
-    return marks_BxT, posterior.writes(phi_BxSxF, value_BxSxD, weight_BxS)
+    return marks_BxT, blocks.writes(at, value_BxSxD, weight_BxS, memory.ridge.shape[-1])
 
 
 def no_contradictions(batch: int, count: int, E: int) -> Contradictions:
@@ -205,25 +206,29 @@ def noted(against: Contradictions, address_BxE, wrong_B: Bool[Array, "B"], posit
     )
 
 
-def event(params: AddressedParams, up_SxFxD, x: Float[Array, "... D"]) -> tuple[Array, Array, Comparison]:
-    """(features of its address, its own value, how this compares with the recall) of an event, were it kept."""
-    phi = posterior.features(params.frequencies_ExR, joined(addresses(params, x)))
+def event(
+    params: AddressedParams, memory: Posterior, x: Float[Array, "... D"]
+) -> tuple[Place, Float[Array, "... D"], Comparison]:
+    """(where its address stands, its own value, how this compares with the recall) of an event, were it kept."""
+    at = _place(params, x, memory.ridge.shape[-1])
     # What a query would retrieve if it attended to this event alone
     value = jnp.einsum("...d,dhv,hvo->...o", x, params.v_DxHxV, params.o_HxVxD)
-    return phi, value, compare(phi @ up_SxFxD, value)
+    return at, value, compare(blocks.recall(memory, at), value)
+
+
+def _place(params: AddressedParams, x: Float[Array, "... D"], count: int) -> Place:
+    return blocks.place(params.frequencies_ExR, joined(addresses(params, x)), count)
 
 
 class Lookup(NamedTuple):
     """What semantic memory says at a token's address; 0 for tokens that do not look anything up.
 
     Attributes:
-      recalled_BxTxD: r^S.
-      u_BxT: its uncertainty.
+      answer: of the address's block.
       doubt_BxT: 1 at the address of an earlier contradiction, near 0 far from all: the squared kernel of the two.
     """
 
-    recalled_BxTxD: Float[Array, "*shape D"]
-    u_BxT: Float[Array, "*shape"]
+    answer: Answer
     doubt_BxT: Float[Array, "*shape"]
 
 
@@ -242,13 +247,14 @@ def look_up(
     Args:
       first_BxT: position at which each token's segment starts.
       against: contradictions; they raise the doubt of later tokens of their segment.
-      used: False while nothing is in the memory yet; then nothing is computed: u is 1, and the recall 0.
+      used: False while nothing is in the memory yet; then nothing is computed: u and free are 1, and the recall 0.
     """
     f = partial(_look_up, bandwidth)
     ask_all = lambda: kernels.in_smallest(f, plan, params, memory, x_BxTxD, first_BxT, against, sizes=BUCKET_SIZES)
     looked_BxT = plan.scatter(jnp.ones(plan.rows_BxC.shape, x_BxTxD.dtype), x_BxTxD.shape[1])
     found = _if_used(used, ask_all)
-    return found._replace(u_BxT=jnp.where(used, found.u_BxT, looked_BxT))
+    blank = found.answer._replace(u=looked_BxT, free=looked_BxT)
+    return found._replace(answer=jax.tree.map(lambda some, none: jnp.where(used, some, none), found.answer, blank))
 
 
 def _look_up(bandwidth: float, plan, params, memory, x_BxTxD, first_BxT, against) -> Lookup:
@@ -263,13 +269,13 @@ def ask(
     params, memory: Posterior, a_BxCxE, position_BxC, first_BxC, against: Contradictions, bandwidth: float
 ) -> Lookup:
     """What semantic memory says at addresses."""
-    phi_BxCxF = posterior.features(params.frequencies_ExR, a_BxCxE)
+    answer = blocks.ask(memory, blocks.place(params.frequencies_ExR, a_BxCxE, memory.ridge.shape[-1]))
     # The kernel that phi . phi' approximates: |a - a'|^2 = 2 - 2 a.a'
     near_BxCxG = jnp.exp(-(bandwidth**2) * (1 - jnp.einsum("bce,bge->bcg", a_BxCxE, against.address_BxGxE)))
     at_BxCxG = against.position_BxG[:, None, :]
     seen_BxCxG = (at_BxCxG <= position_BxC[..., None]) & (at_BxCxG >= first_BxC[..., None])
     doubt_BxC = jnp.max(near_BxCxG**2, axis=-1, initial=0, where=seen_BxCxG)
-    return Lookup(posterior.recall(memory, phi_BxCxF), posterior.uncertainty(memory, phi_BxCxF), doubt_BxC)
+    return Lookup(answer, doubt_BxC)
 
 
 def written(
@@ -278,13 +284,15 @@ def written(
     x_BxTxD: Tokens,
     value_BxTxD: Tokens,
     weight_BxT: Float[Array, "B T"],
+    count: int,
     used: Bool[Array, ""],
 ) -> PosteriorSums:
-    """The sums, for each sequence, of what the plan's rows write into semantic memory; 0 while it is not used."""
-    write = lambda: kernels.in_smallest(_written, plan, params, x_BxTxD, value_BxTxD, weight_BxT, sizes=BUCKET_SIZES)
+    """The sums, for each sequence and each of `count` blocks, of what the plan's rows write; 0 while it is not used."""
+    f = partial(_written, count)
+    write = lambda: kernels.in_smallest(f, plan, params, x_BxTxD, value_BxTxD, weight_BxT, sizes=BUCKET_SIZES)
     return _if_used(used, write)
 
 
-def _written(plan, params, x_BxTxD, value_BxTxD, weight_BxT) -> PosteriorSums:
-    phi_BxCxF = posterior.features(params.frequencies_ExR, joined(addresses(params, plan.gather_queries(x_BxTxD))))
-    return posterior.writes(phi_BxCxF, plan.gather_queries(value_BxTxD), plan.gather_queries(weight_BxT))
+def _written(count: int, plan, params, x_BxTxD, value_BxTxD, weight_BxT) -> PosteriorSums:
+    at = _place(params, plan.gather_queries(x_BxTxD), count)
+    return blocks.writes(at, plan.gather_queries(value_BxTxD), plan.gather_queries(weight_BxT), count)

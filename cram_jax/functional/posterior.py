@@ -8,8 +8,9 @@ a Bayesian linear regression of retrievals on features of an address, with a rid
 u is the posterior variance of the recall over its prior variance: 1 at an address like none before, near 0 at one that
 was written. It needs no retrieval. A and C are sums, so they add over tokens, micro-batches, devices and visits.
 
-A stream (a user, a repository, a sensor) has a memory of its own: arrays have the streams' axes in front, S where
-there is one.
+A stream (a user, a repository, a sensor) has a memory of its own, which is made of blocks (`blocks.py`). Each block is
+such a regression. This file knows regressions only: arrays have their axes in front, S in names. In a layer's state
+these are the streams' axes, and then that of blocks.
 """
 
 import dataclasses
@@ -18,29 +19,36 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cram_jax.dims import Array, Bool, Float, Key, Scalar
+from cram_jax.dims import Array, Bool, Float, Key
 from cram_jax.functional.checks import check_at_least_one, check_fields
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class PosteriorConfig:
-    """features: F, random Fourier features of an address; even.
+    """blocks: G, regressions of a stream; 1 or even.
+    features: F, random Fourier features of an address, in each of them; even, and at least G.
     bandwidth: of their Gaussian kernel, exp(-(bandwidth distance)^2 / 2) between two unit addresses.
     ridge: lambda. A first write of weight 1 leaves u = lambda / (lambda + 1).
     keep: what `update` multiplies the weights of earlier writes by, once a visit.
     """
 
-    features: int = 512
+    blocks: int = 16
+    features: int = 64
     bandwidth: float = 2.5
     ridge: float = 0.03
     keep: float = 0.95
 
     def __post_init__(self):
         check_fields(self)
-        check_at_least_one(self, "features")
+        check_at_least_one(self, "features", "blocks")
         if self.features % 2:
             raise ValueError(f"features must be even (a cosine and a sine of each frequency), got {self.features}")
+        if self.blocks > 1 and self.blocks % 2 or self.blocks > self.features:
+            raise ValueError(
+                f"blocks must be 1 or even (a direction and its opposite), and at most features={self.features}, "
+                f"got {self.blocks}"
+            )
         if not self.ridge > 0 or not self.bandwidth > 0:
             raise ValueError(f"ridge and bandwidth must be above 0, got {self.ridge} and {self.bandwidth}")
         if not 0 < self.keep <= 1:
@@ -114,40 +122,34 @@ def uncertainty(memory: Posterior, phi_SxTxF: Float[Array, "*streams T F"]) -> F
     return memory.ridge[..., None] * jnp.sum(half_SxTxF**2, axis=-1)
 
 
-def beside(of_stream: Array, of_token: Array) -> Array:
-    """Reshapes a number for each stream, or one for all, so that it broadcasts against numbers for each token."""
-    axes = (1,) * (of_token.ndim - of_stream.ndim) if of_stream.ndim else ()
-    return of_stream.reshape(of_stream.shape + axes)
-
-
-def novelty(memory: Posterior, u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """u over what it is at an address like none before: about 1 there, however full the memory is.
+def novelty(u: Float[Array, "*shape"], free: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """u over `free`, what it is at an address like none before: about 1 there, however full the memory is.
 
     Features of different addresses have a little in common. So each write makes the memory a little surer everywhere,
     although it has learned nothing about other addresses.
     """
-    return u / beside(memory.free_share, u)
+    return u / free
 
 
-def weight_at(memory: Posterior, u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def weight_at(
+    ridge: Float[Array, "*shape"], u: Float[Array, "*shape"], free: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
     """The weight of all writes at an address that has little to do with others: each adds w / lambda to 1 / u."""
-    ridge, free = beside(memory.ridge, u), beside(memory.free_share, u)
     return jnp.maximum(ridge / u - ridge / free, 0)
 
 
-def expected_error(memory: Posterior, u: Float[Array, "*shape"], square: Scalar) -> Float[Array, "*shape"]:
-    """The squared distance to expect between a recall and the retrieval: novelty^3/2 (E|r|^2 + |W_up|^2 / F).
+def expected_error(novelty: Float[Array, "*shape"], square: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The squared distance to expect between a recall and the retrieval: novelty^3/2 (E|r|^2 + E|r^S|^2).
 
-    At an address like none before, recall and retrieval have nothing in common; |W_up|^2 / F is the recall's mean
-    square. If all retrievals at an address are equal, the square falls as u^2 with each write: a write divides the
-    distance by the same factor as u, 1 + w u / lambda. If they differ as much as lambda supposes, it falls as u. The
-    power 3/2 was chosen between the two by measurement. The noise of the retrieval itself is not in it.
+    At an address like none before, recall and retrieval have nothing in common. If all retrievals at an address are
+    equal, the square falls as u^2 with each write: a write divides the distance by the same factor as u, 1 + w u /
+    lambda. If they differ as much as lambda supposes, it falls as u. The power 3/2 was chosen between the two by
+    measurement. The noise of the retrieval itself is not in it.
 
     Args:
-      square: E|r|^2.
+      square: in brackets, the squared distance to expect at an address like none before.
     """
-    recalled_S = jnp.sum(memory.up_SxFxD**2, axis=(-1, -2)) / memory.up_SxFxD.shape[-2]
-    return novelty(memory, u) ** 1.5 * beside(square + recalled_S, u)
+    return novelty**1.5 * square
 
 
 def _free_share(root_SxFxF, ridge) -> Float[Array, "*streams"]:

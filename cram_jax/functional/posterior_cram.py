@@ -7,6 +7,7 @@ are trained; what a stream's memory learns is in its state. Read it from `Poster
 """
 
 import dataclasses
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -16,9 +17,9 @@ from cram_jax import kernels
 from cram_jax.dims import Array, Bool, Float, Gap, Gaps, Int, Key, Token, Tokens
 from cram_jax.functional import (
     addressed,
+    blocks,
     episodic,
     operations,
-    posterior,
     stream_memory,
     two_stage,
     working,
@@ -117,7 +118,7 @@ class PosteriorCRAMConfig(Layer):
     def init_state(self, streams: int | None = None) -> StreamState:
         """An empty memory, one for each stream, or one for all if None. Every token attends until `release`."""
         axes = () if streams is None else (streams,)
-        return stream_memory.init_state(self.D, posterior.init(self.D, self.semantic, axes), self.learning)
+        return stream_memory.init_state(self.D, blocks.init(self.D, self.semantic, axes), self.learning)
 
     def init_cache(self, batch: int) -> PosteriorCRAMCache:
         """Nothing seen yet."""
@@ -157,10 +158,10 @@ class PosteriorCRAMConfig(Layer):
         read = addressed.read(computed, attends, c_BxTxD, writes.read_weight_BxT, cfg=self.episodic)
         r_BxTxD, reads_BxT = (a.astype(x_BxTxD.dtype) for a in read)
         found_BxT = made.attended_BxT & attends.scatter(attends.end_BxC > attends.start_BxC, T)
-        mixed_BxTxD = two_stage.mix(made, worked_BxTxD, r_BxTxD, asked.recalled_BxTxD.astype(x_BxTxD.dtype))
+        mixed_BxTxD = two_stage.mix(made, worked_BxTxD, r_BxTxD, asked.answer.recalled.astype(x_BxTxD.dtype))
 
         weight_BxT = stream_memory.weights(state, made, found_BxT, asked, self.learning)
-        written = addressed.written(held, plan, seen_BxTxD, r_BxTxD, weight_BxT, used)
+        written = addressed.written(held, plan, seen_BxTxD, r_BxTxD, weight_BxT, self.semantic.blocks, used)
         written = jax.tree.map(jnp.add, own, written)
         stats = stream_memory.statistics(state, made, r_BxTxD, found_BxT, asked, written)
         familiarity_BxT, quality_BxT = stream_memory.quality(state, found_BxT, r_BxTxD, asked)
@@ -180,7 +181,7 @@ class PosteriorCRAMConfig(Layer):
         address_BxE = addressed.joined(addressed.addresses(params.episodic, z_BxD))
 
         need = two_stage.need(params.router, z_BxD, gap_B, None, self.routing)
-        phi_Bx1xF, own_Bx1xD, compared = addressed.event(params.episodic, state.memory.up_SxFxD, z_BxD[:, None])
+        at, own_Bx1xD, compared = addressed.event(params.episodic, state.memory, z_BxD[:, None])
         tells_Bx1 = (writes.kept_BxT & ~need.hard)[:, None]
         wrong_B = (tells_Bx1 & compared.contradicts)[:, 0]
         against = addressed.noted(cache.against, address_BxE, wrong_B, cache.position)
@@ -188,8 +189,8 @@ class PosteriorCRAMConfig(Layer):
         audited = two_stage.audits(coin, ~need.hard, need.mean, False, self.routing)
         looks_B = need.hard | audited[0] | ~state.retrievals.released
         place_Bx1 = jnp.full((B, 1), cache.position)
-        at = address_BxE[:, None], place_Bx1, jnp.zeros_like(place_Bx1)
-        asked = addressed.ask(params.episodic, state.memory, *at, against, self.semantic.bandwidth)
+        by = address_BxE[:, None], place_Bx1, jnp.zeros_like(place_Bx1)
+        asked = addressed.ask(params.episodic, state.memory, *by, against, self.semantic.bandwidth)
         asked = jax.tree.map(lambda a: jnp.where(looks_B.reshape(-1, *[1] * (a.ndim - 2)), a[:, 0], 0), asked)
         made = self._decide(params, state, need, audited, looks_B, asked, None, coin, False)
 
@@ -200,15 +201,16 @@ class PosteriorCRAMConfig(Layer):
         attend = lambda: look_up().astype(x_BxD.dtype)
         r_BxD = jax.lax.cond(jnp.any(made.attended_BxT), attend, lambda: jnp.zeros_like(x_BxD))
         found_B = made.attended_BxT & (ring.written_B > 0)
-        mixed_BxD = two_stage.mix(made, worked_BxD, r_BxD, asked.recalled_BxTxD.astype(x_BxD.dtype))
+        mixed_BxD = two_stage.mix(made, worked_BxD, r_BxD, asked.answer.recalled.astype(x_BxD.dtype))
         k_BxHxK, v_BxHxK = addressed.keys_values(computed, c_BxD, jnp.zeros(B, c_BxD.dtype))
         ring = episodic.push(ring, k_BxHxK, v_BxHxK, writes.kept_BxT)
 
         weight_B = stream_memory.weights(state, made, found_B, asked, self.learning)
-        written = posterior.writes(phi_Bx1xF, r_BxD[:, None], weight_B[:, None])
+        write = partial(blocks.writes, at, blocks=self.semantic.blocks)
+        written = write(r_BxD[:, None], weight_B[:, None])
         tells_Bx1 &= state.retrievals.released
         own_Bx1 = jnp.where(tells_Bx1, jnp.where(compared.agrees, *self.learning.own_weights), 0)
-        written = jax.tree.map(jnp.add, written, posterior.writes(phi_Bx1xF, own_Bx1xD, own_Bx1))
+        written = jax.tree.map(jnp.add, written, write(own_Bx1xD, own_Bx1))
         stats = stream_memory.statistics(state, made, r_BxD, found_B, asked, written)
         guessed = stream_memory.quality(state, found_B, r_BxD, asked)
         routes = two_stage.report(made, writes, found_B, *guessed, state.retrievals.released)
@@ -219,7 +221,7 @@ class PosteriorCRAMConfig(Layer):
         return episodic.decide_writes(params.episodic.write, z, jnp.ones(z.shape[:-1]), uniform, cfg=self.episodic)
 
     def _decide(self, params, state: StreamState, need, audited, looks, asked, uniform, coin, train) -> Decisions:
-        novelty = jnp.maximum(posterior.novelty(state.memory, asked.u_BxT), asked.doubt_BxT)
+        novelty = jnp.maximum(stream_memory.novelty(asked), asked.doubt_BxT)
         more = dict(uniform=uniform, coin=coin, train=train, cfg=self.routing)
         return two_stage.decide(params.router, need, audited, novelty, looks, state.retrievals.released, **more)
 
@@ -243,7 +245,7 @@ class PosteriorCRAMConfig(Layer):
     def for_streams(self, state: StreamState, streams: int) -> StreamState:
         """Empty memories; scales of retrievals and the release are those of all streams."""
         axes = (*state.retrievals.released.shape, streams)  # of layers, if they are stacked
-        return state._replace(memory=posterior.init(self.D, self.semantic, axes))
+        return state._replace(memory=blocks.init(self.D, self.semantic, axes))
 
     def reset(self, state: StreamState, fresh_S: Bool[Array, "S"]) -> StreamState:
         """The marked streams begin anew (`stream_memory.reset`)."""
@@ -293,15 +295,15 @@ class PosteriorCRAMConfig(Layer):
 
     def lookups(self, shape: tuple[int, int], routes: CRAMRoutes) -> Array:
         """Operations of semantic memory, which has no backward pass: asked, compared with, written and solved."""
-        D, E, features = self.D, self.episodic.heads * self.episodic.head_dim, self.semantic.features
+        D, E, F, G = self.D, self.episodic.heads * self.episodic.head_dim, self.semantic.features, self.semantic.blocks
         asked = jnp.sum(routes.attended_BxT | (routes.choice_BxT == SEMANTIC), dtype=jnp.float32)
         kept = jnp.sum(routes.kept_BxT & (routes.choice_BxT == WORKING), dtype=jnp.float32)
         attended = jnp.sum(routes.attended_BxT, dtype=jnp.float32)
-        at_address, recalled = 2 * D * E + E * features, 2 * features * D
-        of_write = 2 * features * (features + D)
-        of_asked = at_address + recalled + 2 * features**2  # u takes F^2 multiply-adds
+        at_address, recalled = 2 * D * E + E * (F + G), 2 * F * D
+        of_write = blocks.operations(F, D, G)
+        of_asked = at_address + recalled + 2 * F**2  # u takes F^2 multiply-adds
         of_attended = at_address + of_write  # addresses are formed once to ask and once to write
         of_kept = at_address + recalled + 4 * D * E + of_write  # all are written, with weight 0 if they do not agree
-        # Once a visit: the Cholesky factor, its inverse, W_up from it, and the squares of both
-        of_visit = 2 * features**3 / 3 + 4 * features**2 * D + 2 * features * (features + D)
+        # Once a visit: Cholesky factors, their inverses, W_up from them, and the squares of both
+        of_visit = G * (2 * F**3 / 3 + 4 * F**2 * D + 2 * F * (F + D))
         return asked * of_asked + attended * of_attended + kept * of_kept + shape[0] * of_visit

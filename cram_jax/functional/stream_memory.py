@@ -121,7 +121,8 @@ def weights(
     Others have the weight 0, and so has every token before the release.
     """
     writes = found & (made.choice_BxT != WORKING) & state.retrievals.released
-    there = posterior.weight_at(state.memory, jnp.maximum(asked.u_BxT, LEAST))
+    says = asked.answer
+    there = posterior.weight_at(says.ridge, jnp.maximum(says.u, LEAST), jnp.maximum(says.free, LEAST))
     return jax.lax.stop_gradient(jnp.where(writes, jnp.minimum(cfg.first + cfg.growth * there, cfg.most), 0))
 
 
@@ -136,8 +137,8 @@ def statistics(
     """What a batch teaches, given what each sequence writes."""
     if _shared(state):
         written = jax.tree.map(lambda a: jnp.sum(a, axis=0), written)
-    checked = found & (made.choice_BxT == SEMANTIC) & (posterior.novelty(state.memory, asked.u_BxT) < SURE)
-    error = jnp.sum((asked.recalled_BxTxD - wide(r)) ** 2, axis=-1) - expected_error(state, asked.u_BxT)
+    checked = found & (made.choice_BxT == SEMANTIC) & (novelty(asked) < SURE)
+    error = jnp.sum((asked.answer.recalled - wide(r)) ** 2, axis=-1) - expected_error(state, asked)
     missed = Misses(total(error, where=checked), total(checked))
     counts = found & (made.choice_BxT != WORKING)
     retrieved = consolidation.statistics(r.reshape(-1, 1, r.shape[-1]), counts.reshape(-1, 1))
@@ -149,10 +150,21 @@ def noise(state: StreamState) -> Float[Array, "*layers"]:
     return jnp.maximum(state.misses.square / jnp.maximum(state.misses.count, LEAST), 0)
 
 
-def expected_error(state: StreamState, u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Squared distance to expect between recalls and retrievals that are equal but for their noise."""
+def novelty(asked: Lookup) -> Float[Array, "*shape"]:
+    """How little is known at each address, from 0 to about 1 (`posterior.novelty`); 0 for tokens that did not ask."""
+    return posterior.novelty(asked.answer.u, jnp.maximum(asked.answer.free, LEAST))
+
+
+def expected_error(state: StreamState, asked: Lookup) -> Float[Array, "*shape"]:
+    """Squared distance to expect between recalls and retrievals that are equal but for their noise.
+
+    A recall at an address like none before has the mean square |W_up|^2 / F, here of all blocks of a stream.
+    """
     square = state.retrievals.square / jnp.maximum(state.retrievals.weight, LEAST)
-    return posterior.expected_error(state.memory, u, square)
+    up_SxFxD, new = state.memory.up_SxFxD, novelty(asked)
+    recalled_S = jnp.mean(jnp.sum(up_SxFxD**2, axis=(-1, -2)) / up_SxFxD.shape[-2], axis=-1)
+    of_token = recalled_S.reshape(recalled_S.shape + (1,) * (new.ndim - recalled_S.ndim if recalled_S.ndim else 0))
+    return posterior.expected_error(new, jnp.broadcast_to(square + of_token, new.shape))
 
 
 def quality(state: StreamState, found: Bool[Array, "*shape"], r: Float[Array, "*shape D"], asked: Lookup):
@@ -161,10 +173,10 @@ def quality(state: StreamState, found: Bool[Array, "*shape"], r: Float[Array, "*
     q-hat is Eq 6 with the expected squared error in the place of the error.
     """
     sigma2 = consolidation.variance(state.retrievals)
-    looked = asked.u_BxT > 0
-    expected = expected_error(state, asked.u_BxT) + noise(state)
+    looked = asked.answer.u > 0
+    expected = expected_error(state, asked) + noise(state)
     familiarity = jax.lax.stop_gradient(jnp.where(looked, jnp.exp(-expected / sigma2), 0))
-    return familiarity, consolidation.quality(asked.recalled_BxTxD, r, found & looked, sigma2)
+    return familiarity, consolidation.quality(asked.answer.recalled, r, found & looked, sigma2)
 
 
 def update(state: StreamState, stats: StreamStats, axis_name: str | None = None) -> StreamState:
@@ -195,13 +207,13 @@ def release(state: StreamState, when: Bool[Array, "*layers"] | bool = True) -> S
 
 def reset(state: StreamState, fresh_S: Bool[Array, "S"]) -> StreamState:
     """The marked streams begin anew."""
-    fresh = jnp.broadcast_to(fresh_S, state.memory.ridge.shape)
+    fresh = jnp.broadcast_to(fresh_S[..., None], state.memory.ridge.shape)
     return state._replace(memory=posterior.reset(state.memory, fresh))
 
 
 def _shared(state: StreamState) -> bool:
     """Whether one memory serves all sequences."""
-    return state.memory.ridge.ndim == state.retrievals.released.ndim
+    return state.memory.ridge.ndim == state.retrievals.released.ndim + 1
 
 
 def streams_at(state: StreamState, id_B: Int[Array, "B"]) -> StreamState:
@@ -227,8 +239,8 @@ def put_streams(state: StreamState, id_B: Int[Array, "B"], of_B: StreamState) ->
       ValueError: as `streams_at`, for an id that is there twice, and unless `of_B` has a memory for each id.
     """
     axis, count = _streams_axis(state, id_B), len(id_B)
-    if of_B.memory.ridge.shape[axis:] != (count,):
-        raise ValueError(f"of_B must have a memory for each of {count} ids, got {of_B.memory.ridge.shape[axis:]}")
+    if _shared(of_B) or of_B.memory.ridge.shape[axis] != count:
+        raise ValueError(f"of_B must have a memory for each of {count} ids, got {of_B.memory.ridge.shape[axis:-1]}")
     if not isinstance(id_B, jax.core.Tracer) and len(np.unique(id_B)) < count:
         raise ValueError(f"id_B must have each id once, got {np.asarray(id_B)}; a stream has one visit at a time")
     at = (*[slice(None)] * axis, id_B)

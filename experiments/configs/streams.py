@@ -63,12 +63,20 @@ from cram_jax.training.controller import PriceConfig
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.settings import to_config
 
-SHORT = dict(length=64, patterns=12, lifetimes=(24, 48, 72), features=128, start=200, streams=16)
+SHORT = dict(length=64, patterns=12, lifetimes=(24, 48, 72), blocks=8, features=32, start=200, streams=16)
 VARIANTS = {
     "demo": SHORT | dict(steps=2000, visits=60),
     "tiny": SHORT | dict(steps=1200, visits=100),
     "small": dict(
-        steps=2000, length=256, patterns=100, lifetimes=(48, 96, 144), features=512, start=300, streams=64, visits=1000
+        steps=2000,
+        length=256,
+        patterns=100,
+        lifetimes=(48, 96, 144),
+        blocks=16,
+        features=64,
+        start=300,
+        streams=64,
+        visits=1000,
     ),
 }
 
@@ -112,9 +120,8 @@ def get_config(variant: str = "small") -> ConfigDict:
         steps=chosen["steps"], length=length, batch=16, log_every=100, held_out_tokens=64 * length, probe_batches=0
     )
     data = StreamsConfig(srcd=SRCDConfig(patterns=chosen["patterns"]), lifetimes=chosen["lifetimes"])
-    layer = PosteriorCRAMConfig(
-        episodic=EpisodicConfig(heads=1, memory=length), semantic=PosteriorConfig(features=chosen["features"])
-    )
+    semantic = PosteriorConfig(blocks=chosen["blocks"], features=chosen["features"])
+    layer = PosteriorCRAMConfig(episodic=EpisodicConfig(heads=1, memory=length), semantic=semantic)
     config = runs.settings(
         run,
         {

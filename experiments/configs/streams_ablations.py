@@ -11,7 +11,12 @@ from lib import readers
 from lib.stream_runs import Entry
 
 SEMANTIC, LEARNING, ROUTING = (f"posterior_cram.{part}" for part in ("semantic", "learning", "routing"))
-FEATURES = {f"{count} features": {f"{SEMANTIC}.features": count} for count in (32, 64, 256)}
+# Blocks and features of each. The model has 8 of 32. As many features in one block cost more, but no address is near a
+# border.
+SIZES = {
+    f"{blocks} x {features}": {f"{SEMANTIC}.blocks": blocks, f"{SEMANTIC}.features": features}
+    for blocks, features in ((8, 8), (8, 16), (8, 64), (1, 256))
+}
 # A value that is written at once is recalled from then on. A contradiction would say that it must not be.
 AT_ONCE = {f"{LEARNING}.shown": 1.0, "posterior_cram.contradictions": 0}
 
@@ -52,17 +57,14 @@ GROUPS = {
         "all need memory": _trained({f"{ROUTING}.need_bias": 1e3}),
         "memory fixed": ENTRIES["memory fixed"],
     },
-    "features": {label: _trained(settings) for label, settings in FEATURES.items()},
+    "blocks x features": {label: _trained(settings) for label, settings in SIZES.items()},
     "address": {"two heads": _trained({"posterior_cram.episodic.heads": 2})},
     "lifetimes in training": {"all of 8 visits": _trained({"data.lifetimes": (8,)})},
     "what is shown is written": {
         "shown 0.05": _deployed({f"{LEARNING}.shown": 0.05}),
         "shown 0.2": _deployed({f"{LEARNING}.shown": 0.2}),
         "at once": _deployed(AT_ONCE, reader=readers.immediate),
-        **{
-            f"at once, {label}": _deployed(AT_ONCE, FEATURES[label], readers.immediate)
-            for label in ("32 features", "64 features")
-        },
+        **{f"at once, {label}": _deployed(AT_ONCE, SIZES[label], readers.immediate) for label in ("8 x 8", "8 x 16")},
     },
 }
 # For Eq 14: every write weighs the same: more than lambda, as much, or less. So a pattern is learned in one exposure,

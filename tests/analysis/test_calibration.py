@@ -7,7 +7,7 @@ import pytest
 from posterior_cases import CFG, B, T, lively, tokens, visited, widened
 
 from cram_jax.analysis import calibration
-from cram_jax.functional import addressed, episodic, posterior, posterior_cram, stream_memory, two_stage
+from cram_jax.functional import addressed, blocks, episodic, posterior, posterior_cram, stream_memory, two_stage
 from cram_jax.functional.common import rms_norm
 from cram_jax.functional.posterior import PosteriorConfig
 from cram_jax.functional.routing import SEMANTIC
@@ -27,7 +27,10 @@ def test_the_error_of_what_was_written_and_what_was_not_is_the_expected_one(x64)
         posterior.init(D, cfg, (streams,)), posterior.writes(phi[:, :count], value[:, :count], weight)
     )
     # When recalls at those addresses, and at as many new ones, are compared with the values, whose mean square is D
-    expected = posterior.expected_error(memory, posterior.uncertainty(memory, phi), jnp.asarray(float(D)))
+    u = posterior.uncertainty(memory, phi)
+    recalled_S = jnp.sum(memory.up_SxFxD**2, axis=(-1, -2)) / cfg.features
+    at_new = lambda a: jnp.broadcast_to(a[:, None], u.shape)
+    expected = posterior.expected_error(posterior.novelty(u, at_new(memory.free_share)), D + at_new(recalled_S))
     measured = jnp.sum((posterior.recall(memory, phi) - value) ** 2, -1)
     found = calibration.in_bins(expected.ravel(), measured.ravel())
     # Then the errors are those expected where little or nothing was written. Where much was, recalls are better than
@@ -48,23 +51,26 @@ def test_a_layer_is_measured_where_it_would_retrieve(x64):
     expected, measured = calibration.errors(state, aux.routes)
     # When recall, uncertainty and retrieval of each token are computed one by one
     own, z_BxTxD = params.episodic, rms_norm(params.norm_D, x_BxTxD)
-    phi = posterior.features(own.frequencies_ExR, addressed.joined(addressed.addresses(own, z_BxTxD)))
+    at = blocks.place(own.frequencies_ExR, addressed.joined(addressed.addresses(own, z_BxTxD)), cfg.semantic.blocks)
     writes = episodic.decide_writes(own.write, z_BxTxD, jnp.ones((B, T)), None, cfg=cfg.episodic)
     plan = addressed.plan_reads(jnp.ones((B, T), bool), writes.kept_BxT, None, cfg.episodic.memory)
     r_BxTxD, _ = addressed.read(own, plan, z_BxTxD, writes.read_weight_BxT, cfg=cfg.episodic)
     finds_BxT = plan.scatter(plan.end_BxC > plan.start_BxC, T)
     some = np.asarray(finds_BxT & two_stage.need(params.router, z_BxTxD, gap_BxT, None, cfg.routing).hard)
-    error_BxT = jnp.sum((posterior.recall(state.memory, phi) - r_BxTxD) ** 2, -1)
-    u_BxT = posterior.uncertainty(state.memory, phi)
+    answer, up_BxGxFxD = blocks.ask(state.memory, at), state.memory.up_SxFxD
+    error_BxT = jnp.sum((answer.recalled - r_BxTxD) ** 2, -1)
+    new_BxT = answer.u / answer.free
     square = state.retrievals.square / state.retrievals.weight
-    expected_BxT = posterior.expected_error(state.memory, u_BxT, square) + stream_memory.noise(state)
+    recalled_B = jnp.sum(up_BxGxFxD**2, axis=(1, 2, 3)) / (up_BxGxFxD.shape[1] * up_BxGxFxD.shape[2])
+    least_BxT = new_BxT**1.5 * (square + recalled_B[:, None])
+    expected_BxT = least_BxT + stream_memory.noise(state)
     # Then it is the same
     assert 5 < some.sum() < B * T
     np.testing.assert_allclose(measured, error_BxT[some], rtol=1e-6)
     np.testing.assert_allclose(expected, expected_BxT[some], rtol=1e-6)
     # and what the batch adds to the noise is the error of answers that are nearly certain, less what is expected there
-    sure = np.asarray(finds_BxT & (aux.routes.choice_BxT == SEMANTIC) & (posterior.novelty(state.memory, u_BxT) < 0.1))
-    beyond_BxT = error_BxT - posterior.expected_error(state.memory, u_BxT, square)
+    sure = np.asarray(finds_BxT & (aux.routes.choice_BxT == SEMANTIC) & (new_BxT < 0.1))
+    beyond_BxT = error_BxT - least_BxT
     assert aux.stats.misses.count == sure.sum() > 0
     np.testing.assert_allclose(aux.stats.misses.square, beyond_BxT[sure].sum(), rtol=1e-6)
     moved = cfg.update(state, aux.stats)._replace(memory=state.memory)

@@ -134,11 +134,12 @@ def test_novelty_tells_a_new_address_in_a_full_memory(x64):
         phi, r, _ = drawn(seed)
         memory = posterior.update(memory, posterior.writes(phi, r, jnp.full((S, T), 1.0 if seed == 9 else 0.1)))
     new = drawn(99, 400)[0]
-    u = posterior.uncertainty(memory, new)
+    u, known = posterior.uncertainty(memory, new), posterior.uncertainty(memory, phi)
+    free = lambda u: jnp.broadcast_to(memory.free_share[:, None], u.shape)
     assert np.mean(u) < 0.6
     # Then novelty is 1 at new addresses, on average, and below half at those of the last visit
-    np.testing.assert_allclose(np.mean(posterior.novelty(memory, u), axis=-1), 1, atol=0.1)
-    assert np.all(posterior.novelty(memory, posterior.uncertainty(memory, phi)) < 0.5)
+    np.testing.assert_allclose(np.mean(posterior.novelty(u, free(u)), axis=-1), 1, atol=0.1)
+    assert np.all(posterior.novelty(known, free(known)) < 0.5)
 
 
 def test_weights_and_errors_follow_from_the_uncertainty(x64):
@@ -149,11 +150,12 @@ def test_weights_and_errors_follow_from_the_uncertainty(x64):
         memory = posterior.merge(memory, posterior.writes(phi[:, :1], jnp.ones((S, 1, D)), jnp.full((S, 1), weight)))
     u = posterior.uncertainty(memory, phi)
     # What was written there, but for the share of the memory that is no longer free, 1 / 64
-    np.testing.assert_allclose(posterior.weight_at(memory, u), [[0.7, 0]] * S, atol=0.001)
-    # At the new one, the square of a retrieval and that of a recall at random: |W|^2 / F
-    recalled = D * (0.7 / 0.75) ** 2 / 64
-    error = posterior.expected_error(memory, u, jnp.asarray(3.0))
-    np.testing.assert_allclose(error[:, 1], (3 + recalled) * posterior.novelty(memory, u)[:, 1] ** 1.5, rtol=1e-6)
+    free = jnp.broadcast_to(memory.free_share[:, None], u.shape)
+    there = posterior.weight_at(jnp.full(u.shape, CFG.ridge), u, free)
+    np.testing.assert_allclose(there, [[0.7, 0]] * S, atol=0.001)
+    # At the new one novelty is 1, but for that share, and the error is what it is there
+    error = posterior.expected_error(posterior.novelty(u, free), jnp.full(u.shape, 3.0))
+    np.testing.assert_allclose(error[:, 1], 3 * (1 / memory.free_share) ** 1.5, rtol=1e-6)
     np.testing.assert_allclose(error[:, 0] / error[:, 1], (0.05 / 0.75) ** 1.5, rtol=1e-6)
 
 
@@ -202,6 +204,8 @@ def test_a_stream_can_be_reset_and_two_be_merged(x64):
     [
         ({"features": 7}, "features must be even .* got 7"),
         ({"features": 0}, "PosteriorConfig.features must be at least 1, got 0"),
+        ({"blocks": 3}, "blocks must be 1 or even .* got 3"),
+        ({"blocks": 8, "features": 6}, "blocks must be .* at most features=6, got 8"),
         ({"ridge": 0.0}, "ridge and bandwidth must be above 0, got 0.0 and 2.5"),
         ({"keep": 0.0}, r"keep must be in \(0, 1\], got 0.0"),
     ],

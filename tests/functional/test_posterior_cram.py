@@ -9,7 +9,7 @@ import pytest
 from cram_cases import check_skipped_retrievals_are_not_looked_at
 from posterior_cases import CFG, B, D, T, lively, streamed, tokens, visited, widened
 
-from cram_jax.functional import addressed, episodic, posterior, posterior_cram
+from cram_jax.functional import addressed, blocks, episodic, posterior, posterior_cram
 from cram_jax.functional.common import rms_norm
 from cram_jax.functional.routing import EPISODIC, SEMANTIC, WORKING
 
@@ -109,16 +109,14 @@ def test_a_contradicted_recall_is_not_believed():
     # Given a memory that knows the address of an event, with its own value, with another one, or not at all
     params = lively()
     x_1xD = tokens(0)[0][0, :1]
-    phi = posterior.features(
-        params.episodic.frequencies_ExR, addressed.joined(addressed.addresses(params.episodic, x_1xD))
-    )
+    empty = CFG.init_state().memory
+    at, _, _ = addressed.event(params.episodic, empty, x_1xD)
     value = jnp.einsum("td,dhv,hvo->to", x_1xD, params.episodic.v_DxHxV, params.episodic.o_HxVxD)
     other = jnp.roll(value, 3, axis=-1) * jnp.sign(jnp.arange(D) - 3.5)
     cases = ((value, 5.0, False, True), (other, 5.0, True, False), (other, 1e-6, False, False))
     for written, weight, wrong, agrees in cases:
-        empty = posterior.init(D, CFG.semantic)
-        memory = posterior.update(empty, posterior.writes(phi, written, jnp.full(1, weight)))
-        _, own, compared = addressed.event(params.episodic, memory.up_SxFxD, x_1xD)
+        sums = blocks.writes(at, written, jnp.full(1, weight), CFG.semantic.blocks)
+        _, own, compared = addressed.event(params.episodic, posterior.update(empty, sums), x_1xD)
         np.testing.assert_allclose(own, value, rtol=1e-5)
         assert bool(compared.contradicts[0]) == wrong and bool(compared.agrees[0]) == agrees
 
@@ -133,13 +131,14 @@ def test_an_event_writes_its_value_if_memory_recalls_it_or_if_what_is_shown_is_l
     params, state = lively(cfg), cfg.release(cfg.init_state())
     x_BxTxD = jnp.broadcast_to(tokens(0)[0][0, 0], (1, T, D))
     event_1xD = rms_norm(params.norm_D, x_BxTxD[0, :1])
-    phi, value, _ = addressed.event(params.episodic, state.memory.up_SxFxD, event_1xD)
+    at, value, _ = addressed.event(params.episodic, state.memory, event_1xD)
+    write = lambda weight: blocks.writes(at, value, jnp.full(1, weight), cfg.semantic.blocks)
     if known:
-        state = state._replace(memory=posterior.update(state.memory, posterior.writes(phi, value, jnp.full(1, 5.0))))
+        state = state._replace(memory=posterior.update(state.memory, write(5.0)))
     # When a visit is read, then each event that tells writes, with another weight if it is recalled already
     _, aux = posterior_cram.apply(params, state, x_BxTxD, cfg=cfg)
     assert np.all(aux.routes.kept_BxT) and np.all((aux.routes.choice_BxT == SEMANTIC) == asks)
-    want = posterior.writes(phi, value, jnp.full(1, T * getattr(cfg.learning, writes) if writes else 0.0))
+    want = write(T * getattr(cfg.learning, writes) if writes else 0.0)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), aux.stats.written, want)
 
 
@@ -159,7 +158,7 @@ def test_many_writes_at_one_address_leave_the_memory_finite():
     state, attended = jax.jit(lambda state: jax.lax.scan(visit, state, length=200))(state)
     # Then each token attended in each. All but the first of a sequence wrote, in the end with the largest weight
     assert np.all(attended == 1)
-    largest = np.linalg.eigvalsh(state.memory.sums.A_SxFxF)[-1]
+    largest = np.linalg.eigvalsh(state.memory.sums.A_SxFxF).max()
     bound = B * (T - 1) * cfg.learning.most / (1 - cfg.semantic.keep)
     np.testing.assert_allclose(largest, bound, rtol=1e-2)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state.memory))

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 ROWS, STREAMS = 8, 5
 # Places with and without memories, two layers each
 STACK = Stack((AttentionConfig(D=CFG.D), CFG), 2)
-F, D = CFG.semantic.features, CFG.D
+G, F, D = CFG.semantic.blocks, CFG.semantic.features, CFG.D
 
 
 def near(a, b):
@@ -36,7 +36,7 @@ def same(a, b):
 def lived(seed: int, streams: int = STREAMS) -> tuple:
     """States of streams that have learned something, each something else."""
     learned = STACK.learned(STACK.init_state(streams))
-    phi, r = (jax.random.normal(jax.random.key(seed + i), (2, streams, 30, width)) for i, width in enumerate((F, D)))
+    phi, r = (jax.random.normal(jax.random.key(seed + i), (2, streams, G, 30, width)) for i, width in enumerate((F, D)))
     sums = type(learned[1])(jnp.swapaxes(phi, -1, -2) @ phi / F, jnp.swapaxes(phi, -1, -2) @ r / F)
     return STACK.merge(STACK.release(STACK.init_state(streams)), ((), sums))
 
@@ -135,11 +135,11 @@ def test_only_sums_are_saved_and_the_rest_is_solved_again(tmp_path):
     save_file(to_host(STACK.learned(mine)), path)
     empty = STACK.for_streams(states, 1)
     back = STACK.merge(empty, from_host(load_file(path), STACK.learned(empty)))
-    # Then it is the memory that it was, and took half of its bytes: F F + F D numbers for each of two layers
+    # Then it is the memory that it was, and took half of its bytes: G (F F + F D) numbers for each of two layers
     np.testing.assert_array_equal(back[1].memory.sums.A_SxFxF, mine[1].memory.sums.A_SxFxF)
     # float32: the same factorisation, but perhaps in another order
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), back, mine)
-    assert path.stat().st_size == pytest.approx(2 * 4 * (F * F + F * D), abs=400)  # a header
+    assert path.stat().st_size == pytest.approx(2 * 4 * G * (F * F + F * D), abs=400)  # a header
 
 
 def test_two_streams_become_one(x64):
@@ -174,7 +174,7 @@ def test_what_cannot_be_taken_out_or_merged_is_named():
     for refused in (STACK.streams_at, lambda states, ids: STACK.put_streams(states, ids, shared)):
         with pytest.raises(ValueError, match=r"one memory for all streams; make it with init_state\(streams=N\)"):
             refused(shared, jnp.array([0]))
-    with pytest.raises(ValueError, match=r"learned must have the shapes of the state's own sums, \(\(2, 5, 64, 64\)"):
+    with pytest.raises(ValueError, match=r"must have the shapes of the state's own sums, \(\(2, 5, 4, 32, 32\)"):
         STACK.merge(STACK.init_state(5), STACK.learned(STACK.init_state(1)))
     # An id that is too large is loud under jit, where values are not checked
     out = jax.jit(STACK.streams_at)(STACK.init_state(2), jnp.array([1, 2]))
