@@ -56,7 +56,8 @@ LAYERS = {
         F=8,
         working=WORKING,
         episodic=EPISODIC,
-        semantic=posterior.PosteriorConfig(blocks=4, features=16),
+        # A ridge so large that solving amplifies little of what two programs round differently
+        semantic=posterior.PosteriorConfig(blocks=4, features=16, ridge=0.2),
         routing=two_stage.TwoStageConfig(width=8, need_bias=0.0, audit_rate=0.3, evaluation_audit_rate=0.3),
     ),
     "Attention": ATTENTION,

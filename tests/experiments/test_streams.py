@@ -221,8 +221,8 @@ def test_training_resets_the_memory_of_a_fresh_stream(trained):
     fresh_B, nobody_B = jnp.array([True, False, False, True]), jnp.zeros(4, bool)
     sums = lambda states: np.asarray(states[0].memory.sums.A_SxFxF[0])
     emptied = state._replace(consolidation=learner.model.reset(state.consolidation, fresh_B))
-    has_some = np.any(sums(emptied.consolidation) != 0, axis=(1, 2))
-    assert np.all(np.any(sums(state.consolidation) != 0, axis=(1, 2)))
+    has_some = np.any(sums(emptied.consolidation) != 0, axis=(1, 2, 3))
+    assert np.all(np.any(sums(state.consolidation) != 0, axis=(1, 2, 3)))
     np.testing.assert_array_equal(has_some, ~fresh_B)
     # When both are trained on one batch, the first told which streams are fresh, then they end alike
     batch, copied = learner.task.batch("train", 0, 8, LENGTH, 4), lambda tree: jax.tree.map(jnp.copy, tree)

@@ -235,7 +235,10 @@ def test_each_row_of_a_batch_has_a_memory_of_its_own():
     # When a batch is read and consolidated, then both have the function's memories
     _, aux = face.apply(parameters(face), held, x_BxTxD, cfg=face.cfg, gap_BxT=gap_BxT)
     want = face.cfg.update(held, aux.stats)
-    assert np.all(np.any(want.memory.up_SxFxD, axis=(1, 2))) and want.memory.ridge.shape == (B,)
+    assert np.all(np.any(want.memory.up_SxFxD, axis=(1, 2, 3))) and want.memory.ridge.shape == (
+        B,
+        face.cfg.semantic.blocks,
+    )
     module(x_BxTxD, gap_BxT)
     nnx_faces.update(module)
     near(values(module.state), want)

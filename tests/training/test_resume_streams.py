@@ -58,7 +58,7 @@ def test_a_killed_training_in_streams_ends_as_if_it_had_not_been(tmp_path, monke
     like = step.init(LEARNER, 0, PATTERNS, ROWS)
     at, saved = Checkpoints(tmp_path / "cut" / "checkpoints").restore(like)
     _, visit_B = LEARNER.task.rows("train", SAVED, ROWS)
-    holds_B = np.any(saved.consolidation[0].memory.sums.A_SxFxF[0] != 0, axis=(1, 2))
+    holds_B = np.any(saved.consolidation[0].memory.sums.A_SxFxF[0] != 0, axis=(1, 2, 3))
     assert at == SAVED and np.any(visit_B == 0) and np.all(holds_B[visit_B > 0]) and np.sum(visit_B > 0) > 1
     # When it is resumed, and another one runs through
     state, lines = loop.train(LEARNER, RUN, 0, tmp_path / "cut", PATTERNS)
