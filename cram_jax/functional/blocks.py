@@ -17,7 +17,7 @@ from cram_jax.functional import posterior
 from cram_jax.functional.posterior import Posterior, PosteriorConfig, PosteriorSums
 
 WRITTEN = 2  # blocks that an address is written to
-TILE = 8  # writes of one block that are added up by one product of matrices
+TILE = 16  # writes of one block that are added up by one product of matrices
 
 
 class Place(NamedTuple):

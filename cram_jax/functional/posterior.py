@@ -177,7 +177,7 @@ def solve(memory: Posterior, sums: PosteriorSums) -> Posterior:
     eye = jnp.eye(F, dtype=sums.A_SxFxF.dtype)
     lower = jnp.linalg.cholesky(sums.A_SxFxF + memory.ridge[..., None, None] * eye)
     root = jax.scipy.linalg.solve_triangular(lower, jnp.broadcast_to(eye, lower.shape), lower=True)
-    up = jnp.swapaxes(root, -1, -2) @ (root @ sums.C_SxFxD)
+    up = jax.scipy.linalg.cho_solve((lower, True), sums.C_SxFxD)
     return memory._replace(sums=sums, root_SxFxF=root, up_SxFxD=up, free_share=_free_share(root, memory.ridge))
 
 

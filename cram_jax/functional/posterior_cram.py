@@ -304,6 +304,6 @@ class PosteriorCRAMConfig(Layer):
         of_asked = at_address + recalled + 2 * F**2  # u takes F^2 multiply-adds
         of_attended = at_address + of_write  # addresses are formed once to ask and once to write
         of_kept = at_address + recalled + 4 * D * E + of_write  # all are written, with weight 0 if they do not agree
-        # Once a visit: Cholesky factors, their inverses, W_up from them, and the squares of both
-        of_visit = G * (2 * F**3 / 3 + 4 * F**2 * D + 2 * F * (F + D))
+        # Once a visit: Cholesky factors, their inverses, two triangular systems for W_up, and the squares of both
+        of_visit = G * (2 * F**3 / 3 + 2 * F**2 * D + 2 * F * (F + D))
         return asked * of_asked + attended * of_attended + kept * of_kept + shape[0] * of_visit
