@@ -6,7 +6,7 @@
 | T | positions in a sequence (events, tokens) |
 | D | model width |
 | H | query heads |
-| G | key-value heads; G divides H |
+| G | key-value heads; G divides H. Of a semantic memory: its blocks |
 | K | key dimension of a head |
 | V | value dimension of a head |
 | L | layers |

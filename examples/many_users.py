@@ -15,7 +15,7 @@ import cram_jax as cj
 from cram_jax.training.checkpoints import to_host
 
 USERS, VISITORS, LENGTH, D = 1000, 16, 64, 32
-MODEL = cj.Stack((cj.PosteriorCRAMConfig(D=D, F=64, semantic=cj.PosteriorConfig(features=96)),))
+MODEL = cj.Stack((cj.PosteriorCRAMConfig(D=D, F=64, semantic=cj.PosteriorConfig(blocks=4, features=32)),))
 
 
 @partial(jax.jit, donate_argnums=1)
@@ -36,7 +36,7 @@ def main(steps: int, workdir: Path) -> None:
     jax.block_until_ready(states)
     ms = 1000 * (time.perf_counter() - start) / max(steps - 1, 1) / VISITORS
     size = sum(leaf.nbytes for leaf in jax.tree.leaves([s.memory for s in states]))
-    print(f"{(states[0].memory.up_SxFxD[0].any((1, 2))).sum()} of {USERS} users have a memory that is not empty")
+    print(f"{(states[0].memory.up_SxFxD[0].any((1, 2, 3))).sum()} of {USERS} users have a memory that is not empty")
     workdir.mkdir(parents=True, exist_ok=True)
     one, file = MODEL.streams_at(states, user_B[:1]), workdir / "user.safetensors"
     save_file(to_host(MODEL.learned(one)), file)

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 from importlib import import_module
 from pathlib import Path
 
@@ -20,12 +21,22 @@ gc.set_threshold(200_000, 50, 100)
 jaxtyping.install_import_hook("cram_jax", "beartype.beartype")
 
 
+MEMORY = 3e9  # bytes of a process, above which what was compiled is forgotten
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forgets_what_it_compiled():
-    """The next file shares little of it, and all of it together takes gigabytes."""
+    """All of it together takes gigabytes. The next file shares some: operations on small arrays, and how they lower."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    if resident() > MEMORY:
+        jax.clear_caches()
+        gc.collect()
+
+
+def resident() -> float:
+    """Bytes of memory that this process holds now; infinite where the system does not say."""
+    path = Path("/proc/self/statm")
+    return int(path.read_text().split()[1]) * resource.getpagesize() if path.exists() else float("inf")
 
 
 @pytest.fixture(scope="module")

@@ -51,10 +51,11 @@ def test_a_server_keeps_a_memory_for_each_of_many_users(tmp_path):
     # Three visits of 16 users each, drawn from 1000: nobody else's memory was written
     met = {int(user) for step in range(3) for user in visitors(step)}
     assert 32 < len(met) <= 48 and f"{len(met)} of 1000 users have a memory that is not empty\n" in out
-    # In float32 A and root (F F), C and W_up (F D) with F=96 and D=32, and the numbers ridge, keep and free share
+    # In float32, for each of 4 blocks: A and root (F F), C and W_up (F D) with F=32 and D=32, and the numbers ridge,
+    # keep and free share
     held, saved, ms = re.search(r"^(\d+) bytes a user, (\d+) in a file, ([\d.]+) ms", out, re.MULTILINE).groups()
-    sums = 96 * 96 + 96 * 32
-    assert int(held) == 4 * (2 * sums + 3) and int(saved) == pytest.approx(4 * sums, abs=400)
+    sums = 4 * (32 * 32 + 32 * 32)
+    assert int(held) == 4 * (2 * sums + 4 * 3) and int(saved) == pytest.approx(4 * sums, abs=400)
     assert float(ms) > 0 and (tmp_path / "run" / "user.safetensors").stat().st_size == int(saved)
 
 

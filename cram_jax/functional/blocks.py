@@ -102,27 +102,28 @@ def writes(
 
 
 def _writes(phi_TxF, block_TxK, r_TxD, weight_T, blocks: int) -> PosteriorSums:
-    """Writes of one block fill tiles of TILE rows; what tiles hold is added up to blocks.
+    """Writes of one block fill tiles of TILE rows; what tiles hold is added up to blocks. A few writes are tiles of a row.
 
     Only products of matrices: to add each write where it belongs ends in other last bits each time on some devices.
     """
     K = block_TxK.shape[1]
     block_N, row_N = block_TxK.reshape(-1), jnp.repeat(jnp.arange(len(phi_TxF)), K)
-    tiles = -(-len(block_N) // TILE) + blocks
+    tile, unfilled = (TILE, blocks) if len(block_N) > 2 * TILE else (1, 0)
+    tiles = -(-len(block_N) // tile) + unfilled
     is_of_NxG = jax.nn.one_hot(block_N, blocks, dtype=jnp.int32)
     before_N = jnp.sum((jnp.cumsum(is_of_NxG, axis=0) - 1) * is_of_NxG, axis=1)  # earlier writes of the block
-    end_G = jnp.cumsum(-(-jnp.sum(is_of_NxG, axis=0) // TILE))
+    end_G = jnp.cumsum(-(-jnp.sum(is_of_NxG, axis=0) // tile))
     first_G = jnp.concatenate([jnp.zeros(1, end_G.dtype), end_G[:-1]])
-    at_N = first_G[block_N] * TILE + before_N
-    rows_M = jnp.full(tiles * TILE, len(phi_TxF)).at[at_N].set(row_N, unique_indices=True)
+    at_N = first_G[block_N] * tile + before_N
+    rows_M = jnp.full(tiles * tile, len(phi_TxF)).at[at_N].set(row_N, unique_indices=True)
 
     weight_M = weight_T.at[rows_M].get(mode="fill", fill_value=0)
     row = lambda a: jnp.where(weight_M[:, None] != 0, a.at[rows_M].get(mode="fill", fill_value=0), 0)
-    tiled = lambda a: a.reshape(tiles, TILE, -1)
-    weighted_CxFxR = jnp.swapaxes(tiled(weight_M[:, None] * row(phi_TxF)), -1, -2)
-    of_C = jnp.searchsorted(end_G, jnp.arange(tiles), side="right")
-    is_of_CxG = jax.nn.one_hot(of_C, blocks, dtype=phi_TxF.dtype)
-    added = lambda a: jnp.einsum("cg,cfd->gfd", is_of_CxG, weighted_CxFxR @ tiled(row(a)))
+    tiled = lambda a: a.reshape(tiles, tile, -1)
+    weighted_XxFxQ = jnp.swapaxes(tiled(weight_M[:, None] * row(phi_TxF)), -1, -2)
+    of_X = jnp.searchsorted(end_G, jnp.arange(tiles), side="right")
+    is_of_XxG = jax.nn.one_hot(of_X, blocks, dtype=phi_TxF.dtype)
+    added = lambda a: jnp.einsum("xg,xfd->gfd", is_of_XxG, weighted_XxFxQ @ tiled(row(a)))
     return jax.lax.stop_gradient(PosteriorSums(added(phi_TxF), added(r_TxD)))
 
 

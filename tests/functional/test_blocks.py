@@ -26,11 +26,11 @@ def drawn(cfg, key: int = 0, rows: tuple[int, ...] = (S, T)):
     return at._replace(phi=poison(at.phi)), poison(value), weight
 
 
-@pytest.mark.parametrize("count", [1, 2, 8])
-def test_a_write_goes_to_the_two_nearest_blocks(x64, count):
+@pytest.mark.parametrize(("count", "rows"), [(1, T), (2, T), (8, T), (8, 3), (8, 1)])
+def test_a_write_goes_to_the_two_nearest_blocks(x64, count, rows):
     cfg = PosteriorConfig(blocks=count, features=8)
-    at, value, weight = drawn(cfg)
-    assert at.block.shape == (S, T, min(count, 2))
+    at, value, weight = drawn(cfg, rows=(S, rows))
+    assert at.block.shape == (S, rows, min(count, 2))
     got = blocks.writes(at, value, weight, count)
     # One after the other, as `posterior.py` adds a write to a regression
     for s in range(S):
