@@ -102,7 +102,7 @@ def writes(
 
 
 def _writes(phi_TxF, block_TxK, r_TxD, weight_T, blocks: int) -> PosteriorSums:
-    """Writes of one block fill tiles of TILE rows; what tiles hold is added up to blocks. A few writes are tiles of a row.
+    """Writes of one block fill tiles of TILE rows, or of one, if there are few; what tiles hold is added up to blocks.
 
     Only products of matrices: to add each write where it belongs ends in other last bits each time on some devices.
     """
