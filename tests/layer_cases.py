@@ -1,5 +1,7 @@
 """Small configurations of every layer, for the batteries that all layers pass. A new layer joins by being listed."""
 
+from functools import cache
+
 import jax
 import pytest
 from cram_cases import INPUTS
@@ -63,6 +65,11 @@ def moved(params, repeats: int = 0, seed: int = 1):
 
 def layer(cfg: Layer, seed: int = 0):
     """(parameters, state) of one layer that decides by itself."""
+    return _layer(cfg, seed, jax.config.jax_enable_x64)
+
+
+@cache
+def _layer(cfg: Layer, seed: int, wide: bool):
     return moved(cfg.init(jax.random.key(seed))), cfg.release(cfg.init_state())
 
 

@@ -25,7 +25,8 @@ KEY = jax.random.key(3)
 
 def network(stack: Stack):
     """(parameters, states), the routers released."""
-    return moved(stack.init(jax.random.key(0)), repeats=1), stack.release(stack.init_state())
+    params = jax.jit(lambda key: moved(stack.init(key), repeats=1))(jax.random.key(0))
+    return params, stack.release(stack.init_state())
 
 
 def numbered(stack: Stack, trees: tuple):
