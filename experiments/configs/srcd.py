@@ -9,8 +9,9 @@ python experiments/srcd.py --config=experiments/configs/srcd.py:VARIANT --workdi
 | paper | 2048 events | 6000 | 10 minutes | the paper's size: 100.0% retrieval, 1.6% attend |
 
 Models: cram; to compare with, transformer, mamba2, seqboat, and jamba (seven layers of mamba2 and one of transformer,
-so give it `--config.depth=1`). circular is cram whose router sees the quality of recall itself. CLAIMS.md has the
-figures with their spread, hardware and versions.
+so give it `--config.depth=1`). circular is cram whose router sees the quality of recall itself. posterior_cram has one
+memory for all sequences, which is solved and not trained (give it `--config.depth=1`). CLAIMS.md has the figures with
+their spread, hardware and versions.
 """
 
 from lib import runs
@@ -20,6 +21,7 @@ from cram_jax.functional.attention import AttentionConfig
 from cram_jax.functional.cram import CRAMConfig
 from cram_jax.functional.episodic import EpisodicConfig
 from cram_jax.functional.mamba2 import Mamba2Config
+from cram_jax.functional.posterior_cram import PosteriorCRAMConfig
 from cram_jax.functional.seqboat import SeqBoatConfig
 from cram_jax.tasks.srcd import SRCDConfig
 from cram_jax.tasks.srcd_task import SRCDTask
@@ -57,6 +59,7 @@ def get_config(variant: str = "small") -> ConfigDict:
         run,
         {
             "cram": CRAMConfig(episodic=EpisodicConfig(memory=chosen["memory"])),
+            "posterior_cram": PosteriorCRAMConfig(episodic=EpisodicConfig(heads=1, memory=chosen["memory"])),
             "transformer": AttentionConfig(),
             "mamba2": Mamba2Config(),
             "seqboat": SeqBoatConfig(),

@@ -15,6 +15,8 @@ PARTS = ("working", "episodic", "semantic", "feed_forward")
 def without(state: TrainState, parts: tuple[str, ...], layer: int | None = None) -> TrainState:
     """Returns the state with the parameters of these parts set to 0, so that the parts output 0.
 
+    A semantic memory that is a posterior has no parameters. It recalls 0, but is as sure of it as before.
+
     Args:
       state: the trained state.
       parts: names in PARTS.
@@ -27,15 +29,20 @@ def without(state: TrainState, parts: tuple[str, ...], layer: int | None = None)
         raise ValueError(f"parts must be among {PARTS}, got {parts}")
     repeat, only = (slice(None), None) if layer is None else divmod(layer, len(state.params.model))
 
-    def silenced(place: int, params):
-        if only not in (None, place):
-            return params
-        return params._replace(
-            **{part: jax.tree.map(lambda leaf: leaf.at[repeat].set(0), getattr(params, part)) for part in parts}
-        )
+    zero = partial(jax.tree.map, lambda leaf: leaf.at[repeat].set(0))
 
-    model = tuple(silenced(place, params) for place, params in enumerate(state.params.model))
-    return state._replace(params=state.params._replace(model=model))
+    def silenced(params):
+        return params._replace(**{part: zero(getattr(params, part)) for part in parts if hasattr(params, part)})
+
+    def recalls_nothing(params, held):
+        solved = "semantic" in parts and not hasattr(params, "semantic")
+        return held._replace(memory=held.memory._replace(up_SxFxD=zero(held.memory.up_SxFxD))) if solved else held
+
+    model, consolidation = list(state.params.model), list(state.consolidation)
+    for place, params in enumerate(model):
+        if only in (None, place):
+            model[place], consolidation[place] = silenced(params), recalls_nothing(params, consolidation[place])
+    return state._replace(params=state.params._replace(model=tuple(model)), consolidation=tuple(consolidation))
 
 
 def lesions(depth: int) -> dict[str, tuple[tuple[str, ...], int | None]]:
@@ -50,7 +57,7 @@ def answers(learner: Learner, state: TrainState, batch) -> tuple[Bool[Array, "B 
     """Returns marks of the tokens that are answered right, and of those that attend in some layer."""
     x_BxTxD, gap_BxT = learner.task.embed(state.params.task, batch)
     # There are no audits. Random routes need a key: the same one for the whole and for the lesioned model.
-    random = any(layer.routing.decide == "random" for layer in learner.model.layers)
+    random = any(getattr(layer.routing, "decide", None) == "random" for layer in learner.model.layers)
     key = state.key if random else None
     y_BxTxD, aux = learner.model.apply(state.params.model, state.consolidation, x_BxTxD, gap_BxT=gap_BxT, key=key)
     logits_BxTxA, _ = learner.task.read(state.params.task, y_BxTxD, batch)

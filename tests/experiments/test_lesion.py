@@ -11,6 +11,7 @@ from lib import lesion
 
 from cram_jax.functional.cram import CRAMConfig
 from cram_jax.functional.episodic import EpisodicConfig
+from cram_jax.functional.posterior_cram import PosteriorCRAMConfig
 from cram_jax.models.stack import Stack
 from cram_jax.tasks.srcd import SRCDConfig
 from cram_jax.tasks.srcd_task import SRCDTask
@@ -60,13 +61,23 @@ def test_a_lesion_of_one_layer_leaves_the_others(layer, lesioned):
     # Given three repeats of a pattern of two layers, whose layers are counted through the network
     (own,) = STATE.params.model
     ones = jax.tree.map(lambda x: jnp.ones((3, *x.shape[1:])), own)
-    state = STATE._replace(params=STATE.params._replace(model=(ones, ones)))
+    state = STATE._replace(params=STATE.params._replace(model=(ones, ones)), consolidation=((), ()))
     found = lesion.without(state, ("semantic",), layer).params.model
     is_all = lambda value: np.array(
         [[np.all(place.semantic.up_RxD[repeat] == value) for place in found] for repeat in range(3)]
     )
     assert np.all(is_all(0) != is_all(1)) and all(np.all(place.router.in_DxF == 1) for place in found)
     assert np.argwhere(is_all(0)).tolist() == [list(lesioned)] if lesioned else np.all(is_all(0))
+
+
+def test_a_memory_that_is_solved_recalls_nothing_and_is_as_sure_as_before():
+    learner = dataclasses.replace(LEARNER, model=Stack((PosteriorCRAMConfig(D=16, F=16),)))
+    state = training.init(learner, 0, 10)
+    full = jax.tree.map(jnp.ones_like, state.consolidation[0])
+    (after,) = lesion.without(state._replace(consolidation=(full,)), ("semantic",)).consolidation
+    assert not np.any(after.memory.up_SxFxD)
+    same = after._replace(memory=after.memory._replace(up_SxFxD=full.memory.up_SxFxD))
+    jax.tree.map(np.testing.assert_array_equal, same, full)
 
 
 def test_an_unknown_part_is_named():
