@@ -173,12 +173,31 @@ def solve(memory: Posterior, sums: PosteriorSums) -> Posterior:
     A is a sum of squares and lambda above 0, so the factorisation exists. In float32 it holds as long as the largest
     eigenvalue of A is below some 10^5 lambda; `keep` bounds it.
     """
-    F = sums.A_SxFxF.shape[-1]
-    eye = jnp.eye(F, dtype=sums.A_SxFxF.dtype)
-    lower = jnp.linalg.cholesky(sums.A_SxFxF + memory.ridge[..., None, None] * eye)
-    root = jax.scipy.linalg.solve_triangular(lower, jnp.broadcast_to(eye, lower.shape), lower=True)
-    up = jax.scipy.linalg.cho_solve((lower, True), sums.C_SxFxD)
+    eye = jnp.eye(sums.A_SxFxF.shape[-1], dtype=sums.A_SxFxF.dtype)
+    system = sums.A_SxFxF + memory.ridge[..., None, None] * eye, sums.C_SxFxD
+    root, up = jax.lax.platform_dependent(*system, cpu=_one_by_one, default=_solved)
     return memory._replace(sums=sums, root_SxFxF=root, up_SxFxD=up, free_share=_free_share(root, memory.ridge))
+
+
+def _solved(A_SxFxF, C_SxFxD):
+    """(root of the inverse of A, W_up)."""
+    F = A_SxFxF.shape[-1]
+    lower = jnp.linalg.cholesky(A_SxFxF)
+    eye = jnp.broadcast_to(jnp.eye(F, dtype=lower.dtype), lower.shape)
+    half = jax.scipy.linalg.solve_triangular(lower, jnp.concatenate([eye, C_SxFxD], axis=-1), lower=True)
+    root, half = jnp.split(half, [F], axis=-1)
+    return root, jax.scipy.linalg.solve_triangular(lower, half, lower=True, trans="T")
+
+
+def _one_by_one(A_SxFxF, C_SxFxD):
+    """The same for CPUs, where two batches that are solved at once can wait for each other for ever.
+
+    Each keeps a thread of XLA's pool until other threads have done its parts (jaxlib 0.10). On few cores a loop is as
+    fast.
+    """
+    flat = lambda a: a.reshape(-1, *a.shape[-2:])
+    solved = jax.lax.map(lambda system: _solved(*system), (flat(A_SxFxF), flat(C_SxFxD)))
+    return tuple(a.reshape(*A_SxFxF.shape[:-2], *a.shape[1:]) for a in solved)
 
 
 def update(memory: Posterior, sums: PosteriorSums) -> Posterior:
