@@ -14,9 +14,7 @@ from cram_jax.functional.routing import EPISODIC, SEMANTIC, WORKING
 from cram_jax.functional.stream_memory import StreamState
 
 DEVICES = "devices"
-# One for each device. With more, jaxlib 0.10 can hang: it splits a triangular solve into tasks for a pool of threads,
-# and all of them may be waiting in such a solve of another device.
-ROWS = 8
+ROWS = 16  # two for each device
 
 
 def visit(params, state, x_BxTxD, gap_BxT, axis_name=None):
@@ -57,5 +55,5 @@ if __name__ == "__main__":
     assert jax.device_count() == 8, jax.devices()
     with jax.enable_x64(True):
         check(None, divided=True)
-        check(ROWS, divided=False)
+        check(ROWS, divided=True)
     print("eight devices: one state")

@@ -1,5 +1,8 @@
 """Semantic memory as a posterior: sums, their solution, and uncertainty."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,6 +190,23 @@ def test_it_stays_positive_definite_under_10000_changes(seed):
     assert np.all(finite) and np.min(least) > 0
     # u is 1 at most, but for the rounding of sums of 16 squares
     assert 0 < np.min(u) and np.max(u) <= 1 + 1e-6
+
+
+def test_memories_that_are_solved_in_one_program_do_not_wait_for_each_other():
+    # Given two layers' memories of many blocks, updated together again and again; a process of its own, which can hang
+    code = """
+import jax, jax.numpy as jnp
+from cram_jax.functional import posterior
+from cram_jax.functional.posterior import PosteriorConfig, PosteriorSums
+both = [posterior.init(64, PosteriorConfig(), (256,))] * 2
+sums = PosteriorSums(jnp.broadcast_to(jnp.eye(64), (256, 64, 64)), jnp.ones((256, 64, 64)))
+update = jax.jit(lambda both: [posterior.update(memory, sums) for memory in both])
+for _ in range(60):
+    both = update(both)
+print(bool(jnp.isfinite(both[1].up_SxFxD).all()))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert run.stdout == "True\n", run.stderr[-2000:]
 
 
 def test_a_stream_can_be_reset_and_two_be_merged(x64):
