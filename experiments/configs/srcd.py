@@ -10,8 +10,8 @@ python experiments/srcd.py --config=experiments/configs/srcd.py:VARIANT --workdi
 
 Models: cram; to compare with, transformer, mamba2, seqboat, and jamba (seven layers of mamba2 and one of transformer,
 so give it `--config.depth=1`). circular is cram whose router sees the quality of recall itself. posterior_cram has one
-memory for all sequences, which is solved and not trained (give it `--config.depth=1`); never_written is the same without
-consolidation. CLAIMS.md has the figures with their spread, hardware and versions.
+memory for all sequences, which is solved and not trained, and never_written is the same without consolidation (give
+both `--config.depth=1`). CLAIMS.md has the figures with their spread, hardware and versions.
 """
 
 from lib import runs
