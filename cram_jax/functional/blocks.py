@@ -17,7 +17,7 @@ from cram_jax.functional import posterior
 from cram_jax.functional.posterior import Posterior, PosteriorConfig, PosteriorSums
 
 WRITTEN = 2  # blocks that an address is written to
-TILE = 16  # writes of one block that are added up by one product of matrices
+TILE = 16  # tokens of one block that one product of matrices serves
 
 
 class Place(NamedTuple):
@@ -68,62 +68,87 @@ def place(frequencies_ExR: Float[Array, "E R"], address: Float[Array, "... E"], 
 
 def ask(memory: Posterior, at: Place) -> Answer:
     """What the blocks of these addresses say. Streams' axes, where the memory has some, are the first of the places."""
-    own = _own(memory, at)
-    return Answer(
-        _recalled(own, at), posterior.uncertainty(own, at.phi[..., None, :])[..., 0], own.free_share, own.ridge
-    )
+
+    def answer(own: Posterior, phi_XxQxF) -> Answer:
+        u_XxQ = posterior.uncertainty(own, phi_XxQxF)
+        free_XxQ, ridge_XxQ = (jnp.broadcast_to(a[:, None], u_XxQ.shape) for a in (own.free_share, own.ridge))
+        return Answer(posterior.recall(own, phi_XxQxF), u_XxQ, free_XxQ, ridge_XxQ)
+
+    return _asked(answer, memory, at)
 
 
 def recall(memory: Posterior, at: Place) -> Float[Array, "*shape D"]:
     """What the blocks of these addresses recall."""
-    return _recalled(_own(memory, at), at)
-
-
-def _recalled(own: Posterior, at: Place) -> Float[Array, "*shape D"]:
-    return posterior.recall(own, at.phi[..., None, :])[..., 0, :]
-
-
-def _own(memory: Posterior, at: Place) -> Posterior:
-    """The own block of each address, without its sums."""
-    take = lambda blocks, block: jax.tree.map(lambda a: a[block], blocks)
-    for _ in range(memory.ridge.ndim - 1):
-        take = jax.vmap(take)
-    return take(memory._replace(sums=()), at.block[..., 0])
+    return _asked(posterior.recall, memory, at)
 
 
 def writes(
     at: Place, r_SxTxD: Float[Array, "*streams T D"], weight_SxT: Float[Array, "*streams T"], blocks: int
 ) -> PosteriorSums:
     """The sums of writes, for each block. Rows of weight 0 are not looked at, NaN included. No gradient."""
-    of_one = lambda phi, block, r, weight: _writes(phi, block, r, weight, blocks)
+    of_one = lambda *arrays: _writes(*arrays, blocks)
     for _ in range(weight_SxT.ndim - 1):
         of_one = jax.vmap(of_one)
     return of_one(*at, r_SxTxD, weight_SxT)
 
 
+class _Tiles(NamedTuple):
+    """Tokens sorted by block: each tile has those of one block.
+
+    Attributes:
+      row_XxQ: the token in each place of a tile; the number of tokens where there is none.
+      block_X: of the tile. Tiles that are not needed have the number of blocks.
+    """
+
+    row_XxQ: Int[Array, "X Q"]
+    block_X: Int[Array, "X"]
+
+
+def _tiles(block_TxK: Int[Array, "T K"], blocks: int, tile: int) -> _Tiles:
+    """Each token stands in the tiles of K blocks. So many tiles as are needed however tokens spread over blocks."""
+    T, K = block_TxK.shape
+    block_N, row_N = block_TxK.reshape(-1), jnp.repeat(jnp.arange(T), K)
+    count = -(-T * K // tile) + (blocks if tile > 1 else 0)
+    is_of_NxG = jax.nn.one_hot(block_N, blocks, dtype=jnp.int32)
+    before_N = jnp.sum((jnp.cumsum(is_of_NxG, axis=0) - 1) * is_of_NxG, axis=1)  # of the block
+    end_G = jnp.cumsum(-(-jnp.sum(is_of_NxG, axis=0) // tile))
+    first_G = jnp.concatenate([jnp.zeros(1, end_G.dtype), end_G[:-1]])
+    place_N = first_G[block_N] * tile + before_N
+    row_M = jnp.full(count * tile, T).at[place_N].set(row_N, unique_indices=True)
+    return _Tiles(row_M.reshape(count, tile), jnp.searchsorted(end_G, jnp.arange(count), side="right"))
+
+
+def _asked(f, memory: Posterior, at: Place):
+    """What f(the own block of each tile, phi of its tokens) returns, for each token."""
+    of_one = lambda *arrays: _asked_tiles(f, *arrays)
+    each = 0 if memory.ridge.ndim > 1 else None  # or one memory for all
+    for _ in range(at.block.ndim - 2):
+        of_one = jax.vmap(of_one, in_axes=(each, 0, 0))
+    return of_one(memory._replace(sums=()), at.phi, at.block)
+
+
+def _asked_tiles(f, memory: Posterior, phi_TxF, block_TxK):
+    T, blocks = len(phi_TxF), len(memory.ridge)
+    # A block is taken once for a whole tile. Where tokens are few, tiles would have more places than tokens.
+    tiles = _tiles(block_TxK[:, :1], blocks, TILE if T > TILE * blocks else 1)
+    own = jax.tree.map(lambda a: a[tiles.block_X], memory)
+    found = f(own, phi_TxF.at[tiles.row_XxQ].get(mode="fill", fill_value=0))
+    back = lambda a: jnp.zeros((T, *a.shape[2:]), a.dtype).at[tiles.row_XxQ].set(a, mode="drop")
+    return jax.tree.map(back, found)
+
+
 def _writes(phi_TxF, block_TxK, r_TxD, weight_T, blocks: int) -> PosteriorSums:
-    """Writes of one block fill tiles of TILE rows, or of one, if there are few; what tiles hold is added up to blocks.
+    """Writes are added up in tiles, and tiles to blocks.
 
     Only products of matrices: to add each write where it belongs ends in other last bits each time on some devices.
     """
-    K = block_TxK.shape[1]
-    block_N, row_N = block_TxK.reshape(-1), jnp.repeat(jnp.arange(len(phi_TxF)), K)
-    tile, unfilled = (TILE, blocks) if len(block_N) > 2 * TILE else (1, 0)
-    tiles = -(-len(block_N) // tile) + unfilled
-    is_of_NxG = jax.nn.one_hot(block_N, blocks, dtype=jnp.int32)
-    before_N = jnp.sum((jnp.cumsum(is_of_NxG, axis=0) - 1) * is_of_NxG, axis=1)  # earlier writes of the block
-    end_G = jnp.cumsum(-(-jnp.sum(is_of_NxG, axis=0) // tile))
-    first_G = jnp.concatenate([jnp.zeros(1, end_G.dtype), end_G[:-1]])
-    at_N = first_G[block_N] * tile + before_N
-    rows_M = jnp.full(tiles * tile, len(phi_TxF)).at[at_N].set(row_N, unique_indices=True)
-
-    weight_M = weight_T.at[rows_M].get(mode="fill", fill_value=0)
-    row = lambda a: jnp.where(weight_M[:, None] != 0, a.at[rows_M].get(mode="fill", fill_value=0), 0)
-    tiled = lambda a: a.reshape(tiles, tile, -1)
-    weighted_XxFxQ = jnp.swapaxes(tiled(weight_M[:, None] * row(phi_TxF)), -1, -2)
-    of_X = jnp.searchsorted(end_G, jnp.arange(tiles), side="right")
-    is_of_XxG = jax.nn.one_hot(of_X, blocks, dtype=phi_TxF.dtype)
-    added = lambda a: jnp.einsum("xg,xfd->gfd", is_of_XxG, weighted_XxFxQ @ tiled(row(a)))
+    tiles = _tiles(block_TxK, blocks, TILE if block_TxK.size > 2 * TILE else 1)
+    tiled = lambda a: a.at[tiles.row_XxQ].get(mode="fill", fill_value=0)
+    weight_XxQx1 = tiled(weight_T)[..., None]
+    row = lambda a: jnp.where(weight_XxQx1 != 0, tiled(a), 0)
+    weighted_XxFxQ = jnp.swapaxes(weight_XxQx1 * row(phi_TxF), -1, -2)
+    is_of_XxG = jax.nn.one_hot(tiles.block_X, blocks, dtype=phi_TxF.dtype)
+    added = lambda a: jnp.einsum("xg,xfd->gfd", is_of_XxG, weighted_XxFxQ @ row(a))
     return jax.lax.stop_gradient(PosteriorSums(added(phi_TxF), added(r_TxD)))
 
 

@@ -1,9 +1,10 @@
 """The CRAM layer whose semantic memory is a posterior: it learns without labels or gradients, for each stream apart.
 
-Working and episodic memory are those of `cram.py`. Semantic memory is solved from what was retrieved (`posterior.py`),
-and how well it would answer follows from its uncertainty, before any retrieval. So the router asks first whether a
-token needs memory, and then whether semantic memory knows the answer (`two_stage.py`). Parameters stay fixed once they
-are trained; what a stream's memory learns is in its state. Read it from `PosteriorCRAMConfig.mix`.
+Working and episodic memory are those of `cram.py`. Semantic memory is solved from what was retrieved, in blocks
+(`posterior.py`, `blocks.py`), and how well it would answer follows from its uncertainty, before any retrieval. So the
+router asks first whether a token needs memory, and then whether semantic memory knows the answer (`two_stage.py`).
+Parameters stay fixed once they are trained; what a stream's memory learns is in its state. Read it from
+`PosteriorCRAMConfig.mix`.
 """
 
 import dataclasses

@@ -42,15 +42,16 @@ def test_a_write_goes_to_the_two_nearest_blocks(x64, count, rows):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_an_address_asks_the_nearest_block(x64, shared):
+@pytest.mark.parametrize("rows", [T, 200], ids=["few", "many"])  # one by one, and in tiles
+def test_an_address_asks_the_nearest_block(x64, shared, rows):
     cfg = PosteriorConfig(blocks=8, features=8)
     memory = blocks.init(D, cfg, () if shared else (S,))
     sums = blocks.writes(*drawn(cfg), 8)
     memory = posterior.update(memory, jax.tree.map(lambda a: a.sum(0), sums) if shared else sums)
-    at = drawn(cfg, 5)[0]
+    at = drawn(cfg, 5, (S, rows))[0]
     at = at._replace(phi=jnp.nan_to_num(at.phi))
     answer = blocks.ask(memory, at)
-    for s, t in ((0, 0), (1, 7), (2, 49)):
+    for s, t in ((0, 0), (1, 7), (2, 49), *((s, t) for s in range(S) for t in range(0, rows, 11))):
         own = jax.tree.map(lambda a: (a if shared else a[s])[at.block[s, t, 0]], memory)  # noqa: B023
         phi_1xF = at.phi[s, t][None]
         np.testing.assert_allclose(answer.recalled[s, t], posterior.recall(own, phi_1xF)[0], atol=1e-12)
