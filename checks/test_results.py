@@ -131,16 +131,27 @@ def check_curves_over_visits(entry: dict, visits: int) -> None:
         assert run["retrieval_accuracy_new_lowest"] == min(curve["retrieval_accuracy_new"])
 
 
+def check_curves_of_probes(entry: dict, retire: int) -> None:
+    """What a run says of its memories before patterns retire, and at last, is in its curve over every fifth visit."""
+    for run, curve in zip(entry["runs"], entry["curves"], strict=True):
+        for when, end in (("before", curve["visit"].index(retire)), ("end", len(curve["visit"]))):
+            assert run[f"free_{when}"] == curve["free_share"][end - 1]
+            for kind in ("retired", "others", "new"):
+                pooled = sorted(curve[f"answered_{kind}"][end - 4 : end])
+                assert pooled[0] <= run[f"{kind}_{when}"] <= pooled[-1]
+
+
 @pytest.mark.parametrize(("name", "label"), CURVED)
 def test_curves_are_those_of_the_runs(name, label):
     entry, steps = entry_of(name, label), settings_of(name, label)["run.steps"]
     assert len(entry["curves"]) == len(entry["runs"])
     close = lambda value: pytest.approx(value, rel=2e-4)
+    if "visit" in entry["curves"][0]:
+        return check_curves_of_probes(entry, settings_of(name, label)["deployment.retire.visit"])
+    if "over_least_before" in entry["runs"][0]:
+        return check_curves_over_changes(entry, settings_of(name, label))
     if "first_visit" in entry["curves"][0]:
-        settings = settings_of(name, label)
-        if "over_least_before" in entry["runs"][0]:
-            return check_curves_over_changes(entry, settings)
-        return check_curves_over_visits(entry, settings["deployment.visits"])
+        return check_curves_over_visits(entry, settings_of(name, label)["deployment.visits"])
     for run, curve in zip(entry["runs"], entry["curves"], strict=True):
         assert curve["step"][-1] == steps == run.get("steps", steps)
         if name != "change":  # where the second training begins at the step at which the first ended
@@ -150,10 +161,9 @@ def test_curves_are_those_of_the_runs(name, label):
         if "held_out/accuracy" in curve and "accuracy_start" in run:
             assert run["accuracy_start"] == curve["held_out/accuracy"][0]
     of = lambda column, pick: [pick(curve[column]) for curve in entry["curves"]]
-    mean = entry["mean"]
     for number, pick in (("attention_tokens_start", lambda c: c[0]), ("attention_tokens_peak", max)):
-        if number in mean and "held_out/attention_tokens" in entry["curves"][0]:
-            assert mean[number] == close(np.mean(of("held_out/attention_tokens", pick)))
+        if number in entry["mean"] and "held_out/attention_tokens" in entry["curves"][0]:
+            assert entry["mean"][number] == close(np.mean(of("held_out/attention_tokens", pick)))
 
 
 @pytest.mark.parametrize(("name", "label"), [one for one in CURVED if "training_teraflops" in entry_of(*one)["mean"]])
