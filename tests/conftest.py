@@ -2,7 +2,6 @@
 
 import gc
 import os
-import resource
 from importlib import import_module
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def forgets_what_it_compiled():
 def resident() -> float:
     """Bytes of memory that this process holds now; infinite where the system does not say."""
     path = Path("/proc/self/statm")
-    return int(path.read_text().split()[1]) * resource.getpagesize() if path.exists() else float("inf")
+    return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.exists() else float("inf")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
 """The blocks of a stream's semantic memory: each is a small regression of its own, for the addresses near it.
 
-A regression on G F features takes (G F)^3 operations to solve, and (G F)^2 to ask. G blocks of F features have room for
-as many patterns. They take G F^3 to solve, and an address asks one of them, which takes F^2.
+A regression on G F features takes some (G F)^3 operations to solve, and (G F)^2 to ask. G blocks of F features take
+G F^3 to solve, and an address asks one of them, which takes F^2. They hold somewhat fewer patterns, because patterns
+spread over blocks unevenly, and each is written twice.
 
 An address belongs to the nearest of G directions. It asks its own block, and is written to the two nearest: an event
 and a query for its key have nearly the same address, but a border may run between them.
@@ -59,10 +60,10 @@ def place(frequencies_ExR: Float[Array, "E R"], address: Float[Array, "... E"], 
     The directions are the first G / 2 frequencies and their opposites, so no further numbers are drawn.
     """
     phi = posterior.features(frequencies_ExR, address)
-    half_ExS = frequencies_ExR[:, : max(blocks // 2, 1)]
-    near = address @ (half_ExS / jnp.linalg.norm(half_ExS, axis=0))
     if blocks == 1:
-        return Place(phi, jnp.zeros((*near.shape[:-1], 1), jnp.int32))
+        return Place(phi, jnp.zeros((*address.shape[:-1], 1), jnp.int32))
+    half_ExS = frequencies_ExR[:, : blocks // 2]
+    near = address @ (half_ExS / jnp.linalg.norm(half_ExS, axis=0))
     return Place(phi, jax.lax.top_k(jnp.concatenate([near, -near], axis=-1), WRITTEN)[1])
 
 
@@ -105,12 +106,12 @@ class _Tiles(NamedTuple):
 
 
 def _tiles(block_TxK: Int[Array, "T K"], blocks: int, tile: int) -> _Tiles:
-    """Each token stands in the tiles of K blocks. So many tiles as are needed however tokens spread over blocks."""
+    """Each token stands in the tiles of its K blocks. There are enough tiles however tokens spread over blocks."""
     T, K = block_TxK.shape
     block_N, row_N = block_TxK.reshape(-1), jnp.repeat(jnp.arange(T), K)
     count = -(-T * K // tile) + (blocks if tile > 1 else 0)
     is_of_NxG = jax.nn.one_hot(block_N, blocks, dtype=jnp.int32)
-    before_N = jnp.sum((jnp.cumsum(is_of_NxG, axis=0) - 1) * is_of_NxG, axis=1)  # of the block
+    before_N = jnp.sum((jnp.cumsum(is_of_NxG, axis=0) - 1) * is_of_NxG, axis=1)  # earlier ones of its block
     end_G = jnp.cumsum(-(-jnp.sum(is_of_NxG, axis=0) // tile))
     first_G = jnp.concatenate([jnp.zeros(1, end_G.dtype), end_G[:-1]])
     place_N = first_G[block_N] * tile + before_N
