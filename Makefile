@@ -22,7 +22,7 @@ $(VENV)/tested: $(VENV)/installed
 	$(BIN)/python $(INSTALL) --editable '.[test]'
 	touch $@
 
-# Trains a small CRAM model, then shows how its attention falls in fresh streams: four minutes on two CPU cores.
+# Trains a small CRAM model, then shows how its attention falls in fresh streams: two to three minutes on two CPU cores.
 demo: $(VENV)/installed
 	$(BIN)/python experiments/streams.py --config=experiments/configs/streams.py:demo --runs=$(RUN)
 
