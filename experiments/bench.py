@@ -10,6 +10,7 @@ python experiments/bench.py [--part=attention] [--run=runs/srcd]
 | memory | memory of the compiled programs against length, for skipped and dense attention | kernels_memory |
 | stream | time of a token against context length, for CRAM and for dense attention with a cache | kernels_stream |
 | scans | time and memory of the recurrent scans | kernels_scans |
+| safety | what a run pays for its checks, digests and lock | safety |
 
 Each part writes its result, and a figure if it has one, to a folder with the result's name below --results.
 """
@@ -21,8 +22,9 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import srcd
-from lib import gather, launch, trained
-from lib.bench import attention, scans, stream, training_step
+from configs import streams
+from lib import gather, launch, stream_runs, trained
+from lib.bench import attention, safety, scans, stream, training_step
 from lib.figures import catalogue
 
 # Trains what the part training_step starts from
@@ -43,6 +45,12 @@ def step_of_run(args) -> dict:
     config = found.config.copy_and_resolve_references()
     config.model = "transformer"
     return training_step.measure(found, srcd.build(config)[0], args.rounds)
+
+
+def of_the_demo(args) -> dict:
+    """Measures the part safety."""
+    config = streams.get_config("demo")
+    return safety.measure(*stream_runs.build(config), config.seed, args.rounds)
 
 
 PARTS = {  # training_step comes first: if its trained run is missing, no time is lost
@@ -74,6 +82,7 @@ PARTS = {  # training_step comes first: if its trained run is missing, no time i
         "How fast are the recurrent scans, and how much memory do they need?",
         lambda args: scans.scans(args.rounds),
     ),
+    "safety": Part("safety", "What does a run pay for its checks, digests and lock?", of_the_demo),
 }
 
 

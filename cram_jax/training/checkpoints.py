@@ -88,10 +88,10 @@ class Checkpoints:
         """
         self.wait()
         arrays = to_host(state)
-        if bad := [path for path, array in arrays.items() if _has_nan(array)]:
+        if bad := [path for path, array in arrays.items() if has_nan(array)]:
             raise FloatingPointError(f"the state of step {step} is not saved: {bad[0]} has NaN")
         facts = {"digest": digest(arrays), "shapes": shapes(arrays)}
-        facts |= {"check": _check(facts)}
+        facts |= {"check": check_sum(facts)}
         self.under_way = step, self.thread.submit(self._save, step, arrays, facts)
 
     def _save(self, step: int, arrays: dict, facts: dict) -> None:
@@ -173,7 +173,7 @@ class Checkpoints:
 
     def _verified(self, step: int, wanted: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         facts = self._restored(step, facts=ocp.args.JsonRestore()).facts
-        if not isinstance(facts, dict) or facts.get("check") != _check(
+        if not isinstance(facts, dict) or facts.get("check") != check_sum(
             {n: v for n, v in facts.items() if n != "check"}
         ):
             raise Damaged("what it says about itself does not match its check sum")
@@ -206,11 +206,13 @@ class Checkpoints:
         return saved
 
 
-def _has_nan(array: np.ndarray) -> bool:
+def has_nan(array: np.ndarray) -> bool:
+    """Whether there is a NaN in an array."""
     return jax.numpy.issubdtype(array.dtype, np.inexact) and bool(np.any(array != array))
 
 
-def _check(facts: dict) -> str:
+def check_sum(facts: dict) -> str:
+    """Returns the SHA-256 of what a save says about itself."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from lib import results
-from lib.bench import attention, measure, scans, stream, training_step
+from lib.bench import attention, measure, safety, scans, stream, training_step
 
 from cram_jax.functional.cram import CRAMConfig
 from cram_jax.functional.episodic import EpisodicConfig
@@ -18,6 +18,7 @@ from cram_jax.models.stack import Stack
 from cram_jax.tasks.srcd import SRCDConfig
 from cram_jax.tasks.srcd_task import SRCDTask
 from cram_jax.training import step as training
+from cram_jax.training.loop import RunConfig
 from cram_jax.training.step import Learner
 
 CFG = CRAMConfig(D=16, F=16, episodic=EpisodicConfig(heads=1, head_dim=8, memory=16, write_bias=-2.0))
@@ -126,3 +127,26 @@ def test_the_floor_has_no_episodic_path():
         without = mixed(training_step.compiled_step(LEARNER, state, batch))
     assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(with_path))
     assert not any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(without))
+
+
+def test_steps_with_and_without_checks_do_the_same_until_something_is_not_finite():
+    state = training.init(LEARNER, 0, 10)
+    batches = [(LEARNER.task.batch("train", 0, i, 32, 2), None) for i in range(2)]
+    steps = safety.unguarded(LEARNER), lambda *given: training.train_step(LEARNER, *given)
+    ours, theirs = (jax.tree.leaves(safety.after(step, state, batches).params) for step in steps)
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    lost = state._replace(params=jax.tree.map(lambda a: a * jnp.nan, state.params))
+    skipped = [int(safety.after(step, lost, batches).skipped) for step in steps]
+    assert skipped == [0, 2]
+
+
+def test_all_checks_are_shares_of_a_step(monkeypatch):
+    monkeypatch.setattr(safety, "STEPS", 2)
+    run = RunConfig(steps=100, length=32, batch=2, log_every=10, checkpoint_every=50)
+    found = safety.measure(LEARNER, run, 0, rounds=1)
+    ms = {name: one["ms"] for name, one in found["times"].items()}
+    shares = found["shares"]
+    assert shares["guard"] == pytest.approx(ms["guarded_step"] / ms["step"] - 1)
+    assert shares["digest"] == pytest.approx(ms["digest"] / ms["step"] / 50)
+    assert shares["all"] == pytest.approx(sum(one for name, one in shares.items() if name != "all"))

@@ -4,168 +4,28 @@ Short trainings (`subject.py`) run in processes of their own. At random, each is
 may write, or damaged on disk between two starts, and started again until it is done. Then its last checkpoint must be,
 bit for bit, that of a training that nothing happened to. No logged step may be there twice, and none may be missing,
 unless `metrics.jsonl` was damaged; then the summary must say so.
+
+Beside it, one long training runs all the time. Its memory and its open files must not grow.
 """
 
-import dataclasses
 import json
-import os
 import random
 import resource
 import shutil
 import signal
-import subprocess
+import statistics
 import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
-import quick
+from attacks import ATTACKS, DONE, HERE, STEPS, STOPPED, Attack, ended, process, saves
 
 from cram_jax.training import files
 from cram_jax.training.metrics import CLOCK
 
-HERE = Path(__file__).parent
-STEPS, PATIENCE = 40, 120  # of a training; seconds after which a process hangs
 SUBJECTS = ("srcd", "streams", "text")
-DONE, STOPPED = 0, 75
-
-
-@dataclasses.dataclass
-class Attack:
-    """A directory of a training, and what was done to it.
-
-    Attributes:
-      damaged: names of damaged files.
-    """
-
-    subject: str
-    workdir: Path
-    done_to_it: list[str] = dataclasses.field(default_factory=list)
-    damaged: list[str] = dataclasses.field(default_factory=list)
-
-
-def process(subject: str, workdir: Path, cache: Path, largest: int = resource.RLIM_INFINITY) -> subprocess.Popen:
-    """A training in a process of its own, whose files may have so many bytes at most."""
-    command = [sys.executable, str(HERE / "subject.py"), subject, str(workdir), str(STEPS)]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-
-    def begin():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell ignores it for background jobs
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
-
-    return subprocess.Popen(command, env={**os.environ, **quick.environment(cache, {})}, preexec_fn=begin, **streams)
-
-
-def ended(running: subprocess.Popen, seconds: float = PATIENCE) -> tuple[int, str]:
-    """(exit status, output) of a process. Raises AssertionError if it hangs."""
-    try:
-        said, _ = running.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        running.kill()
-        raise AssertionError(f"still running after {seconds} s:\n{running.communicate()[0][-2000:]}") from None
-    return running.returncode, said
-
-
-def saves(workdir: Path) -> list[Path]:
-    """Its finished checkpoints, the newest last."""
-    folder = workdir / "checkpoints"
-    return sorted((p for p in folder.glob("*") if p.name.isdigit()), key=lambda p: int(p.name))
-
-
-def wait_for(running: subprocess.Popen, moment) -> None:
-    """Waits until moment() is true or the process has ended."""
-    until = time.time() + PATIENCE
-    while not moment() and running.poll() is None and time.time() < until:
-        time.sleep(0.001)
-
-
-def killed(attack: Attack, cache: Path, dice: random.Random) -> None:
-    """SIGKILL some time after the start."""
-    running = process(attack.subject, attack.workdir, cache)
-    wait_for(running, lambda: saves(attack.workdir))
-    time.sleep(dice.random() * 4)
-    running.kill()
-    ended(running)
-
-
-def killed_in_a_save(attack: Attack, cache: Path, dice: random.Random) -> None:
-    """SIGKILL while a checkpoint is being written."""
-    before = len(saves(attack.workdir))
-    running = process(attack.subject, attack.workdir, cache)
-    unfinished = lambda: list((attack.workdir / "checkpoints").glob("*tmp*"))
-    wait_for(running, lambda: unfinished() and (before or saves(attack.workdir)))
-    time.sleep(dice.random() * 0.02)
-    running.kill()
-    attack.done_to_it[-1] += " (in it)" if unfinished() else " (after it)"
-    ended(running)
-
-
-def signalled(attack: Attack, cache: Path, dice: random.Random) -> None:
-    """SIGTERM or SIGINT: it saves, and ends within seconds."""
-    before, running = saves(attack.workdir), process(attack.subject, attack.workdir, cache)
-    wait_for(running, lambda: saves(attack.workdir) != before)
-    time.sleep(dice.random() * 3)
-    running.send_signal(dice.choice((signal.SIGTERM, signal.SIGINT)))
-    status, said = ended(running, 15)
-    assert status in (DONE, STOPPED), f"exit status {status}:\n{said[-2000:]}"
-
-
-def limited(attack: Attack, cache: Path, dice: random.Random) -> None:
-    """No file may grow beyond a few kB, as on a disk that is almost full: the run ends soon, or goes on."""
-    size = dice.choice((0, 200, 2000, 6000))
-    had = [path.name for path in saves(attack.workdir)]
-    running = process(attack.subject, attack.workdir, cache, largest=size)
-    status, said = ended(running)
-    assert status == DONE or explained(said), f"exit status {status}:\n{said[-3000:]}"
-    left = [path.name for path in saves(attack.workdir)]
-    assert not had or had[-1] in left or (left and int(left[-1]) > int(had[-1])), f"saves {had} became {left}"
-
-
-TOGETHER = {"config.json", "launches.jsonl"}
-
-
-def damaged(attack: Attack, cache: Path, dice: random.Random) -> None:
-    """A bit of a file flips, or the file is cut or deleted. One good checkpoint stays."""
-    if len(saves(attack.workdir)) < 2:
-        return killed(attack, cache, dice)
-    newest = saves(attack.workdir)[-1]
-    spared = {path for save in saves(attack.workdir)[:-1] for path in save.rglob("*")}
-    if TOGETHER & set(attack.damaged):  # the settings of a run are lost if both are
-        spared |= {attack.workdir / name for name in TOGETHER}
-    there = [p for p in sorted(attack.workdir.rglob("*")) if p.is_file() and p not in spared and p.name != "lock"]
-    of_newest = [p for p in there if newest in p.parents]
-    path = dice.choice(dice.choice((there, of_newest)))
-    content, how = path.read_bytes(), dice.choice(("flipped", "cut", "deleted"))
-    at = dice.randrange(max(len(content), 1))
-    if how == "flipped" and content:
-        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << dice.randrange(8)]) + content[at + 1 :])
-    elif how == "cut":
-        path.write_bytes(content[:at])
-    else:
-        path.unlink()
-    attack.done_to_it[-1] += f": {path.relative_to(attack.workdir)} {how}"
-    attack.damaged.append(path.name)
-
-
-def vanished(attack: Attack, cache: Path, dice: random.Random) -> None:
-    """The directory is moved away under the run, which ends within seconds, and then put back."""
-    running, aside = process(attack.subject, attack.workdir, cache), attack.workdir.with_name("aside")
-    wait_for(running, lambda: saves(attack.workdir))
-    time.sleep(dice.random())
-    attack.workdir.rename(aside)
-    status, said = ended(running, 30)
-    assert status == DONE or explained(said), f"exit status {status}:\n{said[-3000:]}"
-    shutil.rmtree(attack.workdir, ignore_errors=True)
-    aside.rename(attack.workdir)
-
-
-ATTACKS = (killed, killed_in_a_save, signalled, limited, vanished, damaged, damaged)
-
-
-def explained(said: str) -> bool:
-    """Whether a process ended with an error in one line. Threads of orbax print more of their own around it."""
-    return any(line.startswith("error: ") for line in said.splitlines())
 
 
 def outcome(workdir: Path) -> tuple[str, dict[int, dict]]:
@@ -190,40 +50,73 @@ def check(attack: Attack, wanted: tuple[str, dict]) -> None:
     assert summary["steps"] == STEPS and summary["missing_lines"] == len(missing)
 
 
-def attacked(attack: Attack, cache: Path, dice: random.Random, counts: Counter) -> None:
-    """Attacks a training until it is done."""
-    while True:
-        one = dice.choice(ATTACKS)
-        attack.done_to_it.append(one.__name__)
+def attacked(attack: Attack, cache: Path, dice: random.Random) -> None:
+    """Attacks a training three times, and then lets it end."""
+    for one in dice.choices(list(ATTACKS), list(ATTACKS.values()), k=3):
         one(attack, cache, dice)
-        counts[attack.done_to_it[-1].split(":")[0]] += 1
-        if len(attack.done_to_it) % 3 and len(attack.done_to_it) < 12:
-            continue
-        status, said = ended(process(attack.subject, attack.workdir, cache))
-        assert status == DONE, f"exit status {status}:\n{said[-3000:]}"
-        return
+    status, said = ended(process(attack.subject, attack.workdir, cache))
+    assert status == DONE, f"exit status {status}:\n{said[-3000:]}"
+
+
+class Watch:
+    """A long training, whose memory and open files are looked at from time to time."""
+
+    def __init__(self, workdir: Path, cache: Path):
+        self.workdir, self.looks, self.said = workdir, [], workdir.with_suffix(".log").open("w+")
+        # tensorstore (0.1.86) forgets 40 kB with each save of 60 arrays, so it saves more rarely than those above.
+        self.process = process("streams", workdir, cache, steps=10**7, saves_every=100, said=self.said)
+
+    def look(self) -> None:
+        """Notes its megabytes and its open files."""
+        place = Path(f"/proc/{self.process.pid}")
+        pages = int((place / "statm").read_text().split()[1])
+        self.looks.append((pages * resource.getpagesize() / 1e6, len(list((place / "fd").iterdir()))))
+
+    def end(self) -> str:
+        """Ends it, and returns what was seen. Raises AssertionError if anything grew."""
+        self.process.send_signal(signal.SIGTERM)
+        status, _ = ended(self.process, 15)
+        assert status == STOPPED, f"exit status {status}, see {self.said.name}"
+        step, quarter = saves(self.workdir)[-1].name, len(self.looks) // 4
+        if not quarter:
+            return f"a long training: step {step}; too short to see whether it grows"
+        (mb, opened), (mb_last, opened_last) = (
+            map(statistics.median, zip(*looks, strict=True))
+            for looks in (self.looks[quarter : 2 * quarter], self.looks[-quarter:])
+        )
+        seen = f"a long training: step {step}; in the second quarter of the time {mb:.0f} MB and {opened:.0f} files, "
+        seen += f"in the last {mb_last:.0f} and {opened_last:.0f}"
+        assert mb_last < 1.02 * mb and opened_last <= opened, seen
+        return seen
 
 
 def main(minutes: float, seed: int) -> int:
     """Returns the exit status: 0 if all trainings ended as they must."""
-    until, dice, counts, failed, done = time.time() + 60 * minutes, random.Random(seed), Counter(), 0, 0
+    dice, counts, failed, done = random.Random(seed), Counter(), 0, 0
     root = Path(tempfile.mkdtemp(prefix="soak_"))
     cache, wanted = HERE.parents[1] / ".pytest_cache" / "jax", {}
     for subject in SUBJECTS:
         status, said = ended(process(subject, root / subject, cache), 600)
         assert status == DONE, said
         wanted[subject] = outcome(root / subject)
+    watch, until = Watch(root / "long", cache), time.time() + 60 * minutes
     while time.time() < until:
-        attack = Attack(SUBJECTS[done % len(SUBJECTS)], root / f"attacked_{done}")
+        attack = Attack(SUBJECTS[done % len(SUBJECTS)], root / f"attacked_{done}", counts)
         try:
-            attacked(attack, cache, dice, counts)
+            attacked(attack, cache, dice)
             check(attack, wanted[attack.subject])
             shutil.rmtree(attack.workdir)
         except AssertionError as error:
             failed += 1
             print(f"FAILED: {attack.subject} in {attack.workdir}, after {attack.done_to_it}: {error}", flush=True)
         done += 1
+        watch.look()
         print(f"{done} trainings, {failed} failed; {dict(counts)}", flush=True)
+    try:
+        print(watch.end())
+    except AssertionError as error:
+        failed += 1
+        print(f"FAILED: {error}")
     if not failed:
         shutil.rmtree(root)
     return int(failed > 0)

@@ -1,5 +1,11 @@
-"""A short training for `soak.py` to attack: python tests/soak/subject.py NAME WORKDIR STEPS."""
+"""A training for `soak.py` to attack: python tests/soak/subject.py NAME WORKDIR STEPS SAVES_EVERY FAILING.
 
+FAILING is the share of reads of checkpoints that fail, as if the disk had an error that comes and goes.
+"""
+
+import errno
+import os
+import random
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +24,7 @@ from cram_jax.tasks.srcd_task import SRCDTask
 from cram_jax.tasks.streams import StreamsConfig
 from cram_jax.tasks.streams_task import StreamsTask
 from cram_jax.tasks.text_task import TextTask
+from cram_jax.training import checkpoints
 from cram_jax.training.controller import PriceConfig
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.optimizer import OptimizerConfig
@@ -38,13 +45,27 @@ SUBJECTS = {
 }
 
 
+def fail_to_read(share: float) -> None:
+    """From now on, this share of the reads of checkpoints fails."""
+    read = checkpoints._touch
+
+    def fails(folder: Path) -> None:
+        if random.random() < share:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(folder))
+        read(folder)
+
+    checkpoints._touch = fails
+
+
 def main(args) -> None:
+    if args.failing:
+        fail_to_read(args.failing)
     task, layer = SUBJECTS[args.name]()
     learner = Learner(
         task, Stack((layer,)), OptimizerConfig(warmup=1, steps=args.steps), price=PriceConfig(start=1, plateau=1.0)
     )
     run = RunConfig(
-        steps=args.steps, length=32, batch=4, log_every=2, checkpoint_every=2,
+        steps=args.steps, length=32, batch=4, log_every=2, checkpoint_every=args.saves_every,
         held_out_tokens=128, probe_batches=0, final_tokens=128,
     )  # fmt: skip
     config = ConfigDict({"seed": SEED, "model": args.name, "run": to_config(run)})
@@ -56,4 +77,9 @@ def main(args) -> None:
 if __name__ == "__main__":
     with launch.explained():
         launch.quiet()
-        main(SimpleNamespace(name=sys.argv[1], workdir=sys.argv[2], steps=int(sys.argv[3])))
+        name, workdir, steps, saves_every, failing = sys.argv[1:]
+        main(
+            SimpleNamespace(
+                name=name, workdir=workdir, steps=int(steps), saves_every=int(saves_every), failing=float(failing)
+            )
+        )

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import shutil
 import signal
 import time
 
@@ -16,7 +17,7 @@ from cram_jax.functional.attention import AttentionConfig
 from cram_jax.models.stack import Stack
 from cram_jax.tasks.srcd import SRCDConfig
 from cram_jax.tasks.srcd_task import SRCDTask
-from cram_jax.training import loop, replay, step
+from cram_jax.training import loop, metrics, replay, step
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.optimizer import OptimizerConfig
 from cram_jax.training.step import Learner
@@ -86,6 +87,19 @@ def test_a_bad_batch_in_mid_training_is_no_step_and_can_be_looked_at(tmp_path, f
     assert any(re.match(said, line) for line in found), found
     with pytest.raises(ValueError, match=r"holds nothing of step 2; steps that can be repeated: \[3\]"):
         replay.repeat(learner, RUN, 0, tmp_path, 2, 5)
+
+
+def test_lines_that_are_lost_are_missing_and_not_made_up(tmp_path):
+    # Given a run whose lines are lost, and then its last checkpoint
+    run = dataclasses.replace(RUN, log_every=10, checkpoint_every=10)
+    _, lines = loop.train(broken(0), run, 0, tmp_path, 5)
+    (tmp_path / "metrics.jsonl").unlink()
+    shutil.rmtree(tmp_path / "checkpoints" / "20")
+    # Then the step it goes on from has no line again: one without its training would not be what was there
+    _, found = loop.train(broken(0), run, 0, tmp_path, 5)
+    (line,) = found
+    clockless = lambda line: {n: v for n, v in line.items() if n not in metrics.CLOCK}
+    assert line["step"] == 20 and clockless(line) == clockless(lines[-1])
 
 
 def test_a_step_is_repeated_from_the_checkpoint_before_it(tmp_path):
