@@ -22,7 +22,7 @@ from cram_jax.functional.posterior import Posterior, PosteriorConfig, PosteriorS
 
 SHARPNESS = 15.0  # initial inverse temperature of attention between unit addresses
 NEVER = jnp.iinfo(jnp.int32).max  # position in the unused places of a cache's list
-KNOWN, APART = 0.25, 0.1  # thresholds of `compare`
+KNOWN, APART = 0.25, 0.07  # thresholds of `compare`
 
 
 class AddressedParams(NamedTuple):
@@ -93,7 +93,7 @@ def compare(recalled: Float[Array, "... D"], value: Float[Array, "... D"]) -> Co
     """Compares what semantic memory recalls for an event with the event's own value.
 
     A recall counts only if its square is above a quarter of the value's. The two differ if their squared distance is
-    above a tenth of the sum of their squares. For unrelated vectors it is the whole sum, but two values of one key have
+    above 0.07 of the sum of their squares. For unrelated vectors it is the whole sum, but two values of one key have
     much in common, whatever their answers.
     """
     square = lambda x: jnp.sum(x**2, axis=-1)

@@ -30,7 +30,7 @@ SURE = 0.1  # where novelty is below this, what is left of the error is the retr
 class LearningConfig:
     """first, growth: a retrieval is written with the weight first + growth times what is at its address already.
         One write is enough to be recalled (u = lambda / (lambda + first)), but little beside what is written again and
-        again, so what is met once fades soon. A new value outweighs the one that it contradicts.
+        again, so what is met once fades soon. A new value outweighs the one that it contradicts, 8 to 1.
     most: the largest weight of a write. Many tokens may write at one address in one visit. Without a bound each of them
         would multiply what is there.
     rehearsal: weight of the write of a kept event whose own value is what semantic memory recalls at its address. So
@@ -43,8 +43,8 @@ class LearningConfig:
     """
 
     first: float = 0.2
-    growth: float = 2.0
-    most: float = 5.0
+    growth: float = 8.0
+    most: float = 20.0
     rehearsal: float = 0.5
     shown: float = 0.0
     decay: float = 0.99

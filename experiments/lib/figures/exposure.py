@@ -18,7 +18,8 @@ def draw(result: dict) -> Figure:
     """A panel for each fit.
 
     Args:
-      result: whose `data` has by label `data`, `parameters`, `goodness`, `exponent`, `interval` and `seeds`.
+      result: whose `data` has by label `data`, `parameters`, `goodness`, `exponent`, `interval` and `seeds`; and
+        `known_after`, if the exposures are derived after which a pattern is known.
     """
     fits = result["data"]
     rows = -(-len(fits) // 2)
@@ -33,6 +34,9 @@ def draw(result: dict) -> Figure:
             fitted = 100 * power_law.curve(name, fine, found["parameters"][name])
             said = f"{said} (explains {100 * found['goodness'][name]:.0f}% of the variance)"
             axis.plot(fine + 1, fitted, color=color, ls=ls, label=said)
+        if "known_after" in found:
+            after = found["known_after"] + 1
+            axis.axvline(after, color=style.BLACK, lw=0.8, label="derived: known from here on, if nothing fades")
         low, high = found["interval"]
         title = f"{style.spelled(label)}: exponent {found['exponent']:.2f} ({low:.2f} to {high:.2f})"
         axis.set(xscale="log", xlabel="earlier queries of the pattern + 1", ylim=(-3, 105), title=title)
