@@ -97,7 +97,7 @@ class Corpus:
 
 def _map(path: str) -> np.ndarray:
     try:
-        return np.memmap(path, np.uint8, "r")
+        return np.memmap(path, np.uint8, "r") if os.path.getsize(path) else np.empty(0, np.uint8)
     except OSError as error:
         raise ValueError(_unreadable(path, error)) from error
 

@@ -51,13 +51,16 @@ def load(name: str, folder: Path = RESULTS) -> dict:
 
     Raises:
       FileNotFoundError: if there is no such result. The message lists those that exist.
-      ValueError: if the file does not follow the schema.
+      ValueError: if the file cannot be read, or does not follow the schema.
     """
     path = Path(folder) / name / "result.json"
     if not path.exists():
         raise FileNotFoundError(f"no result {name!r} in {folder}; there are {', '.join(names(folder)) or 'none'}")
-    result = json.loads(path.read_text())
-    check(result)
+    try:
+        result = json.loads(path.read_text())
+        check(result)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     return result
 
 
