@@ -61,7 +61,7 @@ def draw(result: dict) -> Figure:
     learns = _middles(first, BLOCK)
     least = {"color": style.BLACK, "ls": "--", "lw": 0.9}
     band(attention, learns, "least", "first queries", least)
-    band(attention, learns, "queries", "all queries", {"color": style.GREY, "ls": ":", "lw": 0.9})
+    band(attention, learns, "queries", "all queries", {"color": style.BLACK, "ls": ":", "lw": 1.2, "zorder": 5})
     attention.set(xlabel="visit of a fresh stream", ylabel="tokens that attend (%)")
     shares = [share for curve in learns for share in (*curve["attention_tokens"], *curve["least"]) if share]
     attention.set_ylim(70 * min(shares, default=0.01), 120)
