@@ -104,9 +104,7 @@ def main(args) -> None:
 if __name__ == "__main__":
     launch.run(
         main,
-        config="streams.py:small",
-        runs="runs/streams_small",
-        seeds=1,
+        **stream_runs.FLAGS,
         what=launch.Flag("model", "The model alone, beside all controls, on long visits, or for Eq 14.", tuple(WHAT)),
         entry=launch.Flag([], "Only the entry with this label; may be repeated. All by default.", tuple(ALL)),
         takes="3 minutes for each seed of the model (tiny), two CPU cores",

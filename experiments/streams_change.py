@@ -132,9 +132,7 @@ def main(args) -> None:
 if __name__ == "__main__":
     launch.run(
         main,
-        config="streams.py:small",
-        runs="runs/streams_small",
-        seeds=1,
+        **stream_runs.FLAGS,
         what=launch.Flag("model", "The model alone, or beside all controls.", tuple(WHAT)),
         entry=launch.Flag([], "Only the entry with this label; may be repeated. All by default.", tuple(ALL)),
         takes="2 minutes for each seed of the model (small) after streams.py, two CPU cores",

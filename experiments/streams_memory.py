@@ -169,8 +169,6 @@ def main(args) -> None:
 if __name__ == "__main__":
     launch.run(
         main,
-        config="streams.py:small",
-        runs="runs/streams_small",
-        seeds=1,
+        **stream_runs.FLAGS,
         takes="1 minute for each seed (tiny) after streams.py, two CPU cores",
     )

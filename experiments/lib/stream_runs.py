@@ -24,6 +24,7 @@ from lib.joined import JoinedTask
 from lib.readers import Reader
 
 BLOCK = 10  # visits of a line that is printed
+FLAGS = dict(config="streams.py:small", runs="runs/streams_small", seeds=1)  # of all mains on streams
 Counts = dict[str, np.ndarray]  # by name, with an axis of visits in front
 
 
