@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ from lib import manual
 EXPERIMENTS = Path(__file__).parents[1]
 # Errors that explain their own cause. Any other error is a bug and shows its traceback.
 EXPLAINED = (flags.Error, ValueError, TypeError, KeyError, AttributeError, OSError, FloatingPointError)
-STOPPED = 75  # exit status of a run that a signal stopped and that is saved: EX_TEMPFAIL, try again
+STOPPED = 75  # exit status of a run that a signal stopped: EX_TEMPFAIL, try again
 KINDS = {
     bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, str: flags.DEFINE_string, list: flags.DEFINE_multi_string,
 }  # fmt: skip
@@ -144,14 +145,15 @@ def quiet() -> None:
 def explained():
     """Inside, an error that explains its cause ends the program in one line; with CRAM_TRACEBACK=1, in a traceback.
 
-    The exit status is 1 for an error, and STOPPED for a run that was stopped by a signal and saved.
+    The exit status is 1 for an error, and STOPPED for a run that was stopped by SIGTERM or SIGINT. A training saves
+    first (`loop.train`); what comes before and after it has nothing to save, and ends at once.
     """
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
-    except KeyboardInterrupt:
-        sys.exit("error: stopped by SIGINT; the same command goes on from the last checkpoint")
-    except Interrupted as error:
-        print(error, file=sys.stderr)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        by = stop if str(stop) else "stopped by SIGINT; the same command goes on from the last checkpoint"
+        print(by, file=sys.stderr)
         sys.exit(STOPPED)
     except EXPLAINED as error:
         if os.environ.get("CRAM_TRACEBACK") == "1":
@@ -164,3 +166,10 @@ def explained():
             text = text.strip().split("\n")[-1]
         where = "" if isinstance(error, ValueError) else " (CRAM_TRACEBACK=1 shows where)"
         sys.exit("error: " + " ".join(text.split()) + where)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number, _):
+    name = signal.Signals(number).name
+    raise KeyboardInterrupt(f"stopped by {name}; the same command goes on from the last checkpoint")

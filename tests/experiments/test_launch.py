@@ -1,8 +1,11 @@
 """Experiments are launched alike: no effect on import, flags and settings with their meaning, errors in one line."""
 
 import dataclasses
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from commands import ROOT, environment, refused, run
@@ -109,6 +112,17 @@ def test_a_run_that_a_signal_stopped_ends_with_a_status_of_its_own(capsys):
     with pytest.raises(SystemExit) as ended, launch.explained():
         raise Interrupted("stopped by SIGTERM at step 8; the same command goes on from there")
     assert ended.value.code == 75 and capsys.readouterr().err.startswith("stopped by SIGTERM at step 8")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_so_does_one_that_a_signal_stops_before_or_after_its_training(number, capsys):
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended, launch.explained():
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+    said = f"stopped by {number.name}; the same command goes on from the last checkpoint\n"
+    assert ended.value.code == 75 and capsys.readouterr().err == said
+    assert signal.getsignal(number) == before
 
 
 def test_a_flag_has_a_default_a_meaning_and_choices(monkeypatch):
