@@ -178,7 +178,7 @@ def _train(learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns:
         if first < run.steps:
             due = first - first % run.log_every + run.log_every
             log.info("step %d/%d  compiling; a line at step %d, then every %d", first, run.steps, due, run.log_every)
-        if not first and records.last is None:
+        if records.last is None and first == records.began:  # else lines were lost
             _write(records, learner, run, state, seed, {}, float("nan"), 0.0)
         if first < run.steps:
             records.launch(versions())

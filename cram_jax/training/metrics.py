@@ -67,6 +67,12 @@ class Records:
         files.append(launches, {"from_step": step, **versions, **settings})
 
     @property
+    def began(self) -> int:
+        """The step at which the run began: 0, unless its first launch says that it began from another state."""
+        launches = files.read(self.path.with_name("launches.jsonl"))
+        return next((line["from_step"] for line in launches if line.get("begins")), 0)
+
+    @property
     def seconds(self) -> float:
         """Training time so far in seconds, over all processes of the run."""
         return self.last["seconds"] if self.last else 0.0

@@ -178,12 +178,18 @@ def last_state(learner: Learner, seed: int, workdir: Path, patterns: int = 0) ->
 
 
 def begin_from(
-    make: Callable[[TrainState], tuple[int, TrainState]], learner: Learner, seed: int, workdir: Path, patterns: int = 0
+    make: Callable[[TrainState], tuple[int, TrainState]],
+    learner: Learner,
+    seed: int,
+    workdir: Path,
+    patterns: int = 0,
+    said: dict | None = None,
 ) -> None:
     """Saves a checkpoint in `workdir` from which the training there will start; does nothing if it has one.
 
     Args:
       make: returns (step, state) of that checkpoint from a fresh state of this learner.
+      said: what `launches.jsonl` is to say of this start, too. It is read after `make`.
 
     Raises:
       OSError: if it cannot be saved.
@@ -191,7 +197,9 @@ def begin_from(
     with files.held(workdir):
         saves, fresh = Checkpoints(workdir / "checkpoints"), step.init(learner, seed, patterns)
         if saves.restore(fresh) is None:
-            saves.save(*make(fresh))
+            at, state = make(fresh)
+            files.append(workdir / "launches.jsonl", versions() | {"from_step": at, "begins": True} | (said or {}))
+            saves.save(at, state)
         if not saves.close():
             raise OSError(f"{workdir}: the state to begin from could not be saved; the same command tries again")
 
@@ -222,16 +230,15 @@ def start(args: SimpleNamespace, learner: Learner, patterns: int = 0) -> Path:
         return workdir
     if not (Path(source) / "checkpoints").is_dir():
         raise ValueError(f"--warm_start={source} holds no checkpoints; name the directory of a run")
-    launches = workdir / "launches.jsonl"
+    said = {"warm_start": source}
 
     def begin(fresh):
-        at, state = last_state(learner, args.config.seed, Path(source), patterns)
-        log.info("begins with the parameters of step %d in %s", at, source)
-        files.append(launches, versions() | {"from_step": 0, "warm_start": source, "warm_start_step": at})
+        said["warm_start_step"], state = last_state(learner, args.config.seed, Path(source), patterns)
+        log.info("begins with the parameters of step %d in %s", said["warm_start_step"], source)
         return 0, fresh._replace(params=state.params)
 
-    begin_from(begin, learner, args.config.seed, workdir, patterns)
-    if source not in {launch.get("warm_start") for launch in read(launches)}:
+    begin_from(begin, learner, args.config.seed, workdir, patterns, said)
+    if source not in {launch.get("warm_start") for launch in read(workdir / "launches.jsonl")}:
         raise ValueError(
             f"{workdir} holds a run that did not begin with --warm_start={source}; leave it out to go on with that run,"
             " or give another --workdir"

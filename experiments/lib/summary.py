@@ -31,11 +31,14 @@ def _step_ms(lines: list[dict], first: bool) -> float:
 def missing_lines(lines: list[dict], steps: int, every: int) -> list[int]:
     """Returns the steps that should have a line, and have none: lines that were damaged or lost.
 
+    A run may begin at another step than 0. Then it begins with a line of no training.
+
     Args:
       steps: steps of the trained state. every: steps between lines.
     """
     logged = {line["step"] for line in lines}
-    return [step for step in range(min(logged, default=0), steps + 1, every) if step not in logged]
+    begins = lines and not any(name.startswith("train/") for name in lines[0])
+    return [step for step in range(lines[0]["step"] if begins else 0, steps + 1, every) if step not in logged]
 
 
 def skipped_steps(lines: list[dict]) -> int:

@@ -40,7 +40,9 @@ def test_the_attention_curve_tells_design_from_learning():
 def test_lines_that_are_lost_are_counted():
     assert summary.missing_lines(LINES, 50, 10) == []
     assert summary.missing_lines([*LINES[:2], LINES[4]], 50, 10) == [20, 30, 50]
-    assert summary.missing_lines(LINES[3:], 60, 10) == [60]  # a run that began at step 30
+    assert summary.missing_lines(LINES[3:], 60, 10) == [0, 10, 20, 60]
+    began = {name: value for name, value in LINES[3].items() if not name.startswith("train/")}
+    assert summary.missing_lines([began, *LINES[4:]], 60, 10) == [60]  # a run that began at step 30
     lost = [{name: value for name, value in LINES[-1].items() if not name.startswith("train/")}]
     assert np.isnan(summary.attention_curve(lost)["attention_tokens_training_end"])
 
