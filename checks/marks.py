@@ -65,6 +65,8 @@ MARKS = (
         ("attention_tokens_end", 0, 0.016),
     )),
     Mark("streams_change", "memory learns", "over_least_highest", 0, 1.15, STREAMS),
+    *(Mark("streams_change", "memory learns", f"changed_right_after_{n}", 0.99, 1, "Right again within three bindings.")
+      for n in (1, 2, 3)),
     Mark("streams_change", "memory learns", "retrieval_accuracy_changed_end", 0.99, 1, "Learned again to the end."),
     Mark("streams_memory", "memory learns", "retired_end", 0, 0.01, "Patterns that stop recurring fade."),
     Mark("streams_memory", "memory learns", "others_end", 0.99, 1, "Those that recur stay."),
@@ -114,7 +116,7 @@ SEEDS = {
     "srcd_small_transformer": 3,
     "static": 3,
     "streams": 5,
-    "streams_change": 3,
+    "streams_change": 5,
     "streams_memory": 3,
     "streams_speeds": 3,
     "table_1": 5,

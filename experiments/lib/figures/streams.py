@@ -106,7 +106,8 @@ def change(result: dict) -> Figure:
     style.moment(attention, at, "change")
     answers.set(xlabel="visit of a fresh stream", ylabel="queries of changed patterns\nanswered right (%)")
     binding.set(xlabel="bindings of the pattern\nsince the change", ylabel=answers.get_ylabel())
-    binding.set_xticks(range(len(BINDINGS)), [f"{a}" if b == a + 1 else f"{a}-{b - 1}" for a, b in BINDINGS])
+    labels = [f"{a}" if b == a + 1 else f"{a}-{b - 1}" for a, b in BINDINGS]
+    binding.set_xticks(range(len(BINDINGS)), labels, rotation=30)
     style.under_all(figure, ncols=5)
     seeds = len(next(iter(result["entries"].values()))["curves"])
     share = f"{config['deployment']['change']['share']:.0%} of the patterns get other answers"
