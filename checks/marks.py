@@ -117,7 +117,7 @@ SEEDS = {
     "static": 3,
     "streams": 5,
     "streams_change": 5,
-    "streams_memory": 3,
+    "streams_memory": 5,
     "streams_speeds": 3,
     "table_1": 5,
     "transfer": 3,
