@@ -148,7 +148,9 @@ def explained():
     The exit status is 1 for an error, and STOPPED for a run that was stopped by SIGTERM or SIGINT. A training saves
     first (`loop.train`); what comes before and after it has nothing to save, and ends at once.
     """
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.getsignal(signal.SIGTERM)
+    if before is signal.SIG_DFL:  # a parent may have it ignored
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as stop:
@@ -167,7 +169,8 @@ def explained():
         where = "" if isinstance(error, ValueError) else " (CRAM_TRACEBACK=1 shows where)"
         sys.exit("error: " + " ".join(text.split()) + where)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if before is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(number, _):
