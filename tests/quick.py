@@ -24,8 +24,8 @@ def environment(cache: Path, given: Mapping[str, str]) -> dict[str, str]:
     return {
         "JAX_PLATFORMS": given.get("JAX_PLATFORMS", "cpu"),
         "OPENBLAS_NUM_THREADS": given.get("OPENBLAS_NUM_THREADS", "1"),  # as for experiments, see experiments/lib
-        # Programs that a test launches several times compile once. What compiles faster than this is written and read
-        # no faster.
+        # Programs that a test launches several times compile once. What compiles in less than
+        # a tenth of a second is compiled again: to write and read it would take as long.
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0",  # a seventh of the time of a trace

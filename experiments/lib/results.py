@@ -60,7 +60,7 @@ def load(name: str, folder: Path = RESULTS) -> dict:
         result = json.loads(path.read_text())
         check(result)
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise ValueError(f"{path} cannot be used: {error}") from error
     return result
 
 

@@ -63,7 +63,7 @@ class Watch:
 
     def __init__(self, workdir: Path, cache: Path):
         self.workdir, self.looks, self.said = workdir, [], workdir.with_suffix(".log").open("w+")
-        # tensorstore (0.1.86) forgets 40 kB with each save of 60 arrays, so it saves more rarely than those above.
+        # tensorstore (0.1.86) leaks 40 kB with each save of 60 arrays, so this training saves less often than others.
         self.process = process("streams", workdir, cache, steps=10**7, saves_every=100, said=self.said)
 
     def look(self) -> None:
