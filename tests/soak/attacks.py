@@ -204,5 +204,5 @@ def explained(said: str) -> bool:
     return any(line.startswith("error: ") for line in said.splitlines())
 
 
-# How often, of 14 times
-ATTACKS = {killed: 2, killed_in_a_save: 3, signalled: 3, limited: 1, vanished: 1, unreadable: 1, damaged: 3}
+# How often, of 15 times
+ATTACKS = {killed: 2, killed_in_a_save: 3, signalled: 2, limited: 1, vanished: 1, unreadable: 1, damaged: 5}
