@@ -77,11 +77,15 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(self.directory, options=options)
         self.thread = ThreadPoolExecutor(1)
         self.under_way: tuple[int, Future] | None = None
+        self.beside = None
 
-    def save(self, step: int, state) -> None:
+    def save(self, step: int, state, beside=None) -> None:
         """Saves in the background. `wait` says whether it worked; so does the next save, in the log.
 
         Saves of this step and later ones are damaged ones that `restore` passed over. They are set aside first.
+
+        Args:
+          beside: what else belongs to the state, as JSON has it. After `restore` it is in the attribute `beside`.
 
         Raises:
           FloatingPointError: if there is a NaN in the state. Such a state is never saved.
@@ -90,7 +94,7 @@ class Checkpoints:
         arrays = to_host(state)
         if bad := [path for path, array in arrays.items() if has_nan(array)]:
             raise FloatingPointError(f"the state of step {step} is not saved: {bad[0]} has NaN")
-        facts = {"digest": digest(arrays), "shapes": shapes(arrays)}
+        facts = {"digest": digest(arrays), "shapes": shapes(arrays), "beside": beside}
         facts |= {"check": check_sum(facts)}
         self.under_way = step, self.thread.submit(self._save, step, arrays, facts)
 
@@ -181,6 +185,7 @@ class Checkpoints:
         arrays = wanted | self._restored(step, state=ocp.args.StandardRestore(_full(wanted))).state
         if digest(arrays) != facts["digest"]:
             raise Damaged("its digest does not match")
+        self.beside = facts.get("beside")
         return arrays
 
     def _restored(self, step: int, **what):

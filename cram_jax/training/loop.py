@@ -13,7 +13,7 @@ from cram_jax.training import files, optimizer
 from cram_jax.training import step as training
 from cram_jax.training.checkpoints import Checkpoints
 from cram_jax.training.machine import peak_memory_mb, versions
-from cram_jax.training.metrics import Records, clock, means
+from cram_jax.training.metrics import Records, clock, means, plain
 from cram_jax.training.step import Learner, TrainState
 from cram_jax.training.task import StreamTask
 
@@ -148,7 +148,7 @@ def train(
       OSError: if a checkpoint cannot be read, or the last state cannot be saved.
       FloatingPointError: after 10 steps in a row that were skipped (`step.train_step`).
       Interrupted: after SIGTERM or SIGINT, once the current step has finished and the state is saved. A second signal
-        ends the program at once. When the run is resumed, its next logged line averages over the steps since then.
+        ends the program at once. What was not logged yet is saved with the state, for the line after the run goes on.
     """
     with files.held(workdir):
         return _train(learner, run, seed, workdir, patterns)
@@ -197,7 +197,7 @@ def _train(learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns:
 def _steps(learner, run, seed, state, records, saves, stopped: list) -> TrainState:
     """Runs all remaining steps. Writes a logged line and a checkpoint whenever one is due."""
     first, before, start = int(state.step), records.seconds, time.perf_counter()
-    reports, compiled = [], set()
+    reports, compiled = saves.beside or [], set()
     timed_step, timed_from = first, start
     for step in range(first, run.steps):
         length, size = run.shape(step)
@@ -210,7 +210,7 @@ def _steps(learner, run, seed, state, records, saves, stopped: list) -> TrainSta
             timed_step, timed_from = done, time.perf_counter()
         if done % run.log_every:
             if stopped:
-                saves.save(done, state)
+                saves.save(done, state, beside=plain(jax.device_get(reports)))
                 raise _interrupted(saves, stopped, done)
             continue
 

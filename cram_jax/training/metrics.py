@@ -26,6 +26,11 @@ def means(sums: list[dict]) -> dict[str, float | list[float]]:
     return out
 
 
+def plain(sums: list[dict]) -> list[dict]:
+    """Returns metrics as lists of numbers, as JSON has them; `means` takes them as well."""
+    return [{name: [np.asarray(x, np.float64).tolist() for x in pair] for name, pair in one.items()} for one in sums]
+
+
 class Records:
     """The logged lines of a run, on disk. It keeps the lines that the directory already holds.
 
