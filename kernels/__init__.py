@@ -2,6 +2,7 @@
 
 from .backends import NotSupported
 from .common import segment_firsts, segment_starts
+from .meshes import varying_like
 from .palimpsa import PalimpsaState, palimpsa_scan, shared_importance_scan
 from .skip_attention import (
     SkipPlan,
@@ -32,5 +33,6 @@ __all__ = [
     "skip_attention",
     "skip_attention_compact",
     "ssd_scan",
+    "varying_like",
     "write_cache",
 ]

@@ -44,10 +44,10 @@ def check_shapes(**arrays: jax.Array | None) -> dict[str, int]:
     return sizes
 
 
-def check_whole(**given: int | None) -> None:
-    """Raises TypeError unless these are whole numbers or None, ValueError if one is below 1."""
+def check_whole(least: int = 1, **given: int | None) -> None:
+    """Raises TypeError unless these are whole numbers or None, ValueError if one is below the least that may be."""
     for name, number in given.items():
         if number is not None and (isinstance(number, bool) or not isinstance(number, numbers.Integral)):
             raise TypeError(f"{name} must be a whole number, or None, got {number!r}")
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1 (or None), got {number}")
+        if number is not None and number < least:
+            raise ValueError(f"{name} must be at least {least} (or None), got {number}")

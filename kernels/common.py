@@ -16,7 +16,8 @@ def segment_starts(segment_BxT: Int[Array, "B T"]) -> Bool[Array, "B T"]:
     """Returns True where a new segment begins, except at the first position of a sequence.
 
     Args:
-      segment_BxT: number of the segment of each token. Segments are contiguous.
+      segment_BxT: number of the segment of each token. Another number starts another segment, also if a segment before
+        had that number.
 
     Raises:
       ValueError, TypeError: if it has not two axes, or holds no whole numbers.

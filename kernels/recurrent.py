@@ -14,6 +14,7 @@ from .backends import Backends, Call, device_of
 from .checks import check_kinds, check_shapes, check_whole
 from .common import accumulator, default_scale, segment_starts
 from .containment import finite, spoilt, spoilt_so_far
+from .meshes import varying_like
 
 # Float32 products stay float32; by default accelerators round them to fewer bits.
 exact_einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -27,8 +28,6 @@ def check_heads(v_BxTxHxV, grouped: dict, by_head: dict) -> None:
       by_head: (array or None, the shape that it must have) by name.
     """
     B, T, H, _ = check_shapes(v_BxTxHxV=v_BxTxHxV).values()
-    if T < 1:
-        raise ValueError(f"there must be at least one token, got v_BxTxHxV of shape {v_BxTxHxV.shape}")
     shapes = {name: x.shape for name, x in grouped.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"these must have one shape, got {shapes}")
@@ -54,6 +53,9 @@ def contained(scan, q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, gates: tuple, start_BxT, st
       state: arrays (B H V K); () for none.
     """
     H = v_BxTxHxV.shape[2]
+    if 0 in v_BxTxHxV.shape[:2]:
+        return jnp.zeros_like(v_BxTxHxV), jax.tree.map(lambda x: wide(x)[0], state)
+    state = varying_like(state, q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, gates, start_BxT)
     written_BxTxH = spoilt(k_BxTxGxK, H) | spoilt(v_BxTxHxV)
     for gate in gates:
         written_BxTxH |= spoilt(gate if gate.ndim == 4 else gate[..., None])
@@ -81,7 +83,8 @@ def run(backends: Backends, backend: str, q_BxTxGxK, *others, scale: float | Non
     T, K = q_BxTxGxK.shape[1], q_BxTxGxK.shape[3]
     call = Call(jax.default_backend(), rows=T, keys=T, dtype=q_BxTxGxK.dtype, device=device_of(q_BxTxGxK))
     scan = backends[backends.resolve(backend, call)].scan
-    return scan(q_BxTxGxK, *others, scale=default_scale(scale, K), chunk=chunk)
+    arrays = varying_like((q_BxTxGxK, *others), q_BxTxGxK, *others)
+    return scan(*arrays, scale=default_scale(scale, K), chunk=chunk)
 
 
 def empty_state(v_BxTxHxV, K: int):

@@ -19,6 +19,7 @@ from cram_jax.functional.blocks import Answer, Place
 from cram_jax.functional.common import FeedForward, init_feed_forward, normal, silent
 from cram_jax.functional.episodic import BUCKET_SIZES, EpisodicConfig
 from cram_jax.functional.posterior import Posterior, PosteriorConfig, PosteriorSums
+from cram_jax.kernels.meshes import varying_like
 
 SHARPNESS = 15.0  # initial inverse temperature of attention between unit addresses
 NEVER = jnp.iinfo(jnp.int32).max  # position in the unused places of a cache's list
@@ -179,7 +180,8 @@ def told(
 
 def _if_used(used: Bool[Array, ""], compute):
     """What `compute()` returns, or zeros of that shape without computing it."""
-    nothing = lambda: jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), jax.eval_shape(compute))
+    blank = lambda like: varying_like(jnp.zeros(like.shape, like.dtype), like)
+    nothing = lambda: jax.tree.map(blank, jax.eval_shape(compute))
     return jax.lax.cond(used, compute, nothing)
 
 

@@ -78,7 +78,7 @@ class AttentionConfig(Layer):
         q, k, v = qkv(params, x_BxD[:, None], jnp.full((x_BxD.shape[0], 1), cache.position), self)
         place = cache.position % self.context  # the same for all sequences: one slice, not a scatter
         put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(
-            old, new.reshape(-1, 1, self.head_dim).astype(old.dtype), place, axis=1
+            old, new.reshape(old.shape[0], 1, self.head_dim).astype(old.dtype), place, axis=1
         )
         k_NxTxK, v_NxTxK = put(cache.k_NxTxK, k), put(cache.v_NxTxK, v)
         end_B = jnp.full(x_BxD.shape[0], jnp.minimum(cache.position + 1, self.context))
@@ -142,7 +142,8 @@ def _tiled(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, segment_BxT):
 
 
 def _masked(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, segment_BxT):
-    same_Bx1xTxT = None if segment_BxT is None else segment_BxT[:, None, :, None] == segment_BxT[:, None, None, :]
+    first_BxT = None if segment_BxT is None else kernels.segment_firsts(segment_BxT)
+    same_Bx1xTxT = None if first_BxT is None else first_BxT[:, None, :, None] == first_BxT[:, None, None, :]
     attend = lambda q, k, v, *_: (jax.nn.dot_product_attention(q, k, v, mask=same_Bx1xTxT, is_causal=True), ())
     start_BxT = starts_of(segment_BxT, *q_BxTxHxK.shape[:2])
     return contained(attend, q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, (), start_BxT, ())[0]

@@ -13,6 +13,7 @@ import numpy as np
 
 from cram_jax.dims import Array, Bool, Gap, Gaps, Int, Key, Segments, Token, Tokens
 from cram_jax.kernels.checks import check_kinds
+from cram_jax.kernels.meshes import automatic
 
 # Pytrees whose types are the layer's own.
 Params = Any
@@ -216,7 +217,7 @@ def apply(
       gap_BxT: time since the previous event; 1 everywhere by default.
       key: for audits, and in training for all other random choices. Without one there are none.
       train: whether random choices of training are made.
-      segment_BxT: sequences packed into one row; they do not see each other.
+      segment_BxT: sequences packed into one row; they do not see each other. One ends where the number changes.
 
     Returns:
       The tokens after the layer, of the dtype that they had before it, and what the layer reports of this batch.
@@ -224,19 +225,26 @@ def apply(
     Raises:
       ValueError, TypeError: for shapes, dtypes or gaps that do not fit the layer.
     """
-    more = dict(cfg=cfg, gap_BxT=gap_BxT, key=key, train=train, segment_BxT=segment_BxT)
-    mixed_BxTxD, aux = apply_mixer(params, state, x_BxTxD, **more)
-    return cfg.feed(params, x_BxTxD + mixed_BxTxD).astype(x_BxTxD.dtype), aux
+    return _whole(params, state, x_BxTxD, gap_BxT, key, segment_BxT, cfg, train, mixer_alone=False)
 
 
 def apply_mixer(
     params: Params, state: State, x_BxTxD: Tokens, *, cfg: Layer, gap_BxT=None, key=None, train=False, segment_BxT=None
 ) -> tuple[Tokens, LayerAux]:
     """The mixer alone: `apply` without residual connections and feed-forward network."""
+    return _whole(params, state, x_BxTxD, gap_BxT, key, segment_BxT, cfg, train, mixer_alone=True)
+
+
+def _whole(params, state, x_BxTxD, gap_BxT, key, segment_BxT, cfg: Layer, train: bool, mixer_alone: bool):
     check_inputs(x_BxTxD, cfg.D, gap_BxT, segment_BxT)
     gap_BxT = jnp.ones(x_BxTxD.shape[:2], x_BxTxD.dtype) if gap_BxT is None else gap_BxT
-    mixed_BxTxD, aux = cfg.mix(params, state, x_BxTxD, gap_BxT, key=key, train=train, segment_BxT=segment_BxT)
-    return mixed_BxTxD.astype(x_BxTxD.dtype), aux
+
+    def run(x_BxTxD, params, state, gap_BxT, key, segment_BxT):
+        mixed_BxTxD, aux = cfg.mix(params, state, x_BxTxD, gap_BxT, key=key, train=train, segment_BxT=segment_BxT)
+        y_BxTxD = mixed_BxTxD if mixer_alone else cfg.feed(params, x_BxTxD + mixed_BxTxD)
+        return y_BxTxD.astype(x_BxTxD.dtype), aux
+
+    return automatic(run, x_BxTxD, params, state, gap_BxT, key, segment_BxT)
 
 
 def step(
@@ -254,20 +262,28 @@ def step(
     Raises:
       ValueError, TypeError: for shapes, dtypes or gaps that do not fit the layer.
     """
-    mixed_BxD, cache, aux = step_mixer(params, state, cache, x_BxD, cfg=cfg, gap_B=gap_B, key=key)
-    return cfg.feed(params, x_BxD + mixed_BxD).astype(x_BxD.dtype), cache, aux
+    return _token(params, state, cache, x_BxD, gap_B, key, cfg, mixer_alone=False)
 
 
 def step_mixer(
     params: Params, state: State, cache: Cache, x_BxD: Token, *, cfg: Layer, gap_B: Gap | None = None, key=None
 ) -> tuple[Token, Cache, LayerAux]:
     """The mixer alone for one token."""
+    return _token(params, state, cache, x_BxD, gap_B, key, cfg, mixer_alone=True)
+
+
+def _token(params, state, cache, x_BxD, gap_B, key, cfg: Layer, mixer_alone: bool):
     if x_BxD.ndim != 2 or x_BxD.shape[-1] != cfg.D:
         raise ValueError(f"one token has shape (batch, {cfg.D}) for a layer of width D={cfg.D}, got {x_BxD.shape}")
     check_inputs(x_BxD[:, None], cfg.D, None if gap_B is None else gap_B[:, None], None)
     gap_B = jnp.ones(x_BxD.shape[0], x_BxD.dtype) if gap_B is None else gap_B
-    mixed_BxD, cache, aux = cfg.mix_token(params, state, cache, x_BxD, gap_B, key=key)
-    return mixed_BxD.astype(x_BxD.dtype), cache, aux
+
+    def run(x_BxD, params, state, cache, gap_B, key):
+        mixed_BxD, cache, aux = cfg.mix_token(params, state, cache, x_BxD, gap_B, key=key)
+        y_BxD = mixed_BxD if mixer_alone else cfg.feed(params, x_BxD + mixed_BxD)
+        return y_BxD.astype(x_BxD.dtype), cache, aux
+
+    return automatic(run, x_BxD, params, state, cache, gap_B, key, carried=cache)
 
 
 def check_inputs(x_BxTxD: Tokens, D: int, gap_BxT: Gaps | None, segment_BxT: Segments | None) -> None:

@@ -188,7 +188,7 @@ def _scan(params: Mamba2Params, h_BxTxD, xBC_BxTxX, dt_BxTxH, state, segment_BxT
 
 def _output(params: Mamba2Params, read, z, cfg: Mamba2Config):
     gated = read * jax.nn.silu(z.astype(read.dtype))
-    parts = gated.reshape(*gated.shape[:-1], cfg.norm_groups, -1)
-    scale = params.out_norm_X.reshape(cfg.norm_groups, -1)
+    groups = cfg.norm_groups, cfg.inner // cfg.norm_groups
+    parts, scale = gated.reshape(*gated.shape[:-1], *groups), params.out_norm_X.reshape(groups)
     normed = rms_norm(scale, parts, cfg.epsilon).reshape(gated.shape)
     return cast(normed, cfg.compute_dtype) @ cast(params.out_XxD, cfg.compute_dtype)

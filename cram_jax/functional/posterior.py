@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Float, Key
 from cram_jax.functional.checks import check_at_least_one, check_fields
+from cram_jax.kernels.meshes import automatic
 
 
 @jax.tree_util.register_static
@@ -175,7 +176,8 @@ def solve(memory: Posterior, sums: PosteriorSums) -> Posterior:
     """
     eye = jnp.eye(sums.A_SxFxF.shape[-1], dtype=sums.A_SxFxF.dtype)
     system = sums.A_SxFxF + memory.ridge[..., None, None] * eye, sums.C_SxFxD
-    root, up = jax.lax.platform_dependent(*system, cpu=_one_by_one, default=_solved)
+    by_platform = lambda A, C: jax.lax.platform_dependent(A, C, cpu=_one_by_one, default=_solved)
+    root, up = automatic(by_platform, *system)
     return memory._replace(sums=sums, root_SxFxF=root, up_SxFxD=up, free_share=_free_share(root, memory.ridge))
 
 

@@ -192,7 +192,7 @@ class PosteriorCRAMConfig(Layer):
         place_Bx1 = jnp.full((B, 1), cache.position)
         by = address_BxE[:, None], place_Bx1, jnp.zeros_like(place_Bx1)
         asked = addressed.ask(params.episodic, state.memory, *by, against, self.semantic.bandwidth)
-        asked = jax.tree.map(lambda a: jnp.where(looks_B.reshape(-1, *[1] * (a.ndim - 2)), a[:, 0], 0), asked)
+        asked = jax.tree.map(lambda a: jnp.where(looks_B[(...,) + (None,) * (a.ndim - 2)], a[:, 0], 0), asked)
         made = self._decide(params, state, need, audited, looks_B, asked, None, coin, False)
 
         computed, c_BxD = cast(params.episodic, self.compute_dtype), cast(z_BxD, self.compute_dtype)

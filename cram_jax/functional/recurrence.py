@@ -20,11 +20,11 @@ def causal_conv(
     T, W = x_BxTxX.shape[1], len(weight_WxX)
     past = jnp.pad(x_BxTxX, ((0, 0), (W - 1, 0), (0, 0)))
     out_BxTxX = x_BxTxX * weight_WxX[-1]
+    since_BxT = None if segment_BxT is None else jnp.arange(T) - kernels.segment_firsts(segment_BxT)
     for back in range(1, min(W, T)):
         tap_BxTxX = past[:, W - 1 - back : W - 1 - back + T] * weight_WxX[-1 - back]
-        if segment_BxT is not None:
-            before_BxT = jnp.pad(segment_BxT, ((0, 0), (back, 0)), mode="edge")[:, :T]
-            tap_BxTxX = jnp.where((before_BxT == segment_BxT)[..., None], tap_BxTxX, 0)
+        if since_BxT is not None:
+            tap_BxTxX = jnp.where((since_BxT >= back)[..., None], tap_BxTxX, 0)
         out_BxTxX += tap_BxTxX
     return out_BxTxX
 

@@ -141,7 +141,7 @@ def statistics(
     error = jnp.sum((asked.answer.recalled - wide(r)) ** 2, axis=-1) - expected_error(state, asked)
     missed = Misses(total(error, where=checked), total(checked))
     counts = found & (made.choice_BxT != WORKING)
-    retrieved = consolidation.statistics(r.reshape(-1, 1, r.shape[-1]), counts.reshape(-1, 1))
+    retrieved = consolidation.statistics(r.reshape(counts.size, 1, r.shape[-1]), counts.reshape(counts.size, 1))
     return StreamStats(retrieved, jax.lax.stop_gradient(missed), written)
 
 

@@ -1,5 +1,7 @@
 """The Palimpsa scan: gated linear attention with an importance for each synapse (Bonnet et al., arXiv 2602.09075)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from ..backends import PALIMPSA
 from ..checks import check_shapes
 from ..containment import finite, spoilt, spoilt_so_far
+from ..meshes import automatic
 from ..recurrent import check_heads, contained, empty_state, run, starts_of, to_heads, wide
 from ..ssd import ssd_scan
 from .state import PalimpsaState
@@ -60,13 +63,18 @@ def palimpsa_scan(
     _check(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, ("beta_BxTxHxV", beta_BxTxHxV, (B, T, H, V)), dt_BxTxH, rate_H, prior_H)
     carried = {f"state.{name}": (x, (B, H, V, K)) for name, x in (state._asdict() if state else {}).items()}
     check_heads(v_BxTxHxV, {}, {"segment_BxT": (segment_BxT, (B, T))} | carried)
-    state = PalimpsaState(*[empty_state(v_BxTxHxV, K)] * 2) if state is None else state
-    start_BxT = starts_of(segment_BxT, B, T)
-    _, decay_BxTxH = _decay(dt_BxTxH, rate_H, start_BxT)
-    scan = lambda q, k, v, gates, state: run(
-        PALIMPSA, backend, q, k, v, *gates, prior_H, state, scale=scale, chunk=chunk
-    )
-    return contained(scan, q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, (beta_BxTxHxV, decay_BxTxH), start_BxT, state)
+
+    def whole(v, q, k, beta, dt, rate_H, prior_H, segment_BxT, state):
+        state = PalimpsaState(*[empty_state(v, K)] * 2) if state is None else state
+        start_BxT = starts_of(segment_BxT, B, T)
+        _, decay = _decay(dt, rate_H, start_BxT)
+        scan = lambda q, k, v, gates, state: run(
+            PALIMPSA, backend, q, k, v, *gates, prior_H, state, scale=scale, chunk=chunk
+        )
+        return contained(scan, q, k, v, (beta, decay), start_BxT, state)
+
+    arrays = v_BxTxHxV, q_BxTxGxK, k_BxTxGxK, beta_BxTxHxV, dt_BxTxH, rate_H, prior_H, segment_BxT, state
+    return automatic(whole, *arrays, carried=state)
 
 
 def shared_importance_scan(
@@ -92,8 +100,14 @@ def shared_importance_scan(
     B, T, H, _ = check_shapes(v_BxTxHxV=v_BxTxHxV).values()
     _check(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, ("beta_BxTxH", beta_BxTxH, (B, T, H)), dt_BxTxH, rate_H, prior_H)
     check_heads(v_BxTxHxV, {}, {"segment_BxT": (segment_BxT, (B, T))})
+    f = partial(_shared_importance, scale, backend)
+    return automatic(f, v_BxTxHxV, q_BxTxGxK, k_BxTxGxK, beta_BxTxH, dt_BxTxH, rate_H, prior_H, segment_BxT)
+
+
+def _shared_importance(scale, backend, v_BxTxHxV, q, k, beta_BxTxH, dt_BxTxH, rate_H, prior_H, segment_BxT):
+    B, T, H, _ = v_BxTxHxV.shape
     # Importance is summed over the sequence: float32 or wider
-    q, k, v, beta_BxTxH, prior_H = wide(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, beta_BxTxH, prior_H)
+    q, k, v, beta_BxTxH, prior_H = wide(q, k, v_BxTxHxV, beta_BxTxH, prior_H)
     q_BxTxHxK, k_BxTxHxK = to_heads(q, H), to_heads(k, H)
     start_BxT = starts_of(segment_BxT, B, T)
     log_decay_BxTxH, decay_BxTxH = _decay(dt_BxTxH, rate_H, start_BxT)

@@ -100,7 +100,8 @@ def scan(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, beta_BxTxHxV, decay_BxTxH, prior_H, st
     q, k = to_heads(q_BxTxGxK, H), to_heads(k_BxTxGxK, H)
     q, *inputs, decay = wide(q, k, v_BxTxHxV, beta_BxTxHxV, decay_BxTxH)
     inputs = [in_chunks(x, Q) for x in (q * scale, *inputs)] + [in_chunks(decay, Q, fill=1)]
-    (prior_H,), turned = wide(prior_H), [x.swapaxes(2, 3) for x in wide(*state)]
+    turned = [x.swapaxes(2, 3) for x in wide(*state)]
+    prior_H = prior_H.astype(turned[0].dtype)
 
     def sequence(state, inputs):
         state, o_NxQxHxV = jax.lax.scan(lambda state, now: chunk_of_sequence(state, now, prior_H), state, inputs)

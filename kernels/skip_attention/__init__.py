@@ -10,6 +10,7 @@ from ..backends import SKIP_ATTENTION, Call, device_of
 from ..checks import check_kinds, check_shapes, check_whole
 from ..common import default_scale
 from ..containment import finite, spoilt_rows
+from ..meshes import automatic, varying_like
 from .buckets import in_buckets, in_smallest
 from .cache import read_cache, write_cache
 from .plan import SkipPlan, make_plan
@@ -40,7 +41,7 @@ def resolve(backend: str, rows: int, keys: int, dtype=jnp.float32, platform: str
     Raises:
       ValueError: if the name is unknown, or the backend cannot run here.
     """
-    check_whole(rows=rows or 0, keys=keys or 0)
+    check_whole(least=0, rows=rows, keys=keys)
     return SKIP_ATTENTION.resolve(backend, Call(platform or jax.default_backend(), rows, keys, dtype))
 
 
@@ -114,8 +115,11 @@ def _check_heads(**arrays) -> None:
 
 def _attend(f, backend: str, scale: float | None, q, k, v, plan: SkipPlan):
     rows, slots = plan.rows_BxC.shape[1], plan.slots_BxS.shape[1]
+    if 0 in q.shape[:2]:
+        return jnp.zeros((*q.shape[:3], v.shape[3]), v.dtype)
     backend = SKIP_ATTENTION.resolve(backend, Call(jax.default_backend(), rows, slots, q.dtype, device_of(q)))
-    return f(backend, default_scale(scale, q.shape[3]), q, k, v, plan)
+    arrays = varying_like((q, k, v, plan), q, k, v, plan)
+    return automatic(partial(f, backend, default_scale(scale, q.shape[3])), *arrays)
 
 
 def _forward(backend, scale, q, k, v, plan):

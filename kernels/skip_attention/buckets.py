@@ -24,7 +24,7 @@ ROWS = 32  # rows in a tile; a bucket of fewer rows would save less than its com
 
 def keys_in_tile(slots: int) -> int:
     """Returns the number of keys in a tile, for a plan with so many slots. It is the same in all buckets."""
-    return min(128 if slots < 512 else 512, slots)
+    return min(128 if slots < 512 else 512, max(slots, 1))
 
 
 def in_buckets(f: Callable, plan: SkipPlan, *arrays, sizes: tuple = SIZES):
@@ -55,7 +55,7 @@ def _shorten(plan: SkipPlan, size: tuple) -> SkipPlan:
     """The plan with shorter lists. It is equivalent if they have room for it."""
     whole_tiles = lambda places, share, tile: min(math.ceil(places * share / tile) * tile, places)
     rows, slots = plan.rows_BxC.shape[1], plan.slots_BxS.shape[1]
-    C, S = whole_tiles(rows, size[0], min(ROWS, rows)), whole_tiles(slots, size[1], keys_in_tile(slots))
+    C, S = whole_tiles(rows, size[0], min(ROWS, max(rows, 1))), whole_tiles(slots, size[1], keys_in_tile(slots))
     return plan._replace(
         rows_BxC=plan.rows_BxC[:, :C],
         start_BxC=plan.start_BxC[:, :C],
@@ -66,7 +66,7 @@ def _shorten(plan: SkipPlan, size: tuple) -> SkipPlan:
 
 @jax.custom_batching.custom_vmap
 def _largest(count):
-    return jnp.max(count)
+    return jnp.max(count, initial=0)
 
 
 @_largest.def_vmap

@@ -26,7 +26,7 @@ def write_cache(cache_NxSxX: Float[Array, "N S X"], new_BxGxX: Float[Array, "B G
         raise ValueError(
             f"cache_NxSxX must have N = B G = {sizes['B']} x {G} rows to go with new_BxGxX {new_BxGxX.shape}, got {N}"
         )
-    rows_NxX = new_BxGxX.reshape(N, -1).astype(cache_NxSxX.dtype)
+    rows_NxX = new_BxGxX.reshape(N, new_BxGxX.shape[2]).astype(cache_NxSxX.dtype)
     return cache_NxSxX.at[jnp.arange(N), jnp.repeat(place_B, G)].set(rows_NxX, mode="drop")
 
 
@@ -52,7 +52,9 @@ def read_cache(
     check_shapes(q_BxHxK=q_BxHxK, k_NxSxK=k_NxSxK, v_NxSxV=v_NxSxV, end_B=end_B)
     B, H, K = q_BxHxK.shape
     N, S, V = v_NxSxV.shape
-    if N % B or (H * B) % N:
+    if not B and not N:
+        return jnp.zeros((0, H, V), v_NxSxV.dtype)
+    if not N or N % B or (H * B) % N:
         raise ValueError(
             f"k_NxSxK and v_NxSxV must have N = B G rows with G a divisor of the {H} heads of q_BxHxK, got N={N} for "
             f"B={B}"

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from ..checks import check_kinds, check_shapes, check_whole
 from ..common import segment_firsts
+from ..meshes import automatic
 
 
 class SkipPlan(NamedTuple):
@@ -119,20 +120,25 @@ def make_plan(
         ones depends on later tokens, too, so use a capacity below T only in training.
       kept_capacity: largest number of kept keys in a sequence; T by default. The latest ones stay. So early queries
         lose keys to later ones: use a capacity below T only in training.
-      segment_BxT: a query sees only keys of its own segment; segments are contiguous.
+      segment_BxT: a query sees only keys of its own segment, which begins where the number changes.
 
     Raises:
       ValueError: if shapes do not match, or a window, memory or capacity is below 1.
       TypeError: if marks are not marks, scores not floating point, or segments not integers.
     """
     check_shapes(routed_BxT=routed_BxT, kept_BxT=kept_BxT, score_BxT=score_BxT, segment_BxT=segment_BxT)
-    B, T = routed_BxT.shape
+    T = routed_BxT.shape[1]
     check_kinds(jnp.bool_, routed_BxT=routed_BxT, kept_BxT=kept_BxT)
     check_kinds(jnp.floating, score_BxT=score_BxT)
     check_kinds(jnp.integer, segment_BxT=segment_BxT)
     check_whole(window=window, memory=memory, capacity=capacity, kept_capacity=kept_capacity)
 
-    C, S = min(capacity or T, T), min(kept_capacity or T, T)
+    lists = min(capacity or T, T), min(kept_capacity or T, T)
+    return automatic(partial(_plan, lists, window, memory), routed_BxT, kept_BxT, score_BxT, segment_BxT)
+
+
+def _plan(lists: tuple[int, int], window, memory, routed_BxT, kept_BxT, score_BxT, segment_BxT) -> SkipPlan:
+    (B, T), (C, S) = routed_BxT.shape, lists
     kept_BxT = jnp.ones((B, T), bool) if kept_BxT is None else kept_BxT
     seen_BxT = kept_BxT
     if S < T:

@@ -4,6 +4,7 @@ from jaxtyping import Array, Float, Int
 
 from ..backends import SSD
 from ..checks import check_shapes
+from ..meshes import automatic
 from ..recurrent import check_heads, contained, empty_state, run, starts_of
 
 
@@ -26,7 +27,7 @@ def ssd_scan(
       state: S before the first token, float32; zeros by default. It belongs to the first token's segment.
       scale: factor on the outputs; K**-0.5 by default, 1 in Mamba-2.
       chunk: tokens in a chunk, which is computed with matrix products; the backend's choice by default.
-      segment_BxT: number of each token's segment. Segments are contiguous. A token sees only its own segment.
+      segment_BxT: number of each token's segment. A token sees only its own, which begins where the number changes.
       backend: "auto" is "tpu" on TPUs (verified by interpreter and compiler) and "xla" elsewhere. Or "xla", "tpu",
         "reference", or "tpu_interpret": the TPU's kernels on a CPU, checked for races, and slow.
 
@@ -41,7 +42,14 @@ def ssd_scan(
     by_head = {"log_decay_BxTxH": (log_decay_BxTxH, (B, T, H)), "state": (state, (B, H, V, K))}
     by_head |= {"segment_BxT": (segment_BxT, (B, T))}
     check_heads(v_BxTxHxV, {"q_BxTxGxK": q_BxTxGxK, "k_BxTxGxK": k_BxTxGxK}, by_head)
-    state = empty_state(v_BxTxHxV, K) if state is None else state
-    start_BxT = starts_of(segment_BxT, B, T)
-    scan = lambda q, k, v, gates, state: run(SSD, backend, q, k, v, *gates, start_BxT, state, scale=scale, chunk=chunk)
-    return contained(scan, q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, (log_decay_BxTxH,), start_BxT, state)
+
+    def whole(v, q, k, log_decay, segment_BxT, state):
+        state = empty_state(v, K) if state is None else state
+        start_BxT = starts_of(segment_BxT, B, T)
+        scan = lambda q, k, v, gates, state: run(
+            SSD, backend, q, k, v, *gates, start_BxT, state, scale=scale, chunk=chunk
+        )
+        return contained(scan, q, k, v, (log_decay,), start_BxT, state)
+
+    arrays = v_BxTxHxV, q_BxTxGxK, k_BxTxGxK, log_decay_BxTxH, segment_BxT, state
+    return automatic(whole, *arrays, carried=state)

@@ -99,7 +99,8 @@ def test_packed_sequences_equal_separate_ones(x64, cfg):
     run = jax.jit(lambda x, g, s: contract.apply(params, state, x, cfg=cfg, gap_BxT=g, segment_BxT=s)[0])
     cuts = (0, 2, 3, 14, T)  # one part is shorter than any convolution
     segment_T = jnp.searchsorted(jnp.array(cuts[1:-1]), jnp.arange(T), side="right")
-    packed_BxTxD = run(x_BxTxD, gap_BxT, jnp.broadcast_to(segment_T, (B, T)))
+    number_BxT = jnp.broadcast_to(segment_T % 2, (B, T))  # a part may have the number of one that ended before
+    packed_BxTxD = run(x_BxTxD, gap_BxT, number_BxT)
     for start, end in zip(cuts, cuts[1:], strict=False):
         # What follows the part changes nothing, so all parts have one shape
         alone_BxTxD = run(jnp.roll(x_BxTxD, -start, axis=1), jnp.roll(gap_BxT, -start, axis=1), None)
@@ -107,11 +108,33 @@ def test_packed_sequences_equal_separate_ones(x64, cfg):
         np.testing.assert_allclose(packed_BxTxD[:, start:end], alone_BxTxD[:, : end - start], atol=1e-10, rtol=0)
     # A token that is not finite spoils nothing before it, in other sequences or in other parts
     at = 6
-    spoilt_BxTxD = run(x_BxTxD.at[1, at].set(jnp.nan), gap_BxT, jnp.broadcast_to(segment_T, (B, T)))
+    spoilt_BxTxD = run(x_BxTxD.at[1, at].set(jnp.nan), gap_BxT, number_BxT)
     assert np.all(np.isnan(spoilt_BxTxD[1, at]))
     unseen_T = (np.arange(T) < at) | (segment_T != segment_T[at])
     np.testing.assert_array_equal(spoilt_BxTxD[0], packed_BxTxD[0])
     np.testing.assert_array_equal(spoilt_BxTxD[1, unseen_T], packed_BxTxD[1, unseen_T])
+
+
+@pytest.mark.parametrize("cfg", [LAYERS[name] for name in FAMILIES], ids=FAMILIES)
+def test_no_sequences_or_no_tokens_are_no_error(cfg):
+    params, state = layer(cfg)
+
+    @jax.jit
+    def run(params, x_BxTxD):
+        def loss(params):
+            y_BxTxD, aux = contract.apply(params, state, x_BxTxD, cfg=cfg)
+            return jnp.sum(y_BxTxD), (y_BxTxD, cfg.update(state, aux.stats))
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    for shape in ((0, T, D), (B, 0, D)):
+        gradient, (y_BxTxD, after) = run(params, jnp.zeros(shape))
+        assert y_BxTxD.shape == shape and all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), after, state)  # nothing was learned
+    y_BxD, cache, _ = jax.jit(lambda x_BxD: contract.step(params, state, cfg.init_cache(0), x_BxD, cfg=cfg))(
+        jnp.zeros((0, D))
+    )
+    assert y_BxD.shape == (0, D) and like(cache) == like(cfg.init_cache(0))
 
 
 @EACH

@@ -1,8 +1,5 @@
 """The state of many streams: a visit has one result however it is computed; streams are taken out, saved and merged."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -71,18 +68,6 @@ def test_a_batch_micro_batches_and_tokens_leave_one_state(x64, streams):
     _, (_, each) = jax.jit(lambda state, *batch: streamed(params, state, *batch))(state, *batch)
     # Then the state is the same
     near(CFG.update(state, jax.tree.map(lambda a: a.sum(0), each.stats)), want)
-
-
-def test_eight_devices_leave_the_state_of_one():
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
-    }
-    command = [sys.executable, str(Path(__file__).parent / "eight_devices.py")]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout == "eight devices: one state\n"
 
 
 def test_streams_are_taken_out_and_put_back_and_no_other_changes():

@@ -159,10 +159,10 @@ TOGETHER = {"config.json", "launches.jsonl"}
 
 
 def damaged(attack: Attack, cache: Path, dice: random.Random) -> None:
-    """One to four times: a bit of a file flips, or the file is cut or deleted. One good checkpoint stays."""
+    """One to six times: a bit of a file flips, or the file is cut or deleted. One good checkpoint stays."""
     if len(saves(attack.workdir)) < 2:
         return killed(attack, cache, dice)
-    for _ in range(dice.randint(1, 4)):
+    for _ in range(dice.randint(1, 6)):
         _damage(attack, dice)
 
 
@@ -187,13 +187,14 @@ def _damage(attack: Attack, dice: random.Random) -> None:
 
 
 def vanished(attack: Attack, cache: Path, dice: random.Random) -> None:
-    """The directory is moved away under the run, which ends within seconds, and then put back."""
-    running, aside = process(attack.subject, attack.workdir, cache), attack.workdir.with_name("aside")
+    """The directory is moved away under the run, which ends with an error or goes on, and then put back."""
+    aside = attack.workdir.with_name(f"{attack.workdir.name}_aside")
+    running = process(attack.subject, attack.workdir, cache)
     wait_for(running, lambda: saves(attack.workdir))
     time.sleep(dice.random())
     attack.workdir.rename(aside)
     attack.did("vanished")
-    status, said = ended(running, 30)
+    status, said = ended(running)
     assert status == DONE or explained(said), f"exit status {status}:\n{said[-3000:]}"
     shutil.rmtree(attack.workdir, ignore_errors=True)
     aside.rename(attack.workdir)

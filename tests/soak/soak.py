@@ -1,5 +1,7 @@
 """Attacks trainings for as long as asked, and compares what they end with: make soak MINUTES=30.
 
+python tests/soak/soak.py MINUTES [SEED [ATTACK ...]]    by default all attacks that attacks.py has
+
 Short trainings (`subject.py`) run in processes of their own. At random, each is killed, signalled, limited in what it
 may write, or damaged on disk between two starts, and started again until it is done. Then its last checkpoint must be,
 bit for bit, that of a training that nothing happened to. No logged step may be there twice, and none may be missing,
@@ -50,9 +52,9 @@ def check(attack: Attack, wanted: tuple[str, dict]) -> None:
     assert summary["steps"] == STEPS and summary["missing_lines"] == len(missing)
 
 
-def attacked(attack: Attack, cache: Path, dice: random.Random) -> None:
+def attacked(attack: Attack, cache: Path, dice: random.Random, often: dict) -> None:
     """Attacks a training three times, and then lets it end."""
-    for one in dice.choices(list(ATTACKS), list(ATTACKS.values()), k=3):
+    for one in dice.choices(list(often), list(often.values()), k=3):
         one(attack, cache, dice)
     status, said = ended(process(attack.subject, attack.workdir, cache))
     assert status == DONE, f"exit status {status}:\n{said[-3000:]}"
@@ -91,8 +93,13 @@ class Watch:
         return seen
 
 
-def main(minutes: float, seed: int) -> int:
-    """Returns the exit status: 0 if all trainings ended as they must."""
+def main(minutes: float, seed: int = 0, *names: str) -> int:
+    """Returns the exit status: 0 if all trainings ended as they must.
+
+    Args:
+      names: of the attacks, functions of attacks.py; all by default.
+    """
+    often = {attack: times for attack, times in ATTACKS.items() if not names or attack.__name__ in names}
     dice, counts, failed, done = random.Random(seed), Counter(), 0, 0
     root = Path(tempfile.mkdtemp(prefix="soak_"))
     cache, wanted = HERE.parents[1] / ".pytest_cache" / "jax", {}
@@ -104,7 +111,7 @@ def main(minutes: float, seed: int) -> int:
     while time.time() < until:
         attack = Attack(SUBJECTS[done % len(SUBJECTS)], root / f"attacked_{done}", counts)
         try:
-            attacked(attack, cache, dice)
+            attacked(attack, cache, dice, often)
             check(attack, wanted[attack.subject])
             shutil.rmtree(attack.workdir)
         except AssertionError as error:
@@ -124,4 +131,4 @@ def main(minutes: float, seed: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))
+    sys.exit(main(float(sys.argv[1]), *map(int, sys.argv[2:3]), *sys.argv[3:]))

@@ -89,7 +89,7 @@ def scan(
         o, end = kernels.ssd_scan(
             q, k, v_BxTxHxV, -dt_BxTxH, state, scale=1.0, segment_BxT=segment_BxT, backend=backend
         )
-    return o.reshape(B, T, -1), end.reshape(B, -1)
+    return o.reshape(B, T, H * VALUES), end.reshape(B, end.size // B if B else 0)
 
 
 def apply(params: MatrixParams, x_BxTxD: Tokens, gap_BxT: Gaps, segment_BxT: Segments | None, cfg: WorkingConfig):
