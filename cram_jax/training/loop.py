@@ -185,6 +185,8 @@ def _train(learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns:
             groups = optimizer.describe(learner.optimizer, learner.model, state.params)
             files.write_whole(workdir / "parameters.txt", "\n".join(groups) + "\n")
         state = _steps(learner, run, seed, state, records, saves, stopped)
+        if records.last is None:  # all lines were lost, and no step was left to do
+            _write(records, learner, run, state, seed, {}, float("nan"), float("nan"))
         _saved(saves, f"trained to step {run.steps}")
         return state, files.read(records.path)
     finally:

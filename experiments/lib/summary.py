@@ -37,7 +37,7 @@ def missing_lines(lines: list[dict], steps: int, every: int) -> list[int]:
       steps: steps of the trained state. every: steps between lines.
     """
     logged = {line["step"] for line in lines}
-    begins = lines and not any(name.startswith("train/") for name in lines[0])
+    begins = lines and lines[0]["step"] < steps and not any(name.startswith("train/") for name in lines[0])
     return [step for step in range(lines[0]["step"] if begins else 0, steps + 1, every) if step not in logged]
 
 

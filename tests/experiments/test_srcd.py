@@ -79,6 +79,15 @@ def test_a_killed_run_ends_like_one_never_interrupted(whole, tmp_path, caplog):
     assert launches[0]["from_step"] == 0 < launches[1]["from_step"] and len(launches) == 2
     assert summaries[0]["trained_by"] == [launches[0]["commit"]]
 
+    # When all its lines are lost afterwards, then the summary says so, and the last line is of the same state
+    for name in ("metrics.jsonl", "summary.json"):
+        (tmp_path / name).unlink()
+    run("srcd", TINY, f"--workdir={tmp_path}", **SETTINGS)
+    again = json.loads((tmp_path / "summary.json").read_text())
+    assert again["missing_lines"] == 20 and again["steps"] == 200
+    same = ("retrieval_accuracy", "attention_tokens_end", "trained_by")
+    assert [again[name] for name in same] == [summaries[0][name] for name in same]
+
 
 def test_a_run_begins_with_the_parameters_of_another(whole, tmp_path, caplog):
     # Given the settings of the finished run, and another seed

@@ -121,7 +121,7 @@ def _figure(result: dict, groups: Rows, unchanged: dict | None = None, panels: d
             _line(axis, unchanged, name)
         _limits(axis, name)
         axis.tick_params(axis="y", length=0)
-    style.under_all(figure, _legend(entries, unchanged))
+    style.under_all(figure, _legend(entries, unchanged), ncols=2)
     about = [f"SRCD, sequences of {result['config']['run']['length']} events"] if result["config"] else []
     style.headline(figure, result, *about)
     return figure
