@@ -116,6 +116,7 @@ SEEDS = {
     "srcd_small_transformer": 3,
     "static": 3,
     "streams": 5,
+    "streams_ablations": 3,
     "streams_change": 5,
     "streams_memory": 5,
     "streams_speeds": 3,
