@@ -41,6 +41,8 @@ def resolve(backend: str, rows: int, keys: int, dtype=jnp.float32, platform: str
     Raises:
       ValueError: if the name is unknown, or the backend cannot run here.
     """
+    if rows is None or keys is None:
+        raise TypeError(f"rows and keys must be whole numbers, got rows={rows} and keys={keys}")
     check_whole(least=0, rows=rows, keys=keys)
     return SKIP_ATTENTION.resolve(backend, Call(platform or jax.default_backend(), rows, keys, dtype))
 
