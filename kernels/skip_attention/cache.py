@@ -5,11 +5,14 @@ through memory in order, and reads and updates use the same shape. If the two sh
 1, XLA would copy the cache.
 """
 
+from functools import partial
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..checks import check_kinds, check_shapes
 from ..common import accumulator, default_scale, precision
+from ..meshes import automatic
 
 
 def write_cache(cache_NxSxX: Float[Array, "N S X"], new_BxGxX: Float[Array, "B G X"], place_B: Int[Array, "B"]):
@@ -26,8 +29,12 @@ def write_cache(cache_NxSxX: Float[Array, "N S X"], new_BxGxX: Float[Array, "B G
         raise ValueError(
             f"cache_NxSxX must have N = B G = {sizes['B']} x {G} rows to go with new_BxGxX {new_BxGxX.shape}, got {N}"
         )
-    rows_NxX = new_BxGxX.reshape(N, new_BxGxX.shape[2]).astype(cache_NxSxX.dtype)
-    return cache_NxSxX.at[jnp.arange(N), jnp.repeat(place_B, G)].set(rows_NxX, mode="drop")
+
+    def write(cache_NxSxX, new_BxGxX, place_B):
+        rows_NxX = new_BxGxX.reshape(N, new_BxGxX.shape[2]).astype(cache_NxSxX.dtype)
+        return cache_NxSxX.at[jnp.arange(N), jnp.repeat(place_B, G)].set(rows_NxX, mode="drop")
+
+    return automatic(write, cache_NxSxX, new_BxGxX, place_B)
 
 
 def read_cache(
@@ -54,15 +61,20 @@ def read_cache(
     N, S, V = v_NxSxV.shape
     if not B and not N:
         return jnp.zeros((0, H, V), v_NxSxV.dtype)
-    if not N or N % B or (H * B) % N:
+    if not (B and N) or N % B or (H * B) % N:
         raise ValueError(
             f"k_NxSxK and v_NxSxV must have N = B G rows with G a divisor of the {H} heads of q_BxHxK, got N={N} for "
             f"B={B}"
         )
+    return automatic(partial(_read, default_scale(scale, K)), q_BxHxK, k_NxSxK, v_NxSxV, end_B)
+
+
+def _read(scale: float, q_BxHxK, k_NxSxK, v_NxSxV, end_B):
+    (B, H, K), (N, S, V) = q_BxHxK.shape, v_NxSxV.shape
     wide = accumulator(q_BxHxK.dtype)
     dot = lambda spec, x, y: jnp.einsum(spec, x, y, precision=precision(y.dtype), preferred_element_type=wide)
     q_NxQxK = q_BxHxK.reshape(N, H * B // N, K).astype(k_NxSxK.dtype)  # query heads of a group are neighbours
-    logits_NxQxS = dot("nqk,nsk->nqs", q_NxQxK, k_NxSxK) * default_scale(scale, K)
+    logits_NxQxS = dot("nqk,nsk->nqs", q_NxQxK, k_NxSxK) * scale
     visible_NxS = jnp.arange(S) < jnp.repeat(end_B, N // B)[:, None]
     logits_NxQxS = jnp.where(visible_NxS[:, None], logits_NxQxS, -jnp.inf)
     top_NxQx1 = jnp.max(logits_NxQxS, axis=-1, keepdims=True)

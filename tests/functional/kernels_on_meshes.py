@@ -41,7 +41,12 @@ def arguments() -> dict:
     packed = [q, k, v, log_decay, segments]
     gates = [dt, rate, prior, segments]
     divided = [batch] * 5
+    stored = lambda cache, new, place, q: kernels.read_cache(
+        q, kernels.write_cache(cache, new, place), cache, place + 1
+    )
+    cache, place = draw(B * G, T, K), jnp.arange(B) % T
     return {
+        "cache": (stored, [cache, draw(B, G, K), place, draw(B, H, K)], [batch] * 4),
         "attention": (attend, [draw(B, T, H, K), k, draw(B, T, G, V), marks, segments], divided),
         "attention of divided heads": (
             attend,
