@@ -17,7 +17,8 @@ def automatic(f: Callable, x, *others, carried=None):
     """Returns f(x, *others). On a mesh with explicit axes the compiler divides what is inside.
 
     Each result is divided as x is, in the leading axes that are as long as those of x. So results for each sequence
-    are divided as the sequences are, and sums over the batch are not divided.
+    are divided as the sequences are. Sums over the batch are not, unless their first axis happens to be as long; this
+    changes where they are, not what they are.
 
     Args:
       f: function of arrays, without traced closures.

@@ -55,7 +55,6 @@ def contained(scan, q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, gates: tuple, start_BxT, st
     H = v_BxTxHxV.shape[2]
     if 0 in v_BxTxHxV.shape[:2]:
         return jnp.zeros_like(v_BxTxHxV), jax.tree.map(lambda x: wide(x)[0], state)
-    state = varying_like(state, q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, gates, start_BxT)
     written_BxTxH = spoilt(k_BxTxGxK, H) | spoilt(v_BxTxHxV)
     for gate in gates:
         written_BxTxH |= spoilt(gate if gate.ndim == 4 else gate[..., None])

@@ -29,6 +29,7 @@ from cram_jax.functional.recurrence import (
     unit,
 )
 from cram_jax.kernels.backends import PALIMPSA, SSD
+from cram_jax.kernels.meshes import varying_like
 from cram_jax.kernels.recurrent import contained, exact_einsum
 
 __all__ = [
@@ -221,6 +222,7 @@ def _delta_scan(q_BxTxHxK, k_BxTxHxK, v_BxTxHxV, write_BxTxH, log_decay_BxTxH, s
         return S, K**-0.5 * exact_einsum("bhvk,bhk->bhv", S, q)
 
     def scan(q, k, v, gates, state):
+        state = varying_like(state, q, k, v, gates)
         over_time = jax.tree.map(lambda x: x.swapaxes(0, 1), (q, k, v, gates))
         state, o_TxBxHxV = jax.lax.scan(token, state, over_time)
         return o_TxBxHxV.swapaxes(0, 1), state

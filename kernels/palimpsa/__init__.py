@@ -137,7 +137,7 @@ def _check(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, beta: tuple, dt_BxTxH, rate_H, prior
     by_head |= {"rate_H": (rate_H, (H,)), "prior_H": (prior_H, (H,))}
     check_heads(v_BxTxHxV, {"q_BxTxGxK": q_BxTxGxK, "k_BxTxGxK": k_BxTxGxK}, by_head)
     for name, (x, _) in by_head.items():
-        if isinstance(x, jax.core.Tracer):
+        if isinstance(x, jax.core.Tracer) or not x.size:
             continue
         lowest, above = float(np.min(np.asarray(x))), name == "prior_H"
         if not (lowest > 0 if above else lowest >= 0):

@@ -39,7 +39,8 @@ def resolve(backend: str, rows: int, keys: int, dtype=jnp.float32, platform: str
       platform: "cpu", "gpu" or "tpu"; JAX's default platform by default.
 
     Raises:
-      ValueError: if the name is unknown, or the backend cannot run here.
+      ValueError: if the name is unknown, or the backend cannot run here, or rows or keys is below 0.
+      TypeError: if rows or keys is no whole number.
     """
     if rows is None or keys is None:
         raise TypeError(f"rows and keys must be whole numbers, got rows={rows} and keys={keys}")

@@ -46,6 +46,13 @@ def test_streaming_equals_the_whole_sequence(x64, cfg):
 
 
 @EACH
+def test_a_batch_of_no_sequences_keeps_the_shape_of_the_cache(cfg):
+    params, cache = memory(cfg), working.init_cache(cfg, 0)
+    f_BxD, after, _ = working.step(params, cache, jnp.zeros((0, D)), jnp.zeros(0), cfg)
+    assert f_BxD.shape == (0, D) and after.shape == cache.shape
+
+
+@EACH
 def test_the_future_has_no_gradient(cfg):
     params, (x_BxTxD, gap_BxT), at = memory(cfg), sequence(), 11
     read = lambda x, g: sum(jnp.sum(part[:, at] ** 2) for part in working.apply(params, x, g, None, cfg))

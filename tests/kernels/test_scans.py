@@ -56,6 +56,19 @@ def test_equals_the_loop_whatever_length_chunk_segments_and_scale(name, backend,
 
 
 @pytest.mark.parametrize("name", SCANS)
+def test_no_tokens_and_no_sequences_leave_the_state(name):
+    given = arguments(name, T=0, dtype=np.float32)
+    of_batch = lambda path: "BxT" in path[0].key or path[0].key == "state"
+    nobody = jax.tree_util.tree_map_with_path(
+        lambda path, x: x[:0] if of_batch(path) else x, arguments(name, T=3, dtype=np.float32)
+    )
+    for these in (given, nobody):  # outside of jit, so that values are checked, too
+        o_BxTxHxV, state = scan(name)(**these)
+        assert o_BxTxHxV.shape == these["v_BxTxHxV"].shape
+        jax.tree.map(np.testing.assert_array_equal, state, these["state"])
+
+
+@pytest.mark.parametrize("name", SCANS)
 def test_chunks_of_the_default_length_follow_each_other(name, x64):
     given = arguments(name, T=150)  # five chunks, the last one not full
     want = jax.jit(lambda given: scan(name)(**given, backend="reference"))(given)

@@ -44,8 +44,8 @@ def check(attack: Attack, wanted: tuple[str, dict]) -> None:
     """Raises AssertionError unless a training that was attacked ended as the one that was not."""
     digest, lines = outcome(attack.workdir)
     assert digest == wanted[0], "the last checkpoint is another one"
-    want = dict(wanted[1])
-    if "metrics.jsonl" in attack.damaged and len(lines) == 1 and "train/loss" not in lines.get(STEPS, ["train/loss"]):
+    want, last = dict(wanted[1]), lines.get(STEPS, {})
+    if "metrics.jsonl" in attack.damaged and len(lines) == 1 and "train/loss" not in last:
         # All lines were lost, with no step left to do. The last one was measured again.
         want[STEPS] = {n: v for n, v in want[STEPS].items() if not n.startswith("train/")}
     different = [step for step, line in lines.items() if line != want[step]]

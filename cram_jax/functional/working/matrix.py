@@ -3,6 +3,7 @@
 Forgetting follows the time gap, as in `gated_scan.py`: a head's rate is per unit of log time.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -89,7 +90,7 @@ def scan(
         o, end = kernels.ssd_scan(
             q, k, v_BxTxHxV, -dt_BxTxH, state, scale=1.0, segment_BxT=segment_BxT, backend=backend
         )
-    return o.reshape(B, T, H * VALUES), end.reshape(B, end.size // B if B else 0)
+    return o.reshape(B, T, H * VALUES), end.reshape(B, math.prod(end.shape[1:]))
 
 
 def apply(params: MatrixParams, x_BxTxD: Tokens, gap_BxT: Gaps, segment_BxT: Segments | None, cfg: WorkingConfig):
