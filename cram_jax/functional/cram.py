@@ -231,7 +231,10 @@ class CRAMConfig(Layer):
     def _route(
         self, params: CRAMParams, state, z, gap, magnitude, novelty, uniform, position, train: bool, retrieve: Retrieve
     ) -> Gates:
-        """Routes and audits of each token, from the token, its gap and the memories' states; nothing is retrieved."""
+        """Routes and audits of each token, from the token, its gap and the memories' states; nothing is retrieved.
+
+        An input is a function of this token and of what came before, so that `step` has it, too.
+        """
         features = {
             "content": z,
             "gap": jnp.log1p(gap),

@@ -19,7 +19,8 @@ DECIDES = ("learned", "random", "positions")
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class RoutingConfig:
-    """features: the router's inputs. The paper's list has no content, so it cannot tell a query from another event.
+    """features: the router's inputs, names of `FEATURES`; `CRAMConfig._route` computes them. The paper's list has no
+        content, so it cannot tell a query from another event.
     width: hidden units of the router.
     working_always: True: working memory is added for every token, and choosing WORKING means that nothing else is.
         False: it is added only where WORKING is chosen, the paper's sum of three gated paths taken literally.

@@ -59,6 +59,19 @@ def test_streaming_decides_alike(decide):
     np.testing.assert_allclose(streamed_BxTxD, y_BxTxD, atol=1e-4)
 
 
+def test_streaming_sees_every_input_alike():
+    """The inputs that layers have by default, not those of the other cases: so an input that is added is tested, too.
+
+    Margins are compared, because they show a change that is too small to turn a decision.
+    """
+    cfg = dataclasses.replace(CONFIG, routing=RoutingConfig())
+    params, state = lively(cfg)
+    x_BxTxD, gap_BxT = inputs()
+    whole = jax.jit(lambda x: cram.apply(params, state, x, cfg=cfg, gap_BxT=gap_BxT, key=KEY)[1].routes)(x_BxTxD)
+    _, seen = jax.jit(lambda x: stream(params, state, x, gap_BxT, cfg, KEY))(x_BxTxD)
+    np.testing.assert_allclose(seen.margin_BxT, whole.margin_BxT, atol=1e-4)  # as above
+
+
 def test_a_semantic_memory_of_rank_0_knows_nothing_of_the_token():
     params = semantic.init(KEY, 8, SemanticConfig(rank=0))
     recalled = semantic.recall(params._replace(mean_D=jnp.arange(8.0)), jax.random.normal(KEY, (5, 8)))
