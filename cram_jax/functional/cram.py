@@ -233,7 +233,7 @@ class CRAMConfig(Layer):
     ) -> Gates:
         """Routes and audits of each token, from the token, its gap and the memories' states; nothing is retrieved.
 
-        An input is a function of this token and of what came before, so that `step` has it, too.
+        An input may depend on this token and on earlier ones, never on later ones: `step` does not have them.
         """
         features = {
             "content": z,

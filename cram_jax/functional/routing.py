@@ -19,7 +19,7 @@ DECIDES = ("learned", "random", "positions")
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class RoutingConfig:
-    """features: the router's inputs, names of `FEATURES`; `CRAMConfig._route` computes them. The paper's list has no
+    """features: the router's inputs, from `FEATURES`. `CRAMConfig._route` computes them. The paper's list has no
         content, so it cannot tell a query from another event.
     width: hidden units of the router.
     working_always: True: working memory is added for every token, and choosing WORKING means that nothing else is.

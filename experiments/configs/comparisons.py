@@ -95,7 +95,7 @@ ABLATIONS = {
 # `small` as it stands has the paper's ct_ode (experiments/results/srcd_small).
 WORKING_MEMORY = {body: {"cram.working.body": body} for body in ("ssd", "palimpsa")}
 
-# The memory of streams on the paper's task, where one memory serves all sequences; and the same, never written.
+# On the paper's task one memory serves all sequences. With and without consolidation, in the layer for streams.
 SINGLE_TABLE = {model: {"model": model, "depth": 1} for model in ("posterior_cram", "never_written")}
 
 RECURRENCE = {f"{100 - new}% recur": {"data.new_share": new / 100} for new in (0, 30, 50, 70, 100)}
@@ -234,7 +234,7 @@ COMPARISONS = {
     ),
     "single_table": Comparison(
         "Does a memory that is solved, not trained, cost fewer operations and less time than no consolidation?",
-        "6 runs, 8 to 20 minutes each on one core of an AMD EPYC",
+        "6 runs, 7 to 11 minutes each on one core of an AMD EPYC",
         "paper",
         range(3),
         SINGLE_TABLE,
