@@ -7,6 +7,8 @@
 | no_episodic | the same step without buffer, write gate, retrieval and its losses: a lower bound for skipping |
 | transformer | a dense model of the same width, depth, data and loss |
 | agreement | difference of the losses of 20 steps with skipping and 20 steps without, from one state |
+
+`beside` times a training step and an evaluation of several trained models in turn.
 """
 
 import contextlib
@@ -103,6 +105,22 @@ def agreement(learner: Learner, state, batches) -> dict:
         "attention_tokens_training": shares["attention_tokens"],
         "kept_share_training": shares["kept_share"],
     }
+
+
+def beside(runs: dict[str, Trained], rounds: int) -> dict:
+    """Returns milliseconds of a training step and of an evaluation, in turn, for the last states of several runs."""
+    calls = {"training_step": {}, "evaluation": {}}
+    for name, (_, config, learner, run, step, state) in runs.items():
+        key = jax.random.key(config.seed)
+        batches = [learner.task.batch("train", config.seed, step + i, run.length, run.batch) for i in range(TIMED)]
+        train, evaluate = compiled_step(learner, state, batches[0]), partial(training.evaluate_step, learner)
+        calls["training_step"][name] = partial(map_list, partial(train, state), batches)
+        calls["evaluation"][name] = partial(map_list, partial(evaluate, state, key=key), batches)
+    return {kind: timed(each, rounds, per=TIMED) for kind, each in calls.items()}
+
+
+def map_list(f, batches: list) -> list:
+    return [f(batch) for batch in batches]
 
 
 def measure(trained: Trained, dense: Learner, rounds: int) -> dict:
