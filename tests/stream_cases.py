@@ -13,7 +13,7 @@ LENGTH, SIZE = 32, 3  # events in a visit, fresh streams
 SETTINGS = {
     "run.steps": 20, "run.log_every": 20, "run.checkpoint_every": 20, "run.length": LENGTH, "run.batch": 4,
     "run.held_out_tokens": 128, "run.final_tokens": 128, "data.srcd.patterns": 6, "data.universe": 40,
-    "posterior_cram.semantic.features": 32, "price.start": 5, "price.plateau": 1.0, "joined": (4,),
+    "posterior_cram.semantic.features": 32, "price.start": 5, "price.plateau": 1.0, "joined": (4,), "longer": 1,
     "deployment.streams": SIZE, "deployment.visits": 20, "deployment.change.visit": 10, "deployment.change.visits": 20,
 }  # fmt: skip
 ENTRIES = streams_config.ENTRIES

@@ -20,6 +20,17 @@ def device_of(chip: str):
     return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices[0]
 
 
+def compiled(f, *given) -> jax.stages.Compiled:
+    """Compiles f for the chip of its arguments. It is kept nowhere: what is for a chip cannot be read without one."""
+    kept_from = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, kept_from)
+    jax.config.update(kept_from, float("inf"))
+    try:
+        return jax.jit(f).lower(*given).compile()
+    finally:
+        jax.config.update(kept_from, before)
+
+
 def alone(f):
     """Returns f, with nothing else running. The interpreter uses JAX itself, and would wait for ever for a busy CPU."""
 

@@ -26,8 +26,8 @@ python experiments/streams_change.py --config=experiments/configs/streams.py:VAR
 - The gradient adapter retrieves for every token of a visit, after it was answered, to teach its adapter. These
   retrievals are attention as well. They are reported as `consolidation_tokens`, beside `attention_tokens`.
 - A recurrent model learns on single visits first, then on 4 joined ones, and at last on 16: one sequence where the
-  others have 16 rows. So 16 of its steps read the visits that 16 of theirs do, in another order. It never attends;
-  what counts is what it answers.
+  others have 16 rows. So 16 of its steps read the visits that 16 of theirs do, in another order. It takes `longer`
+  times as many steps, since it had not learned after as many. It never attends; what counts is what it answers.
 
 Reported for each ten visits: tokens that attend, first queries (of new bindings, and of patterns that no earlier visit
 asked for), and the share of right answers.
@@ -138,6 +138,7 @@ def get_config(variant: str = "small") -> ConfigDict:
         variant=variant,  # named in the command of a result
         carried=False,  # whether training sequences join visits
         joined=(1, 4, 16),  # how many, in equal parts of the training one after the other
+        longer=4,  # and how many times as many steps. With as many as the others the recurrent models had not learned.
         deployment={
             "streams": chosen["streams"],
             "visits": chosen["visits"],

@@ -43,7 +43,8 @@ class Entry(NamedTuple):
 def build(config: ConfigDict) -> tuple[Learner, RunConfig]:
     """Returns what to train, and for how long, from the settings.
 
-    With `carried`, training sequences have `joined` visits, and batches that many times fewer sequences.
+    With `carried`, training sequences have `joined` visits, and batches that many times fewer sequences. The training
+    takes `longer` times as many steps.
 
     Raises:
       ValueError, KeyError: if settings are unknown, out of range, or contradict each other.
@@ -55,6 +56,9 @@ def build(config: ConfigDict) -> tuple[Learner, RunConfig]:
     joined = tuple(config.joined)
     if not joined or any(one < 1 or run.batch % one for one in joined):
         raise ValueError(f"each number in joined must divide run.batch={run.batch}, got joined={joined}")
+    if config.longer < 1:
+        raise ValueError(f"longer must be at least 1, got {config.longer}")
+    run = dataclasses.replace(run, steps=config.longer * run.steps)
     shapes = [(run.length * one, run.batch // one) for one in joined]
     stages = tuple((run.steps // len(joined), *shape) for shape in shapes[:-1])
     return learner, dataclasses.replace(run, length=shapes[-1][0], batch=shapes[-1][1], curriculum=stages)

@@ -59,6 +59,16 @@ def test_sequences_grow_and_steps_keep_their_tokens():
     assert shapes == 6 * [(LENGTH, 4)] + 6 * [(2 * LENGTH, 2)] + 8 * [(4 * LENGTH, 1)]
 
 
+def test_what_is_carried_may_train_longer_and_nothing_else_does():
+    for label, steps in (("mamba2, carried", 60), ("transformer", 20)):
+        config = configured(label)
+        config.longer = 3
+        assert stream_runs.build(config)[1].steps == steps
+    config.carried, config.longer = True, 0
+    with pytest.raises(ValueError, match="longer must be at least 1, got 0"):
+        stream_runs.build(config)
+
+
 def test_the_least_attention_is_counted_by_hand():
     learner, _ = stream_runs.build(configured("memory learns"))
     params, reader = training.init(learner, 0, 0, 2).params, Knowing(learner)

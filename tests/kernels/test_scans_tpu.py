@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scan_cases import softplus
-from tpu_cases import ALL, alone, device_of, norm
+from tpu_cases import ALL, alone, compiled, device_of, norm
 
 from cram_jax.kernels import PalimpsaState, palimpsa_scan, ssd_scan
 
@@ -147,5 +147,5 @@ def test_the_compiler_of_the_chip_takes_it(chip, name, K, V, dtype):
         place, (shapes(name, dtype, T=300, K=K, V=V), jax.ShapeDtypeStruct((B, 300), "int32"))
     )
     both = lambda given, segment_BxT: outputs_and_gradients(name, given, segment_BxT=segment_BxT, backend="tpu")
-    compiled = jax.jit(both).lower(given, segment_BxT).compile()
-    assert all(f"{name}_{way}" in compiled.as_text() for way in ("forward", "backward"))
+    program = compiled(both, given, segment_BxT)
+    assert all(f"{name}_{way}" in program.as_text() for way in ("forward", "backward"))

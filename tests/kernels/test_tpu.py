@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tpu_cases import ALL, TOPOLOGIES, alone, device_of, norm
+from tpu_cases import ALL, TOPOLOGIES, alone, compiled, device_of, norm
 
 from cram_jax import kernels
 from cram_jax.kernels.skip_attention import reference, tpu
@@ -215,6 +215,6 @@ def test_the_compiler_of_the_chip_takes_it(chip, K, V, dtype):
         return o, tpu.backward(q, k, v, plan, 1.0, o, lse, do, tiles=tiles)
 
     heads = like(B, T, H, K), like(B, T, G, K), like(B, T, G, V), like(B, T, H, V)
-    compiled = jax.jit(both).lower(plan, *heads).compile()
+    program = compiled(both, plan, *heads)
     # It fits, and the three kernels are in it
-    assert all(name in compiled.as_text() for name in ("forward_kernel", "dq_kernel", "dkv_kernel"))
+    assert all(name in program.as_text() for name in ("forward_kernel", "dq_kernel", "dkv_kernel"))
