@@ -108,6 +108,7 @@ SEEDS = {
     "jamba": 5,
     "mqar": 3,
     "recurrence": 3,
+    "single_table": 3,
     "srcd_paper": 5,
     "srcd_paper_10k_gpu": 3,
     "srcd_small": 5,
