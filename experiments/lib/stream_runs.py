@@ -52,13 +52,14 @@ def build(config: ConfigDict) -> tuple[Learner, RunConfig]:
     data = from_config(StreamsConfig(), config.data)
     if not config.carried:
         return runs.build(config, StreamsTask(data, config.dynamics_weight))
+    if config.longer < 1:
+        raise ValueError(f"longer must be at least 1, got {config.longer}")
+    config = config.copy_and_resolve_references()
+    config.run.steps, config.optimizer.steps = (config.longer * one.steps for one in (config.run, config.optimizer))
     learner, run = runs.build(config, JoinedTask(data.one_visit, config.dynamics_weight, data))
     joined = tuple(config.joined)
     if not joined or any(one < 1 or run.batch % one for one in joined):
         raise ValueError(f"each number in joined must divide run.batch={run.batch}, got joined={joined}")
-    if config.longer < 1:
-        raise ValueError(f"longer must be at least 1, got {config.longer}")
-    run = dataclasses.replace(run, steps=config.longer * run.steps)
     shapes = [(run.length * one, run.batch // one) for one in joined]
     stages = tuple((run.steps // len(joined), *shape) for shape in shapes[:-1])
     return learner, dataclasses.replace(run, length=shapes[-1][0], batch=shapes[-1][1], curriculum=stages)

@@ -63,7 +63,8 @@ def test_what_is_carried_may_train_longer_and_nothing_else_does():
     for label, steps in (("mamba2, carried", 60), ("transformer", 20)):
         config = configured(label)
         config.longer = 3
-        assert stream_runs.build(config)[1].steps == steps
+        learner, settings = stream_runs.build(config)
+        assert settings.steps == learner.optimizer.steps == steps
     config.carried, config.longer = True, 0
     with pytest.raises(ValueError, match="longer must be at least 1, got 0"):
         stream_runs.build(config)
