@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from cram_jax.functional.checks import check_at_least_one, check_fields, check_not_negative
-from cram_jax.training import files, optimizer
+from cram_jax.training import files, optimizer, sharding
 from cram_jax.training import step as training
 from cram_jax.training.checkpoints import Checkpoints
 from cram_jax.training.machine import peak_memory_mb, versions
@@ -33,6 +33,7 @@ class RunConfig:
     probe_batches: number of batches in which the quality of every token is measured at each logged step.
     checkpoint_every: steps between checkpoints, a multiple of log_every.
     final_tokens: held-out tokens of the last evaluation.
+    mesh: devices among which the rows of a batch are divided: data:N, or data:-1 for as many as divide all batches.
     """
 
     steps: int = 3000
@@ -44,6 +45,7 @@ class RunConfig:
     probe_batches: int = 1
     checkpoint_every: int = 500
     final_tokens: int = 1_000_000
+    mesh: str = "data:-1"
 
     def __post_init__(self):
         check_fields(self)
@@ -67,6 +69,19 @@ class RunConfig:
             step -= steps
         return self.length, self.batch
 
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """All numbers of sequences in a batch."""
+        return tuple(sorted({self.batch, *(batch for _, _, batch in self.curriculum)}))
+
+    def layout(self) -> sharding.Layout:
+        """Returns what each device holds.
+
+        Raises:
+          ValueError: if `mesh` is none, or names more devices than there are, or a batch does not divide among them.
+        """
+        return sharding.layout(self.mesh, self.batches)
+
     def held_out_batches(self, tokens: int) -> int:
         """Returns the number of batches that hold at least that many tokens."""
         return max(1, -(-tokens // (self.length * self.batch)))
@@ -84,10 +99,11 @@ def evaluate(
     Held-out streams are fresh: their memory is empty at their first visit, and learns from visit to visit.
     """
     sums, learner = [], _evaluated(learner)
-    in_streams = streams(learner, run)
-    states = in_streams and learner.model.for_streams(state.consolidation, in_streams)
+    in_streams, layout = streams(learner, run), run.layout()
+    state = layout.state(learner.model, state)
+    states = in_streams and layout.states(learner.model, learner.model.for_streams(state.consolidation, in_streams))
     for index in range(run.held_out_batches(tokens)):
-        batch = learner.task.batch(split, seed, index, run.length, run.batch)
+        batch = layout.rows(learner.task.batch(split, seed, index, run.length, run.batch), run.batch)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), training.EVALUATION), index)
         if in_streams:
             states, found = training.visit_step(learner, state.params, states, batch, key)
@@ -114,7 +130,7 @@ def given(learner: Learner, run: RunConfig, seed: int, step: int):
     """Returns (batch, rows that begin a stream) of a training step, counted from 0; None for a task without streams."""
     length, size = run.shape(step)
     fresh_B = learner.task.fresh("train", step, size) if streams(learner, run) else None
-    return learner.task.batch("train", seed, step, length, size), fresh_B
+    return run.layout().rows((learner.task.batch("train", seed, step, length, size), fresh_B), size)
 
 
 def _evaluated(learner: Learner) -> Learner:
@@ -126,10 +142,11 @@ def probe(learner: Learner, run: RunConfig, state: TrainState, seed: int, batche
     """Returns quality and familiarity of all tokens of some held-out batches; {} if no layer consolidates."""
     if not learner.model.consolidates or not batches:
         return {}
-    sums, learner = [], _evaluated(learner)
+    sums, learner, layout = [], _evaluated(learner), run.layout()
+    state = layout.state(learner.model, state)
     key = jax.random.fold_in(jax.random.key(seed), training.EVALUATION)
     for index in range(batches):
-        batch = learner.task.batch("held_out", seed, index, run.length, run.batch)
+        batch = layout.rows(learner.task.batch("held_out", seed, index, run.length, run.batch), run.batch)
         sums.append(jax.device_get(training.probe_step(learner, state, batch, key)))
     return means(sums)
 
@@ -161,7 +178,7 @@ def _train(learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns:
     if restored is not None:
         log.info("going on from step %d in %s", restored[0], workdir)
         state = restored[1]
-    first = int(state.step)
+    state, first = run.layout().state(learner.model, state), int(state.step)
     training.check_batch(learner, state.params, given(learner, run, seed, first)[0])
     records = Records(workdir, first if restored else -1)
     stopped = []
@@ -181,7 +198,7 @@ def _train(learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns:
         if records.last is None and first == records.began:  # else lines were lost
             _write(records, learner, run, state, seed, {}, float("nan"), 0.0)
         if first < run.steps:
-            records.launch(versions())
+            records.launch(versions() | {"mesh": run.layout().name})
             groups = optimizer.describe(learner.optimizer, learner.model, state.params)
             files.write_whole(workdir / "parameters.txt", "\n".join(groups) + "\n")
         state = _steps(learner, run, seed, state, records, saves, stopped)
@@ -199,11 +216,11 @@ def _train(learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns:
 def _steps(learner, run, seed, state, records, saves, stopped: list) -> TrainState:
     """Runs all remaining steps. Writes a logged line and a checkpoint whenever one is due."""
     first, before, start = int(state.step), records.seconds, time.perf_counter()
-    reports, compiled = saves.beside or [], set()
+    reports, compiled, train_step = saves.beside or [], set(), run.layout().step(learner, state)
     timed_step, timed_from = first, start
     for step in range(first, run.steps):
         length, size = run.shape(step)
-        state, report = training.train_step(learner, state, *given(learner, run, seed, step))
+        state, report = train_step(state, *given(learner, run, seed, step))
         reports.append(report)
         done = step + 1
         if (length, size) not in compiled:  # this step was compiled, so its time does not count

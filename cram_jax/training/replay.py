@@ -34,7 +34,7 @@ def repeat(learner: Learner, run: RunConfig, seed: int, workdir: Path, number: i
     saves = Checkpoints(kept / str(number))
     restored = saves.restore(state)
     saves.close()
-    state = state if restored is None else restored[1]
+    state = run.layout().state(learner.model, state if restored is None else restored[1])
     for before in range(int(state.step), number - 1):
         state, _ = training.train_step(learner, state, *loop.given(learner, run, seed, before))
     return _not_finite(learner, state, *loop.given(learner, run, seed, number - 1))

@@ -13,7 +13,7 @@ from cram_jax.training import files
 log = logging.getLogger(__name__)
 
 # Settings that change nothing that is learned, and those of a longer run.
-LOOKS = ("run.held_out_tokens", "run.probe_batches", "run.final_tokens", "run.checkpoint_every")
+LOOKS = ("run.held_out_tokens", "run.probe_batches", "run.final_tokens", "run.checkpoint_every", "run.mesh")
 LENGTH = ("run.steps", "optimizer.steps")
 
 
@@ -54,7 +54,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, looks: bool = False, extend
     """Creates the directory with a `config.json`, or checks that an existing one is for the same settings.
 
     Args:
-      looks: settings of evaluations (`LOOKS`) may differ. They are written to `config.json` and named in the log.
+      looks: settings of evaluations and devices (`LOOKS`) may differ. They are written to `config.json` and logged.
       extend: so may the number of steps, if it grows.
 
     Raises:

@@ -211,6 +211,7 @@ def one(args: SimpleNamespace, train: Callable, learner: Learner, run: RunConfig
       train: trains or resumes the run, from (settings, directory).
       patterns: number of recurring patterns, whose exposures are counted.
     """
+    run.layout()  # so that devices which are not there show before anything is written
     if not args.replay:
         train(args.config, start(args, learner, patterns))
         return

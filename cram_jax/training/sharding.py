@@ -1,0 +1,104 @@
+"""Training on several devices: each of them holds some rows of a batch, and the memories of the streams in these rows.
+
+Parameters, the optimizer's state and what all sequences consolidate are on every device. Gradients and sums are added
+over the devices by the compiler, so a training means the same on one device and on many. It is written as for one.
+"""
+
+import dataclasses
+import functools
+import logging
+import re
+from functools import partial
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cram_jax.models.stack import Stack
+from cram_jax.training.step import Learner, TrainState, train_step
+
+log = logging.getLogger(__name__)
+
+DATA = "data"
+
+
+def chosen(text: str, batches: tuple[int, ...], here: list) -> list:
+    """Returns the devices of a training, among those that are here.
+
+    Args:
+      text: "data:N" for N devices; "data:-1" for as many as divide all batches.
+      batches: numbers of sequences of all batches in the training.
+
+    Raises:
+      ValueError: if `text` is not such a text, or there are fewer devices, or a batch does not divide among them.
+    """
+    if not (found := re.fullmatch(rf"{DATA}:(-1|[1-9]\d*)", text)):
+        raise ValueError(f"run.mesh must be data:N with a number N of devices, or data:-1 for all, got {text!r}")
+    divides = lambda number: not any(batch % number for batch in batches)
+    number = int(found[1])
+    if number == -1:
+        number = max(filter(divides, range(1, len(here) + 1)))
+    sizes = " and ".join(map(str, batches))
+    if number > len(here):
+        raise ValueError(f"run.mesh={text} needs {number} devices, but there are {len(here)}: {here[0].device_kind}")
+    if not divides(number):
+        raise ValueError(f"batches of {sizes} sequences do not divide among the {number} devices of run.mesh={text}")
+    if idle := len(here) - number:
+        log.warning("%d of %d devices are idle: run.mesh=%s, batches of %s sequences", idle, len(here), text, sizes)
+    return here[:number]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What each device holds.
+
+    Attributes:
+      mesh: the devices; None for one device, on which all stays where it is.
+    """
+
+    mesh: Mesh | None
+
+    @property
+    def name(self) -> str:
+        """Which devices train, as `run.mesh` has it."""
+        return f"{DATA}:{1 if self.mesh is None else self.mesh.size}"
+
+    def rows(self, tree, rows: int):
+        """Puts arrays on the devices: those with an axis of so many rows in front by their rows, others everywhere."""
+        if self.mesh is None:
+            return tree
+        by_row = lambda leaf: P(DATA) if np.ndim(leaf) and np.shape(leaf)[0] == rows else P()
+        return jax.tree.map(lambda leaf: jax.device_put(leaf, NamedSharding(self.mesh, by_row(leaf))), tree)
+
+    def states(self, model: Stack, states: tuple) -> tuple:
+        """Puts consolidation states on the devices: those of streams by their rows, others everywhere."""
+        return states if self.mesh is None else jax.device_put(states, self._of_states(model, states))
+
+    def state(self, model: Stack, state: TrainState) -> TrainState:
+        """Puts the state of a training on the devices."""
+        return state if self.mesh is None else jax.device_put(state, self._of_state(model, state))
+
+    def step(self, learner: Learner, state: TrainState):
+        """Returns `train_step` for this learner: a function (state, batch, fresh rows) whose state stays in place."""
+        if self.mesh is None:
+            return partial(train_step, learner)
+        places = self._of_state(learner.model, state), None
+        return jax.jit(partial(train_step.__wrapped__, learner), donate_argnums=0, out_shardings=places)
+
+    def _of_state(self, model: Stack, state: TrainState) -> TrainState:
+        everywhere = jax.tree.map(lambda _: NamedSharding(self.mesh, P()), state)
+        return everywhere._replace(consolidation=self._of_states(model, state.consolidation))
+
+    def _of_states(self, model: Stack, states: tuple) -> tuple:
+        shared = jax.eval_shape(lambda: model.init_state(None))
+        spec = lambda leaf, without: P(None, DATA) if leaf.ndim > without.ndim else P()  # the first axis is of layers
+        return jax.tree.map(lambda *leaves: NamedSharding(self.mesh, spec(*leaves)), states, shared)
+
+
+@functools.cache  # so that what is idle is said once
+def layout(text: str, batches: tuple[int, ...]) -> Layout:
+    """Returns the layout of a training on the devices of this machine; arguments and errors as in `chosen`."""
+    devices = chosen(text, batches, jax.devices())
+    mesh = jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
+    return Layout(mesh if len(devices) > 1 else None)

@@ -1,0 +1,112 @@
+"""Trainings on eight devices are those on one: losses, parameters, memories. test_meshes.py runs this.
+
+XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/training/training_on_meshes.py NAME
+"""
+
+import dataclasses
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from cram_jax.functional.attention import AttentionConfig
+from cram_jax.functional.cram import CRAMConfig
+from cram_jax.functional.episodic import EpisodicConfig
+from cram_jax.functional.mamba2 import Mamba2Config
+from cram_jax.functional.palimpsa import PalimpsaConfig
+from cram_jax.functional.posterior import PosteriorConfig
+from cram_jax.functional.posterior_cram import PosteriorCRAMConfig
+from cram_jax.models.stack import Stack
+from cram_jax.tasks.srcd import SRCDConfig
+from cram_jax.tasks.srcd_task import SRCDTask
+from cram_jax.tasks.streams import StreamsConfig
+from cram_jax.tasks.streams_task import StreamsTask
+from cram_jax.training import loop
+from cram_jax.training.controller import PriceConfig
+from cram_jax.training.loop import RunConfig
+from cram_jax.training.metrics import CLOCK
+from cram_jax.training.step import Learner
+
+T, B = 32, 16
+TABLE = SRCDTask(SRCDConfig(patterns=8, answers=8, length=T))
+STREAMS = StreamsTask(StreamsConfig(srcd=TABLE.data, universe=40, lifetimes=(3, 5)))
+EVENTS = EpisodicConfig(heads=1, head_dim=8, memory=T)
+SOLVED = PosteriorCRAMConfig(D=16, F=16, episodic=EVENTS, semantic=PosteriorConfig(blocks=4, features=8))
+TRAININGS = {
+    "cram": (TABLE, CRAMConfig(D=16, F=16, episodic=EVENTS)),
+    "streams": (STREAMS, SOLVED),
+    "attention": (TABLE, AttentionConfig(D=16, F=16)),
+    "mamba2": (TABLE, Mamba2Config(D=16, heads=2, head_dim=8, state=8)),
+    "palimpsa": (TABLE, PalimpsaConfig(D=16, heads=2, key_dim=8, value_dim=8)),
+}
+RUN = RunConfig(
+    steps=20, length=T, batch=B, log_every=10, checkpoint_every=10, held_out_tokens=2 * B * T, probe_batches=0
+)
+
+
+def trained(learner: Learner, mesh: str, workdir: Path, steps: int = 20):
+    """(state, lines) of a training."""
+    return loop.train(learner, dataclasses.replace(RUN, mesh=mesh, steps=steps), 0, workdir, patterns=8)
+
+
+def agree(learner: Learner, one, many) -> None:
+    """Sums are ordered differently, and twenty steps let that grow, most in the memories: they are no means."""
+    (want, lines), (got, again) = jax.device_get(one), jax.device_get(many)
+    close = lambda rtol: lambda a, b: np.testing.assert_allclose(b, a, rtol=rtol, atol=rtol * max(1, np.abs(a).max()))
+    jax.tree.map(close(1e-5), (want.params, want.price), (got.params, got.price))
+    if learner.task is STREAMS:  # what is solved from the sums of its memory is less exact than they are
+        ((a,), (b,)) = want.consolidation, got.consolidation
+        jax.tree.map(close(1e-4), a._replace(memory=a.memory.sums), b._replace(memory=b.memory.sums))
+        close(1e-2)(a.memory.up_SxFxD, b.memory.up_SxFxD)
+    else:
+        jax.tree.map(close(1e-4), want.consolidation, got.consolidation)
+    assert [line["step"] for line in again] == [line["step"] for line in lines] == [0, 10, 20]
+    for a, b in zip(lines, again, strict=True):
+        for name in a.keys() - set(CLOCK):
+            np.testing.assert_allclose(b[name], a[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def check_places(learner: Learner, state, devices: int) -> None:
+    """Each device holds the memories of its streams, and all of the parameters."""
+    for leaf in jax.tree.leaves(state.params):
+        assert leaf.sharding.spec == P() and leaf.sharding.num_devices == devices
+    if learner.task is STREAMS:
+        (held,) = state.consolidation
+        for leaf in jax.tree.leaves(held.memory):
+            assert {shard.data.shape[1] for shard in leaf.addressable_shards} == {B // devices}, leaf.sharding
+
+
+def check_traffic(learner: Learner, state) -> None:
+    """Devices add up sums. None sends its tokens to another."""
+    run = dataclasses.replace(RUN, mesh="data:8")
+    state = run.layout().state(learner.model, state)
+    compiled = run.layout().step(learner, state).lower(state, *loop.given(learner, run, 0, 20)).compile().as_text()
+    assert "all-reduce(" in compiled
+    sent = re.findall(r".*= .*(?:all-gather|all-to-all|collective-permute)\(.*", compiled)
+    # But CPUs have top_k for arrays in one piece only, and solve one memory after the other (`posterior._one_by_one`).
+    # Both hold back devices of a CPU, and only where streams have memories.
+    known = "top_k|cond/branch_0_fun/reshape" if learner.task is STREAMS else "nothing"
+    assert not (others := [line for line in sent if not re.search(known, line)]), others[:3]
+
+
+def main(name: str) -> None:
+    task, layer = TRAININGS[name]
+    learner = Learner(task, Stack((layer,), 2), price=PriceConfig(start=4, ramp=4, plateau=10.0))
+    with tempfile.TemporaryDirectory() as folder:
+        one, many = (Path(folder) / number for number in ("one", "many"))
+        want = trained(learner, "data:1", one)
+        half, _ = trained(learner, "data:8", many, 10)
+        check_places(learner, half, 8)
+        # A training that is stopped goes on with another number of devices
+        agree(learner, want, trained(learner, "data:1", many))
+        check_traffic(learner, jax.device_get(half))
+    print("the same on eight devices")
+
+
+if __name__ == "__main__":
+    assert jax.device_count() == 8, jax.devices()
+    main(sys.argv[1])
