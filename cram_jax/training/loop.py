@@ -51,6 +51,7 @@ class RunConfig:
         check_fields(self)
         check_at_least_one(self, "steps", "length", "batch", "log_every", "checkpoint_every")
         check_not_negative(self, "held_out_tokens", "probe_batches", "final_tokens")
+        sharding.wanted(self.mesh)
         if self.checkpoint_every % self.log_every or self.steps % self.log_every:
             raise ValueError(
                 "steps and checkpoint_every must be multiples of log_every, got "
@@ -78,7 +79,7 @@ class RunConfig:
         """Returns what each device holds.
 
         Raises:
-          ValueError: if `mesh` is none, or names more devices than there are, or a batch does not divide among them.
+          ValueError: if `mesh` names more devices than there are, or a batch does not divide among them.
         """
         return sharding.layout(self.mesh, self.batches)
 

@@ -23,6 +23,13 @@ log = logging.getLogger(__name__)
 DATA = "data"
 
 
+def wanted(text: str) -> int:
+    """Returns the number of devices that "data:N" asks for, -1 for all; ValueError for another text."""
+    if not (found := re.fullmatch(rf"{DATA}:(-1|[1-9]\d*)", text)):
+        raise ValueError(f"run.mesh must be data:N with a number N of devices, or data:-1 for all, got {text!r}")
+    return int(found[1])
+
+
 def chosen(text: str, batches: tuple[int, ...], here: list) -> list:
     """Returns the devices of a training, among those that are here.
 
@@ -33,10 +40,8 @@ def chosen(text: str, batches: tuple[int, ...], here: list) -> list:
     Raises:
       ValueError: if `text` is not such a text, or there are fewer devices, or a batch does not divide among them.
     """
-    if not (found := re.fullmatch(rf"{DATA}:(-1|[1-9]\d*)", text)):
-        raise ValueError(f"run.mesh must be data:N with a number N of devices, or data:-1 for all, got {text!r}")
     divides = lambda number: not any(batch % number for batch in batches)
-    number = int(found[1])
+    number = wanted(text)
     if number == -1:
         number = max(filter(divides, range(1, len(here) + 1)))
     sizes = " and ".join(map(str, batches))
