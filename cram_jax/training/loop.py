@@ -45,7 +45,7 @@ class RunConfig:
     probe_batches: int = 1
     checkpoint_every: int = 500
     final_tokens: int = 1_000_000
-    mesh: str = "data:-1"
+    mesh: str = "data:1"
 
     def __post_init__(self):
         check_fields(self)

@@ -50,7 +50,8 @@ def chosen(text: str, batches: tuple[int, ...], here: list) -> list:
     if not divides(number):
         raise ValueError(f"batches of {sizes} sequences do not divide among the {number} devices of run.mesh={text}")
     if idle := len(here) - number:
-        log.warning("%d of %d devices are idle: run.mesh=%s, batches of %s sequences", idle, len(here), text, sizes)
+        said = "%d of %d devices are idle: run.mesh=%s, batches of %s sequences; run.mesh=data:-1 takes all it can"
+        log.warning(said, idle, len(here), text, sizes)
     return here[:number]
 
 
@@ -89,7 +90,8 @@ class Layout:
         if self.mesh is None:
             return partial(train_step, learner)
         places = self._of_state(learner.model, state), None
-        return jax.jit(partial(train_step.__wrapped__, learner), donate_argnums=0, out_shardings=places)
+        program = jax.jit(partial(train_step.__wrapped__, learner), donate_argnums=0, out_shardings=places)
+        return partial(_divided, program, self.name)
 
     def _of_state(self, model: Stack, state: TrainState) -> TrainState:
         everywhere = jax.tree.map(lambda _: NamedSharding(self.mesh, P()), state)
@@ -99,6 +101,18 @@ class Layout:
         shared = jax.eval_shape(lambda: model.init_state(None))
         spec = lambda leaf, without: P(None, DATA) if leaf.ndim > without.ndim else P()  # the first axis is of layers
         return jax.tree.map(lambda *leaves: NamedSharding(self.mesh, spec(*leaves)), states, shared)
+
+
+def _divided(program, name: str, *args):
+    try:
+        return program(*args)
+    except NotImplementedError as error:
+        if "cannot be automatically partitioned" not in str(error):
+            raise
+        raise ValueError(
+            f"the compiler does not divide our TPU kernels among the devices of run.mesh={name}; choose the setting "
+            "`backend` of the layers as xla, or run.mesh=data:1"
+        ) from error
 
 
 @functools.cache  # so that what is idle is said once

@@ -51,6 +51,16 @@ def test_a_mesh_that_cannot_be_is_named(text, message):
         sharding.chosen(text, (4, 16), HERE)
 
 
+def test_a_kernel_that_is_not_divided_is_named():
+    def program(said):
+        raise NotImplementedError(said)
+
+    with pytest.raises(ValueError, match="`backend` of the layers as xla, or run.mesh=data:1"):
+        sharding._divided(program, "data:8", "Mosaic kernels cannot be automatically partitioned. Please wrap")
+    with pytest.raises(NotImplementedError, match="another"):
+        sharding._divided(program, "data:8", "another")
+
+
 def test_a_curriculum_counts_too():
     assert RunConfig(batch=4, curriculum=((10, 8, 32), (10, 16, 16))).batches == (4, 16, 32)
     with pytest.raises(ValueError, match="got 'data:-2'"):
