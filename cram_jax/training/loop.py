@@ -162,14 +162,19 @@ def train(
 
     Raises:
       ValueError: if `workdir` holds a checkpoint of another model, or none of its checkpoints is intact, or another
-        process trains there.
+        process trains there, or `run.mesh` cannot be had.
       OSError: if a checkpoint cannot be read, or the last state cannot be saved.
       FloatingPointError: after 10 steps in a row that were skipped (`step.train_step`).
       Interrupted: after SIGTERM or SIGINT, once the current step has finished and the state is saved. A second signal
         ends the program at once. What was not logged yet is saved with the state, for the line after the run goes on.
     """
     with files.held(workdir):
-        return _train(learner, run, seed, workdir, patterns)
+        try:
+            return _train(learner, run, seed, workdir, patterns)
+        except NotImplementedError as error:
+            if said := sharding.explained(error, run.mesh):
+                raise ValueError(said) from error
+            raise
 
 
 def _train(learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns: int) -> tuple[TrainState, list[dict]]:

@@ -90,8 +90,7 @@ class Layout:
         if self.mesh is None:
             return partial(train_step, learner)
         places = self._of_state(learner.model, state), None
-        program = jax.jit(partial(train_step.__wrapped__, learner), donate_argnums=0, out_shardings=places)
-        return partial(_divided, program, self.name)
+        return jax.jit(partial(train_step.__wrapped__, learner), donate_argnums=0, out_shardings=places)
 
     def _of_state(self, model: Stack, state: TrainState) -> TrainState:
         everywhere = jax.tree.map(lambda _: NamedSharding(self.mesh, P()), state)
@@ -103,16 +102,14 @@ class Layout:
         return jax.tree.map(lambda *leaves: NamedSharding(self.mesh, spec(*leaves)), states, shared)
 
 
-def _divided(program, name: str, *args):
-    try:
-        return program(*args)
-    except NotImplementedError as error:
-        if "cannot be automatically partitioned" not in str(error):
-            raise
-        raise ValueError(
-            f"the compiler does not divide our TPU kernels among the devices of run.mesh={name}; choose the setting "
-            "`backend` of the layers as xla, or run.mesh=data:1"
-        ) from error
+def explained(error: NotImplementedError, text: str) -> str | None:
+    """Returns what to do about an error of the compiler if it is that it does not divide our kernels; else None."""
+    if "cannot be automatically partitioned" not in str(error):
+        return None
+    return (
+        f"the compiler does not divide our TPU kernels among the devices of run.mesh={text}; choose the setting "
+        "`backend` of the layers as xla, or run.mesh=data:1"
+    )
 
 
 @functools.cache  # so that what is idle is said once

@@ -84,9 +84,7 @@ def check_traffic(learner: Learner, state) -> None:
     """Devices add up sums. None sends its tokens to another."""
     run = dataclasses.replace(RUN, mesh="data:8")
     state = run.layout().state(learner.model, state)
-    compiled = (
-        run.layout().step(learner, state).args[0].lower(state, *loop.given(learner, run, 0, 20)).compile().as_text()
-    )
+    compiled = run.layout().step(learner, state).lower(state, *loop.given(learner, run, 0, 20)).compile().as_text()
     assert "all-reduce(" in compiled
     sent = re.findall(r".*= .*(?:all-gather|all-to-all|collective-permute)\(.*", compiled)
     # But CPUs have top_k for arrays in one piece only, and solve one memory after the other (`posterior._one_by_one`).
