@@ -50,8 +50,9 @@ def chosen(text: str, batches: tuple[int, ...], here: list) -> list:
     if not divides(number):
         raise ValueError(f"batches of {sizes} sequences do not divide among the {number} devices of run.mesh={text}")
     if idle := len(here) - number:
-        said = "%d of %d devices are idle: run.mesh=%s, batches of %s sequences; run.mesh=data:-1 takes all it can"
-        log.warning(said, idle, len(here), text, sizes)
+        hint = "more divide larger batches" if wanted(text) == -1 else "run.mesh=data:-1 takes as many as it can"
+        said = "%d of %d devices are idle: run.mesh=%s, batches of %s sequences; %s"
+        log.warning(said, idle, len(here), text, sizes, hint)
     return here[:number]
 
 

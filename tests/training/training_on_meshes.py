@@ -70,14 +70,14 @@ def agree(learner: Learner, one, many) -> None:
             np.testing.assert_allclose(b[name], a[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-def check_places(learner: Learner, state, devices: int) -> None:
+def check_places(learner: Learner, state) -> None:
     """Each device holds the memories of its streams, and all of the parameters."""
     for leaf in jax.tree.leaves(state.params):
-        assert leaf.sharding.spec == P() and leaf.sharding.num_devices == devices
+        assert leaf.sharding.spec == P() and leaf.sharding.num_devices == 8
     if learner.task is STREAMS:
         (held,) = state.consolidation
         for leaf in jax.tree.leaves(held.memory):
-            assert {shard.data.shape[1] for shard in leaf.addressable_shards} == {B // devices}, leaf.sharding
+            assert {shard.data.shape[1] for shard in leaf.addressable_shards} == {B // 8}, leaf.sharding
 
 
 def check_traffic(learner: Learner, state) -> None:
@@ -100,7 +100,7 @@ def main(name: str) -> None:
         one, many = (Path(folder) / number for number in ("one", "many"))
         want = trained(learner, "data:1", one)
         half, _ = trained(learner, "data:8", many, 10)
-        check_places(learner, half, 8)
+        check_places(learner, half)
         # A training that is stopped goes on with another number of devices
         agree(learner, want, trained(learner, "data:1", many))
         check_traffic(learner, jax.device_get(half))
