@@ -4,6 +4,7 @@ python examples/linen_language_model.py [--steps=400] [--workdir=runs/linen_lang
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -50,7 +51,7 @@ def train_step(variables, opt_state, byte_BxT, price, key):
 
 def main(steps: int, workdir: Path) -> None:
     text = np.concatenate([np.fromfile(f, np.uint8) for f in sorted(Path(argparse.__file__).parent.glob("*.py"))])
-    variables = LanguageModel().init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
+    variables = jax.jit(LanguageModel().init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
     opt_state = OPTIMIZER.init(variables["params"])
     for step in range(steps):
         if step == steps // 2:  # until now every byte attended; from now on the router decides, at a rising price
@@ -64,7 +65,7 @@ def main(steps: int, workdir: Path) -> None:
     ocp.PyTreeCheckpointer().save(workdir.resolve() / "model", variables, force=True)
     again = ocp.PyTreeCheckpointer().restore(workdir.resolve() / "model")
     model, text = LanguageModel(), list(b"def ")
-    cache = {"cache": model.init(jax.random.key(0), jnp.zeros(1, jnp.int32), method="step")["cache"]}
+    cache = {"cache": jax.jit(partial(model.init, method="step"))(jax.random.key(0), jnp.zeros(1, jnp.int32))["cache"]}
     stream = jax.jit(lambda held, byte_B: model.apply(held, byte_B, method="step", mutable=["cache"]))
     for position in range(120):
         logits, cache = stream(again | cache, jnp.asarray(text[position : position + 1]))

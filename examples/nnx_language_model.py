@@ -47,7 +47,8 @@ def train_step(model, optimizer, byte_BxT, price):
 
 def main(steps: int, workdir: Path) -> None:
     text = np.concatenate([np.fromfile(f, np.uint8) for f in sorted(Path(argparse.__file__).parent.glob("*.py"))])
-    model = LanguageModel(nnx.Rngs(params=0, route=1))
+    create = lambda: LanguageModel(nnx.Rngs(params=0, route=1))
+    model = nnx.jit(create)()
     model.train()
     optimizer = nnx.Optimizer(model, optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(2e-3)), wrt=nnx.Param)
     for step in range(steps):
@@ -59,7 +60,7 @@ def main(steps: int, workdir: Path) -> None:
         if step % 20 == 0 or step == steps - 1:
             print(f"step {step}: {bits:.2f} bits a byte, {attends:.0%} of (byte, layer) pairs attend", flush=True)
 
-    again = nnx.eval_shape(lambda: LanguageModel(nnx.Rngs(params=0, route=1)))
+    again = nnx.eval_shape(create)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(workdir.resolve() / "model", nnx.state(model), force=True)
         checkpointer.wait_until_finished()

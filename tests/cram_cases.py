@@ -23,14 +23,13 @@ CONFIG = CRAMConfig(
 def lively(cfg: CRAMConfig, seed: int = 0):
     """Parameters far from their initial values, so that every memory, route and write decision occurs."""
     params = cram.init(jax.random.key(seed), cfg)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    draw = np.random.default_rng(seed + 2)  # NumPy compiles nothing
     scale = lambda leaf: 0.5 * leaf.shape[0] ** -0.5 if leaf.ndim > 1 else 0.2
-    moved = [x + scale(x) * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
+    moved = jax.tree.map(lambda x: x + jnp.asarray(scale(x) * draw.standard_normal(x.shape), x.dtype), params)
     state = consolidation.release(cram.init_state(cfg))
     # It has seen retrievals whose variance is 3, so that a missing division by it shows.
     state = state._replace(weight=jnp.asarray(0.5), square=jnp.asarray(1.5), mean_D=jnp.zeros_like(state.mean_D))
-    return jax.tree.unflatten(tree, moved), state
+    return moved, state
 
 
 def inputs(seed: int = 5):

@@ -3,6 +3,8 @@
 from functools import cache
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from cram_cases import INPUTS
 
@@ -55,12 +57,9 @@ def moved(params, repeats: int = 0, seed: int = 1):
     Args:
       repeats: leading axes of each parameter that are none of the layer's own.
     """
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    draw = np.random.default_rng(seed)  # compiles nothing
     scale = lambda x: 0.5 * x.shape[repeats] ** -0.5 if x.ndim > repeats + 1 else 0.2
-    return tree.unflatten(
-        [x + scale(x) * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
-    )
+    return jax.tree.map(lambda x: x + jnp.asarray(scale(x) * draw.standard_normal(x.shape), x.dtype), params)
 
 
 def layer(cfg: Layer, seed: int = 0):
@@ -70,7 +69,7 @@ def layer(cfg: Layer, seed: int = 0):
 
 @cache
 def _layer(cfg: Layer, seed: int, wide: bool):
-    return moved(cfg.init(jax.random.key(seed))), cfg.release(cfg.init_state())
+    return moved(jax.jit(cfg.init)(jax.random.key(seed))), cfg.release(cfg.init_state())
 
 
 def sequence(seed: int = 2):

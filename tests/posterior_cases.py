@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cram_jax.functional import posterior_cram, two_stage
 from cram_jax.functional.episodic import EpisodicConfig
@@ -24,14 +25,12 @@ CFG = PosteriorCRAMConfig(
 def lively(cfg: PosteriorCRAMConfig = CFG, seed: int = 0):
     """Parameters with which every route, write and contradiction occurs."""
     params = posterior_cram.init(jax.random.key(seed), cfg)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    draw = np.random.default_rng(seed + 4)  # one with which all of them occur; NumPy compiles nothing
     scale = lambda leaf: 0.5 * leaf.shape[0] ** -0.5 if leaf.ndim > 1 else 0.2
-    moved = [x + scale(x) * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)]
-    params = jax.tree.unflatten(tree, moved)
-    need = params.router.need
-    router = params.router._replace(need=need._replace(out_FxD=8 * need.out_FxD), trust=jnp.asarray(0.1))
-    return params._replace(router=router)
+    moved = jax.tree.map(lambda x: x + jnp.asarray(scale(x) * draw.standard_normal(x.shape), x.dtype), params)
+    need = moved.router.need
+    router = moved.router._replace(need=need._replace(out_FxD=8 * need.out_FxD), trust=jnp.asarray(0.1))
+    return moved._replace(router=router)
 
 
 def tokens(seed: int, rows: int = B):

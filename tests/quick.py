@@ -10,6 +10,7 @@ XLA_FLAGS = " ".join(
     [
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_parallel_codegen_split_count=1",  # two processes of tests have two cores: a fifth less to compile
         *(["--xla_cpu_use_fusion_emitters=false"] if version("jax").startswith("0.10.") else []),
     ]
 )
