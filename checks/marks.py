@@ -109,6 +109,7 @@ SEEDS = {
     "mqar": 3,
     "recurrence": 3,
     "single_table": 3,
+    "streams_controls": 3,
     "srcd_paper": 5,
     "srcd_paper_10k_gpu": 3,
     "srcd_small": 5,
