@@ -14,7 +14,7 @@ from .backends import Backends, Call, device_of
 from .checks import check_kinds, check_shapes, check_whole
 from .common import accumulator, default_scale, segment_starts
 from .containment import finite, spoilt, spoilt_so_far
-from .meshes import varying_like
+from .meshes import by_sequence, varying_like
 
 # Float32 products stay float32; by default accelerators round them to fewer bits.
 exact_einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -83,7 +83,7 @@ def run(backends: Backends, backend: str, q_BxTxGxK, *others, scale: float | Non
     call = Call(jax.default_backend(), rows=T, keys=T, dtype=q_BxTxGxK.dtype, device=device_of(q_BxTxGxK))
     scan = backends[backends.resolve(backend, call)].scan
     arrays = varying_like((q_BxTxGxK, *others), q_BxTxGxK, *others)
-    return scan(*arrays, scale=default_scale(scale, K), chunk=chunk)
+    return by_sequence(partial(scan, scale=default_scale(scale, K), chunk=chunk), *arrays)
 
 
 def empty_state(v_BxTxHxV, K: int):

@@ -14,10 +14,15 @@ TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "v4": "v4:
 ALL = bool(os.environ.get("TEST_ALL_TPUS"))  # also chips and sizes that add nothing new
 
 
-def device_of(chip: str):
-    """Returns a virtual device of a chip, for which programs compile. Skips the test if there is no compiler."""
+def devices_of(chip: str) -> list:
+    """Returns four virtual devices of a chip, for which programs compile. Skips the test if there is no compiler."""
     pytest.importorskip("libtpu", reason="the TPU's compiler")
-    return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices[0]
+    return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices
+
+
+def device_of(chip: str):
+    """Returns one of them."""
+    return devices_of(chip)[0]
 
 
 def compiled(f, *given) -> jax.stages.Compiled:

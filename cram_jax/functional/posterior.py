@@ -14,6 +14,7 @@ these are the streams' axes, and then that of blocks.
 """
 
 import dataclasses
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 
 from cram_jax.dims import Array, Bool, Float, Key
 from cram_jax.functional.checks import check_at_least_one, check_fields
-from cram_jax.kernels.meshes import automatic
+from cram_jax.kernels.meshes import automatic, by_sequence
 
 
 @jax.tree_util.register_static
@@ -177,7 +178,9 @@ def solve(memory: Posterior, sums: PosteriorSums) -> Posterior:
     eye = jnp.eye(sums.A_SxFxF.shape[-1], dtype=sums.A_SxFxF.dtype)
     system = sums.A_SxFxF + memory.ridge[..., None, None] * eye, sums.C_SxFxD
     by_platform = lambda A, C: jax.lax.platform_dependent(A, C, cpu=_one_by_one, default=_solved)
-    root, up = automatic(by_platform, *system)
+    # The axis of streams, if there is one, is that before the blocks: each device solves those of its streams.
+    of_streams = partial(by_sequence, by_platform, axis=max(0, system[0].ndim - 4))
+    root, up = automatic(of_streams if system[0].ndim > 3 else by_platform, *system)
     return memory._replace(sums=sums, root_SxFxF=root, up_SxFxD=up, free_share=_free_share(root, memory.ridge))
 
 

@@ -45,7 +45,7 @@ class RunConfig:
     probe_batches: int = 1
     checkpoint_every: int = 500
     final_tokens: int = 1_000_000
-    mesh: str = "data:1"
+    mesh: str = "data:-1"
 
     def __post_init__(self):
         check_fields(self)
@@ -106,10 +106,11 @@ def evaluate(
     for index in range(run.held_out_batches(tokens)):
         batch = layout.rows(learner.task.batch(split, seed, index, run.length, run.batch), run.batch)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), training.EVALUATION), index)
-        if in_streams:
-            states, found = training.visit_step(learner, state.params, states, batch, key)
-        else:
-            found = training.evaluate_step(learner, state, batch, key)
+        with layout.told():
+            if in_streams:
+                states, found = training.visit_step(learner, state.params, states, batch, key)
+            else:
+                found = training.evaluate_step(learner, state, batch, key)
         sums.append(jax.device_get(found))
     return means(sums)
 
@@ -148,14 +149,15 @@ def probe(learner: Learner, run: RunConfig, state: TrainState, seed: int, batche
     key = jax.random.fold_in(jax.random.key(seed), training.EVALUATION)
     for index in range(batches):
         batch = layout.rows(learner.task.batch("held_out", seed, index, run.length, run.batch), run.batch)
-        sums.append(jax.device_get(training.probe_step(learner, state, batch, key)))
+        with layout.told():
+            sums.append(jax.device_get(training.probe_step(learner, state, batch, key)))
     return means(sums)
 
 
 def train(
     learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns: int = 0
 ) -> tuple[TrainState, list[dict]]:
-    """Trains in `workdir`, from its last checkpoint if it has one; returns the last state and all logged lines.
+    """Trains in `workdir`, from its last checkpoint if it has one; returns (last state, on one device, all lines).
 
     Args:
       patterns: number of recurring patterns, whose exposures are counted.
@@ -169,12 +171,7 @@ def train(
         ends the program at once. What was not logged yet is saved with the state, for the line after the run goes on.
     """
     with files.held(workdir):
-        try:
-            return _train(learner, run, seed, workdir, patterns)
-        except NotImplementedError as error:
-            if said := sharding.explained(error, run.mesh):
-                raise ValueError(said) from error
-            raise
+        return _train(learner, run, seed, workdir, patterns)
 
 
 def _train(learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns: int) -> tuple[TrainState, list[dict]]:
@@ -211,7 +208,7 @@ def _train(learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns:
         if records.last is None:  # all lines were lost, and no step was left to do
             _write(records, learner, run, state, seed, {}, float("nan"), float("nan"))
         _saved(saves, f"trained to step {run.steps}")
-        return state, files.read(records.path)
+        return run.layout().alone(state), files.read(records.path)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

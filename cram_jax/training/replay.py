@@ -34,10 +34,13 @@ def repeat(learner: Learner, run: RunConfig, seed: int, workdir: Path, number: i
     saves = Checkpoints(kept / str(number))
     restored = saves.restore(state)
     saves.close()
-    state = run.layout().state(learner.model, state if restored is None else restored[1])
+    layout = run.layout()
+    state = layout.state(learner.model, state if restored is None else restored[1])
+    train_step = layout.step(learner, state)
     for before in range(int(state.step), number - 1):
-        state, _ = training.train_step(learner, state, *loop.given(learner, run, seed, before))
-    return _not_finite(learner, state, *loop.given(learner, run, seed, number - 1))
+        state, _ = train_step(state, *loop.given(learner, run, seed, before))
+    with layout.told():
+        return _not_finite(learner, state, *loop.given(learner, run, seed, number - 1))
 
 
 def _not_finite(learner: Learner, state: TrainState, batch, fresh_B) -> list[str]:

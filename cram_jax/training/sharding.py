@@ -4,6 +4,7 @@ Parameters, the optimizer's state and what all sequences consolidate are on ever
 over the devices by the compiler, so a training means the same on one device and on many. It is written as for one.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -66,6 +67,12 @@ class Layout:
 
     mesh: Mesh | None
 
+    def told(self):
+        """A context in which programs are told of the devices, so that each runs our kernels on its own sequences."""
+        return (
+            contextlib.nullcontext() if self.mesh is None else jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
+        )
+
     @property
     def name(self) -> str:
         """Which devices train, as `run.mesh` has it."""
@@ -86,12 +93,21 @@ class Layout:
         """Puts the state of a training on the devices."""
         return state if self.mesh is None else jax.device_put(state, self._of_state(model, state))
 
+    def alone(self, state: TrainState) -> TrainState:
+        """Puts the state of a training on one device, where any program can use it."""
+        return state if self.mesh is None else jax.device_put(state, self.mesh.devices.flat[0])
+
     def step(self, learner: Learner, state: TrainState):
         """Returns `train_step` for this learner: a function (state, batch, fresh rows) whose state stays in place."""
         if self.mesh is None:
             return partial(train_step, learner)
         places = self._of_state(learner.model, state), None
-        return jax.jit(partial(train_step.__wrapped__, learner), donate_argnums=0, out_shardings=places)
+
+        def step(state, batch, fresh_B):
+            with self.told():
+                return train_step.__wrapped__(learner, state, batch, fresh_B)
+
+        return jax.jit(step, donate_argnums=0, out_shardings=places)
 
     def _of_state(self, model: Stack, state: TrainState) -> TrainState:
         everywhere = jax.tree.map(lambda _: NamedSharding(self.mesh, P()), state)
@@ -101,16 +117,6 @@ class Layout:
         shared = jax.eval_shape(lambda: model.init_state(None))
         spec = lambda leaf, without: P(None, DATA) if leaf.ndim > without.ndim else P()  # the first axis is of layers
         return jax.tree.map(lambda *leaves: NamedSharding(self.mesh, spec(*leaves)), states, shared)
-
-
-def explained(error: NotImplementedError, text: str) -> str | None:
-    """Returns what to do about an error of the compiler if it is that it does not divide our kernels; else None."""
-    if "cannot be automatically partitioned" not in str(error):
-        return None
-    return (
-        f"the compiler does not divide our TPU kernels among the devices of run.mesh={text}; choose the setting "
-        "`backend` of the layers as xla, or run.mesh=data:1"
-    )
 
 
 @functools.cache  # so that what is idle is said once

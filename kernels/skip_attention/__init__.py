@@ -10,7 +10,7 @@ from ..backends import SKIP_ATTENTION, Call, device_of
 from ..checks import check_kinds, check_shapes, check_whole
 from ..common import default_scale
 from ..containment import finite, spoilt_rows
-from ..meshes import automatic, varying_like
+from ..meshes import automatic, by_sequence, varying_like
 from .buckets import in_buckets, in_smallest
 from .cache import read_cache, write_cache
 from .plan import SkipPlan, make_plan
@@ -128,7 +128,7 @@ def _attend(f, backend: str, scale: float | None, q, k, v, plan: SkipPlan):
 def _forward(backend, scale, q, k, v, plan):
     """(o, log-sum-exp) of compact rows; o is NaN in rows that see something that is not finite."""
     spoilt_BxCxH = spoilt_rows(q, k, v, plan)
-    o, lse = SKIP_ATTENTION[backend].forward(*map(finite, (q, k, v)), plan, scale)
+    o, lse = by_sequence(partial(SKIP_ATTENTION[backend].forward, scale=scale), *map(finite, (q, k, v)), plan)
     return jnp.where(spoilt_BxCxH[..., None], jnp.nan, o), lse
 
 
@@ -136,7 +136,8 @@ def _backward(backend, scale, q, k, v, plan, o, lse, do):
     """(dq, dk, dv). Spoilt rows add nothing: a loss that takes one is NaN itself."""
     spoilt_BxCxHx1 = spoilt_rows(q, k, v, plan)[..., None]
     rows = [jnp.where(spoilt_BxCxHx1, 0, x) for x in (o, do)]
-    return SKIP_ATTENTION[backend].backward(*map(finite, (q, k, v)), plan, scale, rows[0], lse, rows[1])
+    backward = lambda q, k, v, plan, *rows: SKIP_ATTENTION[backend].backward(q, k, v, plan, scale, *rows)
+    return by_sequence(backward, *map(finite, (q, k, v)), plan, rows[0], lse, rows[1])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -6,13 +6,8 @@ from types import SimpleNamespace
 import eight
 import pytest
 
-from cram_jax.functional.attention import AttentionConfig
-from cram_jax.models.stack import Stack
-from cram_jax.tasks.srcd import SRCDConfig
-from cram_jax.tasks.srcd_task import SRCDTask
-from cram_jax.training import loop, sharding
+from cram_jax.training import sharding
 from cram_jax.training.loop import RunConfig
-from cram_jax.training.step import Learner
 
 
 @pytest.mark.parametrize("name", ["cram", "streams", "attention", "mamba2", "palimpsa"])
@@ -54,24 +49,6 @@ def test_as_many_devices_train_as_asked_for_or_as_divide_all_batches(caplog, tex
 def test_a_mesh_that_cannot_be_is_named(text, message):
     with pytest.raises(ValueError, match=message):
         sharding.chosen(text, (4, 16), HERE)
-
-
-@pytest.mark.parametrize(
-    ("said", "kind", "message"),
-    [
-        ("Mosaic kernels cannot be automatically partitioned. Please wrap", ValueError, "as xla, or run.mesh=data:1"),
-        ("another", NotImplementedError, "another"),
-    ],
-)
-def test_a_kernel_that_is_not_divided_is_named(monkeypatch, tmp_path, said, kind, message):
-    def evaluate(*given):
-        raise NotImplementedError(said)
-
-    monkeypatch.setattr(loop, "evaluate", evaluate)  # the first that a run compiles
-    task = SRCDTask(SRCDConfig(patterns=5, answers=4, length=16))
-    run = RunConfig(steps=10, length=16, batch=2, log_every=10, checkpoint_every=10)
-    with pytest.raises(kind, match=message):
-        loop.train(Learner(task, Stack((AttentionConfig(D=8, F=8),))), run, 0, tmp_path, 5)
 
 
 def test_a_curriculum_counts_too():
