@@ -13,6 +13,8 @@ on a CPU, checks for races, and is slow. So tests can run every kernel. The func
 `preferred`, take `interpret=True`.
 """
 
+import contextlib
+from contextvars import ContextVar
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -41,6 +43,29 @@ class Call(NamedTuple):
     keys: int
     dtype: Any
     device: str | None = None
+
+
+_TARGET = ContextVar("target", default=None)
+
+
+@contextlib.contextmanager
+def compiling_for(device):
+    """Within it, programs that are traced are for another device than JAX's default one, such as of a topology."""
+    before = _TARGET.set(device)
+    try:
+        yield
+    finally:
+        _TARGET.reset(before)
+
+
+def platform() -> str:
+    """Returns the platform of the devices that programs are made for: "cpu", "gpu" or "tpu"."""
+    return _TARGET.get().platform if _TARGET.get() else jax.default_backend()
+
+
+def device_kind() -> str:
+    """Returns the kind of these devices, in the words of their maker."""
+    return (_TARGET.get() or jax.devices()[0]).device_kind
 
 
 def device_of(x) -> str | None:

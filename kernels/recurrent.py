@@ -10,7 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from .backends import Backends, Call, device_of
+from .backends import Backends, Call, device_of, platform
 from .checks import check_kinds, check_shapes, check_whole
 from .common import accumulator, default_scale, segment_starts
 from .containment import finite, spoilt, spoilt_so_far
@@ -80,7 +80,7 @@ def run(backends: Backends, backend: str, q_BxTxGxK, *others, scale: float | Non
     """
     check_whole(chunk=chunk)
     T, K = q_BxTxGxK.shape[1], q_BxTxGxK.shape[3]
-    call = Call(jax.default_backend(), rows=T, keys=T, dtype=q_BxTxGxK.dtype, device=device_of(q_BxTxGxK))
+    call = Call(platform(), rows=T, keys=T, dtype=q_BxTxGxK.dtype, device=device_of(q_BxTxGxK))
     scan = backends[backends.resolve(backend, call)].scan
     arrays = varying_like((q_BxTxGxK, *others), q_BxTxGxK, *others)
     return by_sequence(partial(scan, scale=default_scale(scale, K), chunk=chunk), *arrays)

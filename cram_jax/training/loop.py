@@ -132,7 +132,12 @@ def given(learner: Learner, run: RunConfig, seed: int, step: int):
     """Returns (batch, rows that begin a stream) of a training step, counted from 0; None for a task without streams."""
     length, size = run.shape(step)
     fresh_B = learner.task.fresh("train", step, size) if streams(learner, run) else None
-    return run.layout().rows((learner.task.batch("train", seed, step, length, size), fresh_B), size)
+    return learner.task.batch("train", seed, step, length, size), fresh_B
+
+
+def placed(learner: Learner, run: RunConfig, seed: int, step: int):
+    """Returns `given` on the devices of the run."""
+    return run.layout().rows(given(learner, run, seed, step), run.shape(step)[1])
 
 
 def _evaluated(learner: Learner) -> Learner:
@@ -223,7 +228,7 @@ def _steps(learner, run, seed, state, records, saves, stopped: list) -> TrainSta
     timed_step, timed_from = first, start
     for step in range(first, run.steps):
         length, size = run.shape(step)
-        state, report = train_step(state, *given(learner, run, seed, step))
+        state, report = train_step(state, *placed(learner, run, seed, step))
         reports.append(report)
         done = step + 1
         if (length, size) not in compiled:  # this step was compiled, so its time does not count

@@ -38,9 +38,9 @@ def repeat(learner: Learner, run: RunConfig, seed: int, workdir: Path, number: i
     state = layout.state(learner.model, state if restored is None else restored[1])
     train_step = layout.step(learner, state)
     for before in range(int(state.step), number - 1):
-        state, _ = train_step(state, *loop.given(learner, run, seed, before))
+        state, _ = train_step(state, *loop.placed(learner, run, seed, before))
     with layout.told():
-        return _not_finite(learner, state, *loop.given(learner, run, seed, number - 1))
+        return _not_finite(learner, state, *loop.placed(learner, run, seed, number - 1))
 
 
 def _not_finite(learner: Learner, state: TrainState, batch, fresh_B) -> list[str]:

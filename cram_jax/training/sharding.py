@@ -82,8 +82,13 @@ class Layout:
         """Puts arrays on the devices: those with an axis of so many rows in front by their rows, others everywhere."""
         if self.mesh is None:
             return tree
-        by_row = lambda leaf: P(DATA) if np.ndim(leaf) and np.shape(leaf)[0] == rows else P()
-        return jax.tree.map(lambda leaf: jax.device_put(leaf, NamedSharding(self.mesh, by_row(leaf))), tree)
+        return jax.tree.map(lambda leaf: jax.device_put(leaf, self._of_row(leaf, rows)), tree)
+
+    def shapes(self, model: Stack, state: TrainState, given, rows: int):
+        """Returns (state, given) as shapes that say where each array is, to compile for devices that are not here."""
+        like = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+        given = jax.tree.map(lambda leaf: like(leaf, self._of_row(leaf, rows)), given)
+        return jax.tree.map(like, state, self._of_state(model, state)), given
 
     def states(self, model: Stack, states: tuple) -> tuple:
         """Puts consolidation states on the devices: those of streams by their rows, others everywhere."""
@@ -109,6 +114,9 @@ class Layout:
 
         return jax.jit(step, donate_argnums=0, out_shardings=places)
 
+    def _of_row(self, leaf, rows: int) -> NamedSharding:
+        return NamedSharding(self.mesh, P(DATA) if np.ndim(leaf) and np.shape(leaf)[0] == rows else P())
+
     def _of_state(self, model: Stack, state: TrainState) -> TrainState:
         everywhere = jax.tree.map(lambda _: NamedSharding(self.mesh, P()), state)
         return everywhere._replace(consolidation=self._of_states(model, state.consolidation))
@@ -119,9 +127,13 @@ class Layout:
         return jax.tree.map(lambda *leaves: NamedSharding(self.mesh, spec(*leaves)), states, shared)
 
 
+def over(devices: list) -> Layout:
+    """Returns the layout of a training on these devices."""
+    return Layout(jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices))
+
+
 @functools.cache  # so that what is idle is said once
 def layout(text: str, batches: tuple[int, ...]) -> Layout:
     """Returns the layout of a training on the devices of this machine; arguments and errors as in `chosen`."""
     devices = chosen(text, batches, jax.devices())
-    mesh = jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
-    return Layout(mesh if len(devices) > 1 else None)
+    return over(devices) if len(devices) > 1 else Layout(None)

@@ -12,6 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from .. import backends
 from ..backends import Call
 from ..recurrent import exact_einsum, in_chunks, to_heads, wide
 from .state import PalimpsaState
@@ -110,7 +111,7 @@ def scan(q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, beta_BxTxHxV, decay_BxTxH, prior_H, st
     by_sequence = tuple(turned), tuple(x.swapaxes(0, 1) for x in inputs)
     # On a CPU, one sequence after the other: the state then stays in the cache. Several devices would send each other
     # their sequences for it.
-    one_by_one = jax.default_backend() == "cpu" and jax.device_count() == 1
+    one_by_one = backends.platform() == "cpu" and jax.device_count() == 1
     over_batch = partial(jax.lax.map, lambda x: sequence(*x)) if one_by_one else lambda x: jax.vmap(sequence)(*x)
     state, o_BxTxHxV = over_batch(by_sequence)
     return o_BxTxHxV.astype(v_BxTxHxV.dtype), PalimpsaState(*(x.swapaxes(2, 3) for x in state))

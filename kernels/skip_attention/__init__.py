@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .. import backends
 from ..backends import SKIP_ATTENTION, Call, device_of
 from ..checks import check_kinds, check_shapes, check_whole
 from ..common import default_scale
@@ -45,7 +46,7 @@ def resolve(backend: str, rows: int, keys: int, dtype=jnp.float32, platform: str
     if rows is None or keys is None:
         raise TypeError(f"rows and keys must be whole numbers, got rows={rows} and keys={keys}")
     check_whole(least=0, rows=rows, keys=keys)
-    return SKIP_ATTENTION.resolve(backend, Call(platform or jax.default_backend(), rows, keys, dtype))
+    return SKIP_ATTENTION.resolve(backend, Call(platform or backends.platform(), rows, keys, dtype))
 
 
 def skip_attention(
@@ -120,7 +121,7 @@ def _attend(f, backend: str, scale: float | None, q, k, v, plan: SkipPlan):
     rows, slots = plan.rows_BxC.shape[1], plan.slots_BxS.shape[1]
     if 0 in q.shape[:2]:
         return jnp.zeros((*q.shape[:3], v.shape[3]), v.dtype)
-    backend = SKIP_ATTENTION.resolve(backend, Call(jax.default_backend(), rows, slots, q.dtype, device_of(q)))
+    backend = SKIP_ATTENTION.resolve(backend, Call(backends.platform(), rows, slots, q.dtype, device_of(q)))
     arrays = varying_like((q, k, v, plan), q, k, v, plan)
     return automatic(partial(f, backend, default_scale(scale, q.shape[3])), *arrays)
 

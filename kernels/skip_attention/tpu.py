@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from .. import backends
 from ..backends import Call
 from ..common import LOW, accumulator, dot, pad_to, vmap_as_more_sequences
 from ..tpu_common import interpreter
@@ -128,7 +129,7 @@ def _rows_back(x_BxGxXxN, q_BxCxHxK):
 
 def _laid_out(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan, scale, tiles, interpret):
     (_, C, H, _), (_, S, G, _) = q_BxCxHxK.shape, k_BxSxGxK.shape
-    most = tiles or best_tiles(jax.devices()[0].device_kind, v_BxSxGxV.shape[-1])
+    most = tiles or best_tiles(backends.device_kind(), v_BxSxGxV.shape[-1])
     in_lanes = lambda size: -(-size // 128) * 128
     tiles = Tiles(min(most.rows, in_lanes(C * H // G)), min(most.keys, in_lanes(S)), most.part)
     limits_Bx2xN = jnp.repeat(jnp.stack([plan.start_BxC, plan.end_BxC], axis=1), H // G, axis=2)

@@ -74,7 +74,7 @@ def check_a_step(learner: Learner, state) -> None:
     """Each device holds the memories of its streams and all of the parameters, and sends nothing but sums."""
     run = dataclasses.replace(RUN, mesh="data:8")
     state = run.layout().state(learner.model, state)
-    given = loop.given(learner, run, 0, 20)
+    given = loop.placed(learner, run, 0, 20)
     step = run.layout().step(learner, state).lower(state, *given).compile()
 
     state, _ = step(state, *given)

@@ -1,0 +1,179 @@
+"""What a training step needs on devices that are not here: the compiler of a TPU runs on any machine."""
+
+import math
+import os
+import re
+import time
+from math import prod
+from typing import NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+from cram_jax.kernels.backends import compiling_for
+from cram_jax.training import loop, sharding
+from cram_jax.training import step as training
+from cram_jax.training.loop import RunConfig
+from cram_jax.training.step import Learner
+
+
+class Chip(NamedTuple):
+    """memory: bytes of its memory.
+    flops: operations a second in bfloat16, at most.
+    bandwidth: bytes a second from its memory, at most.
+    links: bytes a second to other chips, all links together, one way.
+    """
+
+    memory: float
+    flops: float
+    bandwidth: float
+    links: float
+
+
+# What Google states for each, https://cloud.google.com/tpu/docs/v5e and so on
+CHIPS = {
+    "TPU v4": Chip(32e9, 275e12, 1.2e12, 300e9),
+    "TPU v5 lite": Chip(16e9, 197e12, 0.82e12, 200e9),
+    "TPU v5": Chip(95e9, 459e12, 2.765e12, 600e9),
+    "TPU v6 lite": Chip(32e9, 918e12, 1.64e12, 400e9),
+}
+BITS = {"pred": 8, "bf16": 16, "f16": 16, "s8": 8, "u8": 8, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "f64": 64}
+# Asks no machine for its chips, shares the compiler with other processes, and prints no warnings
+QUIETLY = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+}
+SENDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+def devices(topology: str) -> list:
+    """Returns the chips of a topology of TPUs, such as "v5e:4x4", for which programs compile.
+
+    Raises:
+      ValueError: if the compiler of TPUs is not installed, or does not know the topology.
+    """
+    for name, value in QUIETLY.items():
+        os.environ.setdefault(name, value)
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except Exception as error:  # what is raised depends on the version of the compiler
+        said = str(error).splitlines()[0]
+        raise ValueError(
+            f"no TPU topology {topology!r} to compile for; name one such as v5e:4x4, v5p:4x4x4 or v6e:16x16, and "
+            f"install the compiler with pip install libtpu ({said})"
+        ) from error
+
+
+class Plan(NamedTuple):
+    """What one chip does in a training step.
+
+    Attributes:
+      chip: what it is.
+      chips: how many train.
+      parameters: numbers of the model, all on each chip.
+      rows, tokens: sequences of a batch on one chip, and tokens of the whole batch.
+      state, batch, working: bytes of the training's state, of its part of the batch, and of all that is between.
+      sent: bytes that each kind of collective results in, by name.
+      flops, bytes: as the compiler counts them; it does not look into kernels.
+      kernels: calls of our kernels in the program.
+      seconds: that it took to compile.
+    """
+
+    chip: Chip
+    chips: int
+    parameters: int
+    rows: int
+    tokens: int
+    state: int
+    batch: int
+    working: int
+    sent: dict[str, int]
+    flops: float
+    bytes: float
+    kernels: int
+    seconds: float
+
+    @property
+    def memory(self) -> int:
+        """Bytes that a chip needs."""
+        return self.state + self.batch + self.working
+
+    @property
+    def fits(self) -> bool:
+        """Whether a chip's memory holds them."""
+        return self.memory <= self.chip.memory
+
+    @property
+    def times(self) -> dict[str, float]:
+        """Least seconds of a step for what is computed, read and written, and sent, each by itself.
+
+        An all-reduce of n bytes among many chips sends 2n from each.
+        """
+        sent = sum(size * (2 if kind == "all-reduce" else 1) for kind, size in self.sent.items())
+        return {
+            "computed": self.flops / self.chip.flops,
+            "read and written": self.bytes / self.chip.bandwidth,
+            "sent": sent / self.chip.links,
+        }
+
+
+def plan(learner: Learner, run: RunConfig, seed: int, here: list, patterns: int = 0) -> Plan:
+    """Compiles the last training step for devices that need not be here, and returns what each of them does.
+
+    Args:
+      patterns: number of recurring patterns, whose exposures are counted.
+
+    Raises:
+      ValueError: if `run.mesh` cannot be had of these devices, or they are of an unknown kind.
+    """
+    if here[0].device_kind not in CHIPS:
+        raise ValueError(f"nothing is known of a {here[0].device_kind}; known are {', '.join(CHIPS)}")
+    used = sharding.chosen(run.mesh, run.batches, here)
+    layout, last = sharding.over(used), run.steps - 1  # after the curriculum
+    length, rows = run.shape(last)
+    with compiling_for(here[0]):
+        state = jax.eval_shape(lambda: training.init(learner, seed, patterns, loop.streams(learner, run)))
+        state, given = layout.shapes(learner.model, state, loop.given(learner, run, seed, last), rows)
+        lowered = layout.step(learner, state).lower(state, *given)
+    start = time.perf_counter()
+    program = compiled(lowered)
+    seconds = time.perf_counter() - start
+    needed, counted, text = program.memory_analysis(), program.cost_analysis(), program.as_text()
+    batch = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(given)) // len(used)
+    return Plan(
+        chip=CHIPS[here[0].device_kind],
+        chips=len(used),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        rows=rows // len(used),
+        tokens=rows * length,
+        state=needed.argument_size_in_bytes - batch,
+        batch=batch,
+        working=needed.temp_size_in_bytes + needed.output_size_in_bytes - needed.alias_size_in_bytes,
+        sent={kind: size for kind in SENDS if (size := sent(text, kind))},
+        flops=counted.get("flops", math.nan),
+        bytes=counted.get("bytes accessed", math.nan),
+        kernels=text.count("tpu_custom_call"),
+        seconds=seconds,
+    )
+
+
+def sent(text: str, kind: str) -> int:
+    """Returns the bytes of all results of a collective in the text of a program; those in a loop count once."""
+    results = re.findall(rf"= (.*?) {kind}(?:-done)?\(", text)
+    arrays = re.findall(r"(\w+)\[([\d,]*)\]", " ".join(results))
+    return sum(prod(int(n) for n in shape.split(",") if n) * BITS[dtype] // 8 for dtype, shape in arrays)
+
+
+def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compiles a program, and keeps it nowhere: what is for a chip cannot be read from a cache without one."""
+    kept_from = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, kept_from)
+    jax.config.update(kept_from, math.inf)
+    try:
+        return lowered.compile()
+    finally:
+        jax.config.update(kept_from, before)

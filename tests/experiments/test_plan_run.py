@@ -1,0 +1,55 @@
+"""What a training needs on chips that are not here."""
+
+import re
+
+import pytest
+from commands import refused, run
+
+from cram_jax.training import plan
+
+CONFIG = "--config=experiments/configs/srcd.py:tiny"
+SMALL = {"model": "mamba2", "depth": 1, "run.batch": 8, "run.curriculum": "()"}
+
+
+@pytest.fixture(autouse=True)
+def compiler():
+    pytest.importorskip("libtpu", reason="the TPU's compiler")
+
+
+def test_a_step_is_planned_for_chips_that_are_not_here():
+    said = run("plan_run", CONFIG, "--topology=v5e:2x2", **SMALL)
+    row = {cells[1].strip(): cells[2].strip() for line in said.splitlines() if len(cells := line.split("│")) > 2}
+    assert "4 TPU v5 lite of v5e:2x2" in said and row["chips that train"] == "4"
+    size = lambda name: float(re.match(r"[\d,.]+", row[name])[0].replace(",", "")) * 1e6
+    parameters = int(row["parameters, all on each chip"].replace(",", ""))
+    # Parameters and Adam's two means, in float32
+    assert 12 * parameters < size("state of the training") + 5e4 < 13 * parameters + 2e5
+    parts = sum(map(size, ("state of the training", "its part of the batch", "all between")))
+    assert size("memory of a chip") == pytest.approx(parts, abs=2e5)
+    # What is sent are the gradients, and a few sums
+    assert 4 * parameters <= size_of_sent(row) + 5e4 < 6 * parameters + 2e5
+    assert int(row["calls of our kernels"]) > 0
+
+
+def size_of_sent(row: dict) -> float:
+    kind, number, unit = row["results of sending"].split()
+    assert (kind, unit) == ("all-reduce:", "MB")
+    return float(number) * 1e6
+
+
+def test_what_cannot_be_planned_is_named():
+    assert "no TPU topology 'v9:2x2'" in refused("plan_run", CONFIG, "--topology=v9:2x2", **SMALL)
+    said = refused("plan_run", CONFIG, "--topology=v5e:2x2", **SMALL | {"run.mesh": "data:3"})
+    assert "batches of 8 sequences do not divide among the 3 devices of run.mesh=data:3" in said
+
+
+def test_what_is_sent_is_read_from_the_program():
+    program = """
+      %all-reduce.1 = (f32[64,8]{1,0:T(8,128)}, bf16[3]{0}) all-reduce(%a, %b), channel_id=39
+      %start = (f32[4]{0}, f32[16]{0}) all-gather-start(%c), dimensions={0}
+      %all-gather.2 = f32[16]{0} all-gather-done(%start)
+      ROOT %add = f32[] add(%d, %e)
+    """
+    assert plan.sent(program, "all-reduce") == 64 * 8 * 4 + 3 * 2
+    assert plan.sent(program, "all-gather") == 16 * 4
+    assert plan.sent(program, "all-to-all") == 0
