@@ -35,7 +35,7 @@ def table(found: plan.Plan) -> list[tuple[str, str]]:
     share = found.memory / chip.memory
     return [
         ("chips that train", f"{found.chips}"),
-        ("parameters, all on each chip", f"{found.parameters:,}"),
+        ("parameters of the model", f"{found.parameters:,}"),
         ("sequences on a chip; tokens of the whole batch", f"{found.rows}; {found.tokens:,}"),
         ("memory of a chip", f"{size(found.memory)}, {share:.1%} of {chip.memory / 1e9:.0f} GB"),
         ("  state of the training", size(found.state)),

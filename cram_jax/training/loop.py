@@ -33,7 +33,7 @@ class RunConfig:
     probe_batches: number of batches in which the quality of every token is measured at each logged step.
     checkpoint_every: steps between checkpoints, a multiple of log_every.
     final_tokens: held-out tokens of the last evaluation.
-    mesh: devices among which the rows of a batch are divided: data:N, or data:-1 for as many as divide all batches.
+    mesh: devices that train: data:N, or data:-1 for as many as divide all batches; ,fsdp:M for parameters in M parts.
     """
 
     steps: int = 3000

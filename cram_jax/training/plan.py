@@ -74,7 +74,7 @@ class Plan(NamedTuple):
     Attributes:
       chip: what it is.
       chips: how many train.
-      parameters: numbers of the model, all on each chip.
+      parameters: numbers of the model.
       rows, tokens: sequences of a batch on one chip, and tokens of the whole batch.
       state, batch, working: bytes of the training's state, of its part of the batch, and of all that is between.
       sent: bytes that each kind of collective results in, by name.
@@ -143,12 +143,12 @@ def plan(learner: Learner, run: RunConfig, seed: int, here: list, patterns: int 
     program = compiled(lowered)
     seconds = time.perf_counter() - start
     needed, counted, text = program.memory_analysis(), program.cost_analysis(), program.as_text()
-    batch = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(given)) // len(used)
+    batch = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(given)) // used.size
     return Plan(
         chip=CHIPS[here[0].device_kind],
-        chips=len(used),
+        chips=used.size,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        rows=rows // len(used),
+        rows=rows // used.size,
         tokens=rows * length,
         state=needed.argument_size_in_bytes - batch,
         batch=batch,

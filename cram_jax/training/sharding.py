@@ -1,7 +1,8 @@
 """Training on several devices: each of them holds some rows of a batch, and the memories of the streams in these rows.
 
-Parameters, the optimizer's state and what all sequences consolidate are on every device. Gradients and sums are added
-over the devices by the compiler, so a training means the same on one device and on many. It is written as for one.
+Parameters and the optimizer's state are on every device, or each has a part of them (`fsdp.py`). What all sequences
+consolidate is on every device. Gradients and sums are added over the devices by the compiler, so a training means the
+same on one device and on many. It is written as for one.
 """
 
 import contextlib
@@ -17,44 +18,54 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cram_jax.models.stack import Stack
+from cram_jax.training import fsdp
 from cram_jax.training.step import Learner, TrainState, train_step
 
 log = logging.getLogger(__name__)
 
 DATA = "data"
+ROWS = (DATA, fsdp.AXIS)  # axes that divide a batch
 
 
-def wanted(text: str) -> int:
-    """Returns the number of devices that "data:N" asks for, -1 for all; ValueError for another text."""
-    if not (found := re.fullmatch(rf"{DATA}:(-1|[1-9]\d*)", text)):
-        raise ValueError(f"run.mesh must be data:N with a number N of devices, or data:-1 for all, got {text!r}")
-    return int(found[1])
+def wanted(text: str) -> tuple[int, int]:
+    """Returns the lengths of the axes `data` and `fsdp` in "data:N" or "data:N,fsdp:M"; N is -1 for all devices.
+
+    Raises:
+      ValueError: for another text.
+    """
+    found = re.fullmatch(rf"{DATA}:(-1|[1-9]\d*)(?:,{fsdp.AXIS}:([1-9]\d*))?", text)
+    if not found:
+        raise ValueError(
+            "run.mesh must be data:N with a number N of devices, or data:-1 for all, and may go on with ,fsdp:M for "
+            f"parameters in M parts, got {text!r}"
+        )
+    return int(found[1]), int(found[2] or 1)
 
 
-def chosen(text: str, batches: tuple[int, ...], here: list) -> list:
-    """Returns the devices of a training, among those that are here.
+def chosen(text: str, batches: tuple[int, ...], here: list) -> np.ndarray:
+    """Returns the devices of a training, among those that are here, in an array of the axes `data` and `fsdp`.
 
     Args:
-      text: "data:N" for N devices; "data:-1" for as many as divide all batches.
+      text: "data:N" for N devices, "data:N,fsdp:M" for N M; "data:-1" for as many as divide all batches.
       batches: numbers of sequences of all batches in the training.
 
     Raises:
       ValueError: if `text` is not such a text, or there are fewer devices, or a batch does not divide among them.
     """
     divides = lambda number: not any(batch % number for batch in batches)
-    number = wanted(text)
-    if number == -1:
-        number = max(filter(divides, range(1, len(here) + 1)))
-    sizes = " and ".join(map(str, batches))
+    data, parts = wanted(text)
+    if data == -1:
+        data = max(filter(lambda one: divides(one * parts), range(1, len(here) // parts + 1)), default=1)
+    number, sizes = data * parts, " and ".join(map(str, batches))
     if number > len(here):
         raise ValueError(f"run.mesh={text} needs {number} devices, but there are {len(here)}: {here[0].device_kind}")
     if not divides(number):
         raise ValueError(f"batches of {sizes} sequences do not divide among the {number} devices of run.mesh={text}")
     if idle := len(here) - number:
-        hint = "more divide larger batches" if wanted(text) == -1 else "run.mesh=data:-1 takes as many as it can"
+        hint = "more divide larger batches" if wanted(text)[0] == -1 else "data:-1 takes as many as it can"
         said = "%d of %d devices are idle: run.mesh=%s, batches of %s sequences; %s"
         log.warning(said, idle, len(here), text, sizes, hint)
-    return here[:number]
+    return np.array(here[:number]).reshape(data, parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +80,15 @@ class Layout:
 
     def told(self):
         """A context in which programs are told of the devices, so that each runs our kernels on its own sequences."""
-        return (
-            contextlib.nullcontext() if self.mesh is None else jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
-        )
+        if self.mesh is None:
+            return contextlib.nullcontext()
+        return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 
     @property
     def name(self) -> str:
         """Which devices train, as `run.mesh` has it."""
-        return f"{DATA}:{1 if self.mesh is None else self.mesh.size}"
+        data, parts = (1, 1) if self.mesh is None else self.mesh.shape.values()
+        return f"{DATA}:{data}" + (f",{fsdp.AXIS}:{parts}" if parts > 1 else "")
 
     def rows(self, tree, rows: int):
         """Puts arrays on the devices: those with an axis of so many rows in front by their rows, others everywhere."""
@@ -115,25 +127,33 @@ class Layout:
         return jax.jit(step, donate_argnums=0, out_shardings=places)
 
     def _of_row(self, leaf, rows: int) -> NamedSharding:
-        return NamedSharding(self.mesh, P(DATA) if np.ndim(leaf) and np.shape(leaf)[0] == rows else P())
+        return NamedSharding(self.mesh, P(ROWS) if np.ndim(leaf) and np.shape(leaf)[0] == rows else P())
 
     def _of_state(self, model: Stack, state: TrainState) -> TrainState:
+        parts = self.mesh.shape[fsdp.AXIS]
+        divided = lambda path, leaf: NamedSharding(self.mesh, fsdp.spec(path, leaf, parts))
+        learned = jax.tree.map_with_path(divided, (state.params, state.opt_state))
         everywhere = jax.tree.map(lambda _: NamedSharding(self.mesh, P()), state)
-        return everywhere._replace(consolidation=self._of_states(model, state.consolidation))
+        return everywhere._replace(
+            params=learned[0],
+            opt_state=learned[1],
+            consolidation=self._of_states(model, state.consolidation),
+        )
 
     def _of_states(self, model: Stack, states: tuple) -> tuple:
         shared = jax.eval_shape(lambda: model.init_state(None))
-        spec = lambda leaf, without: P(None, DATA) if leaf.ndim > without.ndim else P()  # the first axis is of layers
+        spec = lambda leaf, without: P(None, ROWS) if leaf.ndim > without.ndim else P()  # the first axis is of layers
         return jax.tree.map(lambda *leaves: NamedSharding(self.mesh, spec(*leaves)), states, shared)
 
 
-def over(devices: list) -> Layout:
-    """Returns the layout of a training on these devices."""
-    return Layout(jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices))
+def over(devices: np.ndarray) -> Layout:
+    """Returns the layout of a training on these devices, in an array of the axes `data` and `fsdp`."""
+    kinds, flat = (AxisType.Auto,) * 2, devices.ravel().tolist()
+    return Layout(jax.make_mesh(devices.shape, ROWS, axis_types=kinds, devices=flat))
 
 
 @functools.cache  # so that what is idle is said once
 def layout(text: str, batches: tuple[int, ...]) -> Layout:
     """Returns the layout of a training on the devices of this machine; arguments and errors as in `chosen`."""
     devices = chosen(text, batches, jax.devices())
-    return over(devices) if len(devices) > 1 else Layout(None)
+    return over(devices) if devices.size > 1 else Layout(None)

@@ -21,7 +21,7 @@ def test_a_step_is_planned_for_chips_that_are_not_here():
     row = {cells[1].strip(): cells[2].strip() for line in said.splitlines() if len(cells := line.split("│")) > 2}
     assert "4 TPU v5 lite of v5e:2x2" in said and row["chips that train"] == "4"
     size = lambda name: float(re.match(r"[\d,.]+", row[name])[0].replace(",", "")) * 1e6
-    parameters = int(row["parameters, all on each chip"].replace(",", ""))
+    parameters = int(row["parameters of the model"].replace(",", ""))
     # Parameters and Adam's two means, in float32
     assert 12 * parameters < size("state of the training") + 5e4 < 13 * parameters + 2e5
     parts = sum(map(size, ("state of the training", "its part of the batch", "all between")))

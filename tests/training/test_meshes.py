@@ -1,5 +1,6 @@
 """Which devices train, and what each of them holds."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,10 +10,19 @@ import pytest
 from cram_jax.training import sharding
 from cram_jax.training.loop import RunConfig
 
+MESHES = {
+    "cram": "data:2,fsdp:4",
+    "streams": "data:8",
+    "attention": "data:1,fsdp:8",
+    "mamba2": "data:4,fsdp:2",
+    "palimpsa": "data:8",
+}  # of each model one; TEST_ALL_MESHES=1 tests each on all
+ALL = [(name, mesh) for name in MESHES for mesh in sorted(set(MESHES.values()))]
 
-@pytest.mark.parametrize("name", ["cram", "streams", "attention", "mamba2", "palimpsa"])
-def test_a_training_on_eight_devices_is_that_on_one(name):
-    assert eight.run(Path(__file__).with_name("training_on_meshes.py"), name) == "the same on eight devices\n"
+
+@pytest.mark.parametrize(("name", "mesh"), ALL if os.environ.get("TEST_ALL_MESHES") else MESHES.items())
+def test_a_training_on_eight_devices_is_that_on_one(name, mesh):
+    assert eight.run(Path(__file__).with_name("training_on_meshes.py"), name, mesh) == "the same on eight devices\n"
 
 
 HERE = [SimpleNamespace(device_kind="TPU v5 lite", id=i) for i in range(8)]
@@ -28,10 +38,13 @@ HERE = [SimpleNamespace(device_kind="TPU v5 lite", id=i) for i in range(8)]
         ("data:-1", 1, (7,), 1, ""),
         ("data:4", 8, (16,), 4, "4 of 8 devices are idle"),
         ("data:8", 8, (16, 32), 8, ""),
+        ("data:2,fsdp:4", 8, (16,), 8, ""),
+        ("data:-1,fsdp:4", 8, (16,), 8, ""),
+        ("data:-1,fsdp:4", 8, (4,), 4, "4 of 8 devices are idle"),
     ],
 )
 def test_as_many_devices_train_as_asked_for_or_as_divide_all_batches(caplog, text, number, batches, used, idle):
-    assert sharding.chosen(text, batches, HERE[:number]) == HERE[:used]
+    assert sharding.chosen(text, batches, HERE[:number]).ravel().tolist() == HERE[:used]
     assert idle in caplog.text and bool(idle) == bool(caplog.text)
 
 
@@ -40,7 +53,13 @@ def test_as_many_devices_train_as_asked_for_or_as_divide_all_batches(caplog, tex
     [
         ("data:16", "run.mesh=data:16 needs 16 devices, but there are 8: TPU v5 lite"),
         ("data:8", "batches of 4 and 16 sequences do not divide among the 8 devices of run.mesh=data:8"),
-        ("data", "run.mesh must be data:N with a number N of devices, or data:-1 for all, got 'data'"),
+        ("data:4,fsdp:4", "run.mesh=data:4,fsdp:4 needs 16 devices, but there are 8: TPU v5 lite"),
+        (
+            "data:-1,fsdp:8",
+            "batches of 4 and 16 sequences do not divide among the 8 devices of run.mesh=data:-1,fsdp:8",
+        ),
+        ("data", "run.mesh must be data:N with a number N of devices, or data:-1 for all, .* got 'data'"),
+        ("data:2,fsdp:-1", "got 'data:2,fsdp:-1'"),
         ("data:0", "got 'data:0'"),
         ("fsdp:2", "got 'fsdp:2'"),
         ("", "got ''"),

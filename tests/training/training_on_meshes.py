@@ -1,6 +1,6 @@
 """Trainings on eight devices are those on one: losses, parameters, memories. test_meshes.py runs this.
 
-XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/training/training_on_meshes.py NAME
+XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/training/training_on_meshes.py NAME MESH
 """
 
 import dataclasses
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
 from cram_jax.functional.attention import AttentionConfig
 from cram_jax.functional.cram import CRAMConfig
@@ -25,7 +24,7 @@ from cram_jax.tasks.srcd import SRCDConfig
 from cram_jax.tasks.srcd_task import SRCDTask
 from cram_jax.tasks.streams import StreamsConfig
 from cram_jax.tasks.streams_task import StreamsTask
-from cram_jax.training import loop
+from cram_jax.training import loop, sharding
 from cram_jax.training.controller import PriceConfig
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.metrics import CLOCK
@@ -70,42 +69,60 @@ def agree(learner: Learner, one, many) -> None:
             np.testing.assert_allclose(b[name], a[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-def check_a_step(learner: Learner, state) -> None:
-    """Each device holds the memories of its streams and all of the parameters, and sends nothing but sums."""
-    run = dataclasses.replace(RUN, mesh="data:8")
+def check_a_step(learner: Learner, state, mesh: str) -> None:
+    """Devices hold what they should, and send each other sums, parameters and nothing else."""
+    run = dataclasses.replace(RUN, mesh=mesh)
+    _, parts = sharding.wanted(mesh)
     state = run.layout().state(learner.model, state)
     given = loop.placed(learner, run, 0, 20)
     step = run.layout().step(learner, state).lower(state, *given).compile()
 
+    # Each device has all parameters and what the optimizer keeps, or a part of the matrices whose sizes allow it
     state, _ = step(state, *given)
-    for leaf in jax.tree.leaves(state.params):
-        assert leaf.sharding.spec == P() and leaf.sharding.num_devices == 8
-    if learner.task is STREAMS:
+    for whole in (state.params, *(kept for kept in state.opt_state if isinstance(kept, type(state.params)))):
+        for layers, leaves in enumerate((whole.task, whole.model)):  # parameters of layers have their number in front
+            for leaf in jax.tree.leaves(leaves):
+                sizes = leaf.shape[layers:]
+                divided = len(sizes) > 1 and any(n % parts == 0 for n in sizes)
+                share = leaf.addressable_shards[0].data.size / leaf.size
+                assert share == (1 / parts if divided else 1), leaf.sharding
+    if learner.task is STREAMS:  # and the memories of its streams
         (held,) = state.consolidation
         for leaf in jax.tree.leaves(held.memory):
             assert {shard.data.shape[1] for shard in leaf.addressable_shards} == {B // 8}, leaf.sharding
 
     assert "all-reduce(" in step.as_text()
     sent = re.findall(r".*= .*(?:all-gather|all-to-all|collective-permute)\(.*", step.as_text())
-    known = "top_k" if learner.task is STREAMS else "nothing"  # which CPUs have for arrays in one piece only
-    assert not (others := [line for line in sent if not re.search(known, line)]), others[:3]
+    # CPUs have top_k for arrays in one piece only, and it is used where streams have memories
+    if learner.task is STREAMS:
+        sent = [line for line in sent if "top_k" not in line]
+    if parts > 1:  # a parameter is gathered, of all layers or of one
+        sizes = lambda shape: tuple(n for n in shape if n > 1)
+        whole = {sizes(leaf.shape[first:]) for leaf in jax.tree.leaves(state.params) for first in (0, 1)}
+        sent = [line for line in sent if "all-gather(" not in line or shape_of(line) not in whole]
+    assert not sent, sent[:3]
 
 
-def main(name: str) -> None:
+def shape_of(line: str) -> tuple[int, ...]:
+    """The shape of an operation's result, in the text of a program, without axes of length 1."""
+    return tuple(int(n) for n in re.search(r"\[([\d,]*)\]", line)[1].split(",") if n not in ("", "1"))
+
+
+def main(name: str, mesh: str) -> None:
     task, layer = TRAININGS[name]
     depth = 1 if task is STREAMS else 2  # the layer with a memory compiles longest
     learner = Learner(task, Stack((layer,), depth), price=PriceConfig(start=4, ramp=4, plateau=10.0))
     with tempfile.TemporaryDirectory() as folder:
         one, many = (Path(folder) / number for number in ("one", "many"))
         want = trained(learner, "data:1", one)
-        half, _ = trained(learner, "data:8", many, 10)
+        half, _ = trained(learner, mesh, many, 10)
         assert {leaf.sharding.num_devices for leaf in jax.tree.leaves(half)} == {1}
         # A training that is stopped goes on with another number of devices
         agree(learner, want, trained(learner, "data:1", many))
-        check_a_step(learner, jax.device_get(half))
+        check_a_step(learner, jax.device_get(half), mesh)
     print("the same on eight devices")
 
 
 if __name__ == "__main__":
     assert jax.device_count() == 8, jax.devices()
-    main(sys.argv[1])
+    main(*sys.argv[1:])
