@@ -4,7 +4,6 @@ python examples/linen_language_model.py [--steps=400] [--workdir=runs/linen_lang
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -65,7 +64,7 @@ def main(steps: int, workdir: Path) -> None:
     ocp.PyTreeCheckpointer().save(workdir.resolve() / "model", variables, force=True)
     again = ocp.PyTreeCheckpointer().restore(workdir.resolve() / "model")
     model, text = LanguageModel(), list(b"def ")
-    cache = {"cache": jax.jit(partial(model.init, method="step"))(jax.random.key(0), jnp.zeros(1, jnp.int32))["cache"]}
+    cache = {"cache": model.init(jax.random.key(0), jnp.zeros(1, jnp.int32), method="step")["cache"]}
     stream = jax.jit(lambda held, byte_B: model.apply(held, byte_B, method="step", mutable=["cache"]))
     for position in range(120):
         logits, cache = stream(again | cache, jnp.asarray(text[position : position + 1]))

@@ -48,7 +48,7 @@ def train_step(model, optimizer, byte_BxT, price):
 def main(steps: int, workdir: Path) -> None:
     text = np.concatenate([np.fromfile(f, np.uint8) for f in sorted(Path(argparse.__file__).parent.glob("*.py"))])
     create = lambda: LanguageModel(nnx.Rngs(params=0, route=1))
-    model = nnx.jit(create)()
+    model, again = nnx.jit(create)(), nnx.eval_shape(create)
     model.train()
     optimizer = nnx.Optimizer(model, optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(2e-3)), wrt=nnx.Param)
     for step in range(steps):
@@ -60,7 +60,6 @@ def main(steps: int, workdir: Path) -> None:
         if step % 20 == 0 or step == steps - 1:
             print(f"step {step}: {bits:.2f} bits a byte, {attends:.0%} of (byte, layer) pairs attend", flush=True)
 
-    again = nnx.eval_shape(create)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(workdir.resolve() / "model", nnx.state(model), force=True)
         checkpointer.wait_until_finished()

@@ -19,6 +19,7 @@ from cram_jax.functional import layer as layers_of
 from cram_jax.functional.checks import check_at_least_one
 from cram_jax.functional.layer import Layer, LayerAux, Operations
 from cram_jax.functional.objective import MemorySums
+from cram_jax.models import fsdp
 
 
 @jax.tree_util.register_static
@@ -26,10 +27,15 @@ from cram_jax.functional.objective import MemorySums
 class Stack:
     """layers: the pattern, configurations of layers of one width.
     repeats: how often the pattern is repeated.
+    rolled: whether `apply` is compiled once for all repeats, which takes less time to compile, and more to run.
+    remat: whether gradients recompute a repeat instead of keeping what it computed: less memory, more time. Only with
+      `rolled` did it save memory on a CPU.
     """
 
     layers: tuple[Layer, ...]
     repeats: int = 1
+    rolled: bool = False
+    remat: bool = False
 
     def __post_init__(self):
         if not self.layers or not all(isinstance(layer, Layer) for layer in self.layers):
@@ -90,7 +96,7 @@ class Stack:
 
         def pattern(x_BxTxD, repeat):
             params, states, index = repeat
-            auxes = []
+            params, auxes = fsdp.gathered(params), []
             for place, layer in enumerate(self.layers):
                 x_BxTxD, aux = layers_of.apply(
                     params[place],
@@ -105,7 +111,10 @@ class Stack:
                 auxes.append(aux)
             return x_BxTxD, tuple(auxes)
 
-        return jax.lax.scan(pattern, x_BxTxD, (params, states, jnp.arange(self.repeats)), unroll=True)
+        if self.remat:
+            pattern = jax.checkpoint(pattern)
+        repeats = params, states, jnp.arange(self.repeats)
+        return jax.lax.scan(pattern, x_BxTxD, repeats, unroll=not self.rolled)
 
     def _key(self, key: Key | None, repeat, place: int) -> Key | None:
         """A separate key for each layer, from its number in the network."""

@@ -1,8 +1,8 @@
 """Training on several devices: each of them holds some rows of a batch, and the memories of the streams in these rows.
 
-Parameters and the optimizer's state are on every device, or each has a part of them (`fsdp.py`). What all sequences
-consolidate is on every device. Gradients and sums are added over the devices by the compiler, so a training means the
-same on one device and on many. It is written as for one.
+Parameters and the optimizer's state are on every device, or each has a part of them (`models/fsdp.py`). What all
+sequences consolidate is on every device. Gradients and sums are added over the devices by the compiler, so a training
+means the same on one device and on many. It is written as for one.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from cram_jax.models import fsdp
 from cram_jax.models.stack import Stack
-from cram_jax.training import fsdp
 from cram_jax.training.step import Learner, TrainState, train_step
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,11 @@ class Layout:
 
     def _of_state(self, model: Stack, state: TrainState) -> TrainState:
         parts = self.mesh.shape[fsdp.AXIS]
-        divided = lambda path, leaf: NamedSharding(self.mesh, fsdp.spec(path, leaf, parts))
+
+        def divided(path, leaf) -> NamedSharding:
+            layers = int("model" in [getattr(key, "name", None) for key in path])  # the first axis is of layers
+            return NamedSharding(self.mesh, P(*[None] * layers, *fsdp.spec(leaf.shape[layers:], parts)))
+
         learned = jax.tree.map_with_path(divided, (state.params, state.opt_state))
         everywhere = jax.tree.map(lambda _: NamedSharding(self.mesh, P()), state)
         return everywhere._replace(

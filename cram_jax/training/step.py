@@ -12,8 +12,9 @@ from cram_jax.dims import Array, Bool, Float, Int, Key
 from cram_jax.functional import objective
 from cram_jax.functional.layer import check_inputs
 from cram_jax.functional.objective import ObjectiveConfig
+from cram_jax.models import fsdp
 from cram_jax.models.stack import Stack
-from cram_jax.training import controller, fsdp, optimizer, probes
+from cram_jax.training import controller, optimizer, probes
 from cram_jax.training.controller import PriceConfig, PriceState
 from cram_jax.training.optimizer import OptimizerConfig
 from cram_jax.training.task import Sums, Task
@@ -101,7 +102,7 @@ def check_batch(learner: Learner, params: Params, batch) -> None:
 
 def forward(learner: Learner, params: Params, states: tuple, batch, key: Key | None, train: bool):
     """Returns (task loss, metrics, aux) of a batch. The metrics include the executed operations."""
-    params = fsdp.gathered(params)
+    params = params._replace(task=fsdp.gathered(params.task))
     x_BxTxD, gap_BxT = learner.task.embed(params.task, batch)
     y_BxTxD, aux = learner.model.apply(params.model, states, x_BxTxD, gap_BxT=gap_BxT, key=key, train=train)
     loss, metrics = learner.task.score(params.task, y_BxTxD, batch)
@@ -197,7 +198,7 @@ def train_step(
 
 def _fits(learner: Learner, params: Params, batch) -> Bool[Array, ""]:
     """Whether a batch is one that can be learned from, as `check_batch` says of the first."""
-    x_BxTxD, gap_BxT = learner.task.embed(fsdp.gathered(params).task, batch)
+    x_BxTxD, gap_BxT = learner.task.embed(fsdp.gathered(params.task), batch)
     gaps = jnp.zeros(()) if gap_BxT is None else gap_BxT
     return all_finite((x_BxTxD, gaps)) & jnp.all(gaps >= 0)
 

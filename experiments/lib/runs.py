@@ -155,7 +155,7 @@ def build(config: ConfigDict, task: Task) -> tuple[Learner, RunConfig]:
         raise ValueError(f"config.model must be one of {sorted(found)}, got {config.model!r}")
     learner = Learner(
         task=task,
-        model=Stack(found[config.model](config), config.depth),
+        model=Stack(found[config.model](config), config.depth, run.rolled, run.remat),
         optimizer=from_config(OptimizerConfig(), config.optimizer),
         objective=from_config(ObjectiveConfig(), config.objective),
         price=from_config(PriceConfig(), config.price),

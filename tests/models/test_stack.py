@@ -210,3 +210,34 @@ def test_what_cannot_be_stacked_is_refused(unchecked):
         Stack((Mamba2Config(), AttentionConfig(D=32)))
     with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
         Stack((CRAM,), 0)
+
+
+@pytest.mark.parametrize("changes", [{"remat": True}, {"rolled": True, "remat": True}])
+def test_how_a_stack_is_compiled_changes_no_gradient(changes, x64):
+    stack = Stack((CRAM,), 2)
+    params, states = network(stack)
+    x_BxTxD, gap_BxT = sequence()
+
+    def loss(params, stack):
+        y_BxTxD, aux = stack.apply(params, states, x_BxTxD, gap_BxT=gap_BxT, key=KEY, train=True)
+        return jnp.sum(y_BxTxD**2), aux
+
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+    near = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9, rtol=1e-9)
+    jax.tree.map(near, run(params, dataclasses.replace(stack, **changes)), run(params, stack))
+
+
+def test_rolled_layers_are_compiled_once_and_remat_keeps_less():
+    x_BxTxD = jnp.zeros((B, 8 * T, D))
+
+    def program(repeats: int, **how):
+        stack = Stack((MAMBA2,), repeats, **how)
+        params, states = jax.eval_shape(lambda: (stack.init(KEY), stack.init_state()))
+        loss = lambda params, states: jnp.sum(stack.apply(params, states, x_BxTxD, train=True)[0] ** 2)
+        return jax.jit(jax.grad(loss)).lower(params, states)
+
+    lines = lambda lowered: lowered.as_text().count("\n")
+    assert lines(program(2)) < lines(program(8))
+    assert lines(program(2, rolled=True)) == lines(program(8, rolled=True))
+    working = lambda **how: program(8, rolled=True, **how).compile().memory_analysis().temp_size_in_bytes
+    assert working(remat=True) < 0.5 * working()

@@ -1,7 +1,8 @@
 """Parameters in parts: a device stores its part of each, and of what the optimizer keeps, and gathers what it uses.
 
-The axis `fsdp` of a mesh divides parameters, and sequences as `data` does. A parameter is whole while a step uses it;
-its gradient is added up over the devices and divided again (Rajbhandari et al., arXiv 1910.02054, stage 3).
+The axis `fsdp` of a mesh divides parameters, and sequences as `data` does. The parameters of a layer are whole while
+the layer uses them. Their gradient is added up over the devices and divided again (Rajbhandari et al., arXiv
+1910.02054, stage 3).
 """
 
 from functools import partial
@@ -13,29 +14,26 @@ from jax.sharding import PartitionSpec as P
 AXIS = "fsdp"
 
 
-def spec(path: tuple, leaf, parts: int) -> P:
+def spec(shape: tuple[int, ...], parts: int) -> P:
     """Returns how a parameter is divided, or a mean of it that the optimizer keeps: in its longest axis that divides.
 
-    Vectors and single numbers are on every device. The first axis of a layer's parameter counts layers, so it stays
-    whole.
+    Vectors and single numbers are on every device.
 
     Args:
-      path: keys from the state of a training to the array.
       parts: length of the axis `fsdp`.
     """
-    first = int("model" in [getattr(key, "name", None) for key in path])
-    axes = [axis for axis in range(first, leaf.ndim) if leaf.shape[axis] % parts == 0]
-    if parts == 1 or leaf.ndim < first + 2 or not axes:
+    axes = [axis for axis, size in enumerate(shape) if size % parts == 0]
+    if parts == 1 or len(shape) < 2 or not axes:
         return P()
-    return P(*[None] * max(axes, key=lambda axis: leaf.shape[axis]), AXIS)
+    return P(*[None] * max(axes, key=lambda axis: shape[axis]), AXIS)
 
 
 def gathered(params):
-    """Returns the parameters, whole on each device. Without a mesh that divides them they stay as they are."""
+    """Returns parameters, whole on each device. Without a mesh that divides them they stay as they are."""
     mesh = jax.sharding.get_abstract_mesh()
     if dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get(AXIS) is not AxisType.Auto:
         return params
-    return jax.tree.map_with_path(lambda path, leaf: _whole(leaf, spec(path, leaf, mesh.shape[AXIS])), params)
+    return jax.tree.map(lambda leaf: _whole(leaf, spec(leaf.shape, mesh.shape[AXIS])), params)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
