@@ -77,8 +77,8 @@ class Plan(NamedTuple):
       parameters: numbers of the model.
       rows, tokens: sequences of a batch on one chip, and tokens of the whole batch.
       state, batch, working: bytes of the training's state, of its part of the batch, and of all that is between.
-      sent: bytes that each kind of collective results in, by name.
-      flops, bytes: as the compiler counts them; it does not look into kernels.
+      sent: bytes that each kind of collective results in, by name. What is in a loop counts once.
+      flops, bytes: as the compiler counts them; it does not look into kernels, and what is in a loop counts once.
       kernels: calls of our kernels in the program.
       seconds: that it took to compile.
     """
