@@ -52,11 +52,18 @@ def table(found: plan.Plan, rolled: bool) -> list[tuple[str, str]]:
 def largest(learner, run, seed: int, here: list) -> int:
     """Returns the largest batch that fits, of `run.batch` times powers of two; 0 if that itself does not."""
     fits, run = 0, dataclasses.replace(run, curriculum=())
-    while plan.plan(learner, run, seed, here).fits:
+    while _fits(learner, run, seed, here):
         fits = run.batch
         print(f"a batch of {fits} sequences fits", flush=True)
         run = dataclasses.replace(run, batch=2 * run.batch)
     return fits
+
+
+def _fits(*what) -> bool:
+    try:
+        return plan.plan(*what).fits
+    except plan.TooLarge:
+        return False
 
 
 def main(args) -> None:

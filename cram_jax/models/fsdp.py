@@ -11,7 +11,9 @@ import jax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-AXIS = "fsdp"
+from cram_jax.kernels.meshes import BATCH_AXES
+
+_, AXIS = BATCH_AXES
 
 
 def spec(shape: tuple[int, ...], parts: int) -> P:

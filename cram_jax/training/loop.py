@@ -165,7 +165,9 @@ def probe(learner: Learner, run: RunConfig, state: TrainState, seed: int, batche
 def train(
     learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns: int = 0
 ) -> tuple[TrainState, list[dict]]:
-    """Trains in `workdir`, from its last checkpoint if it has one; returns (last state, on one device, all lines).
+    """Trains in `workdir`, from its last checkpoint if it has one; returns (last state, all lines).
+
+    The state is on one device, unless `run.mesh` has parameters in parts.
 
     Args:
       patterns: number of recurring patterns, whose exposures are counted.

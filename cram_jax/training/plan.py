@@ -1,5 +1,6 @@
 """What a training step needs on devices that are not here: the compiler of a TPU runs on any machine."""
 
+import dataclasses
 import math
 import os
 import re
@@ -61,11 +62,14 @@ def devices(topology: str) -> list:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except Exception as error:  # what is raised depends on the version of the compiler
-        said = str(error).splitlines()[0]
         raise ValueError(
             f"no TPU topology {topology!r} to compile for; name one such as v5e:4x4, v5p:4x4x4 or v6e:16x16, and "
-            f"install the compiler with pip install libtpu ({said})"
+            f"install the compiler with pip install libtpu ({_first_line(error)})"
         ) from error
+
+
+class TooLarge(ValueError):
+    """The compiler found no way to fit a step into the memory of a chip."""
 
 
 class Plan(NamedTuple):
@@ -129,18 +133,23 @@ def plan(learner: Learner, run: RunConfig, seed: int, here: list, patterns: int 
 
     Raises:
       ValueError: if `run.mesh` cannot be had of these devices, or they are of an unknown kind.
+      TooLarge: if the compiler says so.
     """
     if here[0].device_kind not in CHIPS:
         raise ValueError(f"nothing is known of a {here[0].device_kind}; known are {', '.join(CHIPS)}")
     used = sharding.chosen(run.mesh, run.batches, here)
-    layout, last = sharding.over(used), run.steps - 1  # after the curriculum
-    length, rows = run.shape(last)
+    layout, (length, rows) = sharding.over(used), run.shape(run.steps - 1)  # after the curriculum
     with compiling_for(here[0]):
         state = jax.eval_shape(lambda: training.init(learner, seed, patterns, loop.streams(learner, run)))
-        state, given = layout.shapes(learner.model, state, loop.given(learner, run, seed, last), rows)
+        state, given = layout.shapes(learner.model, state, _given(learner, run, seed, used.size), rows)
         lowered = layout.step(learner, state).lower(state, *given)
     start = time.perf_counter()
-    program = compiled(lowered)
+    try:
+        program = compiled(lowered)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise TooLarge(f"a chip cannot hold its part of a batch of {rows} sequences: {_first_line(error)}") from error
     seconds = time.perf_counter() - start
     needed, counted, text = program.memory_analysis(), program.cost_analysis(), program.as_text()
     batch = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(given)) // used.size
@@ -161,11 +170,24 @@ def plan(learner: Learner, run: RunConfig, seed: int, here: list, patterns: int 
     )
 
 
+def _given(learner: Learner, run: RunConfig, seed: int, few: int):
+    """What the last step is given, as shapes. A few sequences are made, not the batch: it may not fit this machine."""
+    length, rows = run.shape(run.steps - 1)
+    small = dataclasses.replace(run, batch=few, length=length, curriculum=())
+    grown = lambda leaf: (rows, *leaf.shape[1:]) if leaf.ndim and leaf.shape[0] == few else leaf.shape
+    given = loop.given(learner, small, seed, 0)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(grown(leaf), leaf.dtype), given)
+
+
 def sent(text: str, kind: str) -> int:
     """Returns the bytes of all results of a collective in the text of a program; those in a loop count once."""
     results = re.findall(rf"= (.*?) {kind}(?:-done)?\(", text)
     arrays = re.findall(r"(\w+)\[([\d,]*)\]", " ".join(results))
     return sum(prod(int(n) for n in shape.split(",") if n) * BITS[dtype] // 8 for dtype, shape in arrays)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:

@@ -17,14 +17,14 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from cram_jax.kernels.meshes import BATCH_AXES
 from cram_jax.models import fsdp
 from cram_jax.models.stack import Stack
 from cram_jax.training.step import Learner, TrainState, train_step
 
 log = logging.getLogger(__name__)
 
-DATA = "data"
-ROWS = (DATA, fsdp.AXIS)  # axes that divide a batch
+DATA, _ = BATCH_AXES
 
 
 def wanted(text: str) -> tuple[int, int]:
@@ -111,8 +111,10 @@ class Layout:
         return state if self.mesh is None else jax.device_put(state, self._of_state(model, state))
 
     def alone(self, state: TrainState) -> TrainState:
-        """Puts the state of a training on one device, where any program can use it."""
-        return state if self.mesh is None else jax.device_put(state, self.mesh.devices.flat[0])
+        """Puts the state of a training on one device, where any program can use it; in parts it stays where it is."""
+        if self.mesh is None or self.mesh.shape[fsdp.AXIS] > 1:  # one device may not hold all parts
+            return state
+        return jax.device_put(state, self.mesh.devices.flat[0])
 
     def step(self, learner: Learner, state: TrainState):
         """Returns `train_step` for this learner: a function (state, batch, fresh rows) whose state stays in place."""
@@ -127,7 +129,7 @@ class Layout:
         return jax.jit(step, donate_argnums=0, out_shardings=places)
 
     def _of_row(self, leaf, rows: int) -> NamedSharding:
-        return NamedSharding(self.mesh, P(ROWS) if np.ndim(leaf) and np.shape(leaf)[0] == rows else P())
+        return NamedSharding(self.mesh, P(BATCH_AXES) if np.ndim(leaf) and np.shape(leaf)[0] == rows else P())
 
     def _of_state(self, model: Stack, state: TrainState) -> TrainState:
         parts = self.mesh.shape[fsdp.AXIS]
@@ -146,14 +148,16 @@ class Layout:
 
     def _of_states(self, model: Stack, states: tuple) -> tuple:
         shared = jax.eval_shape(lambda: model.init_state(None))
-        spec = lambda leaf, without: P(None, ROWS) if leaf.ndim > without.ndim else P()  # the first axis is of layers
+        spec = lambda leaf, without: (
+            P(None, BATCH_AXES) if leaf.ndim > without.ndim else P()
+        )  # the first axis is of layers
         return jax.tree.map(lambda *leaves: NamedSharding(self.mesh, spec(*leaves)), states, shared)
 
 
 def over(devices: np.ndarray) -> Layout:
     """Returns the layout of a training on these devices, in an array of the axes `data` and `fsdp`."""
     kinds, flat = (AxisType.Auto,) * 2, devices.ravel().tolist()
-    return Layout(jax.make_mesh(devices.shape, ROWS, axis_types=kinds, devices=flat))
+    return Layout(jax.make_mesh(devices.shape, BATCH_AXES, axis_types=kinds, devices=flat))
 
 
 @functools.cache  # so that what is idle is said once

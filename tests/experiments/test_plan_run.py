@@ -1,11 +1,15 @@
 """What a training needs on chips that are not here."""
 
 import re
+from types import SimpleNamespace
 
+import jax
+import plan_run
 import pytest
 from commands import refused, run
 
 from cram_jax.training import plan
+from cram_jax.training.loop import RunConfig
 
 CONFIG = "--config=experiments/configs/srcd.py:tiny"
 SMALL = {"model": "mamba2", "depth": 1, "run.batch": 8, "run.curriculum": "()"}
@@ -41,6 +45,26 @@ def test_what_cannot_be_planned_is_named():
     assert "no TPU topology 'v9:2x2'" in refused("plan_run", CONFIG, "--topology=v9:2x2", **SMALL)
     said = refused("plan_run", CONFIG, "--topology=v5e:2x2", **SMALL | {"run.mesh": "data:3"})
     assert "batches of 8 sequences do not divide among the 3 devices of run.mesh=data:3" in said
+
+
+def test_a_batch_that_no_chip_holds_is_named(monkeypatch):
+    def compiled(lowered):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm.\nMore lines")
+
+    monkeypatch.setattr(plan, "compiled", compiled)
+    said = refused("plan_run", CONFIG, "--topology=v5e:2x2", **SMALL)
+    assert "a chip cannot hold its part of a batch of 8 sequences: RESOURCE_EXHAUSTED" in said and "More" not in said
+
+
+def test_a_search_ends_where_nothing_fits(monkeypatch):
+    def planned(learner, run, seed, here):
+        if run.batch > 40:
+            raise plan.TooLarge
+        return SimpleNamespace(fits=run.batch <= 20)
+
+    monkeypatch.setattr(plan, "plan", planned)
+    for first, largest in ((5, 20), (25, 0), (50, 0)):
+        assert plan_run.largest(None, RunConfig(batch=first), 0, []) == largest
 
 
 def test_what_is_sent_is_read_from_the_program():
