@@ -8,7 +8,7 @@ it until a chip cannot hold its part.
 
 "memory" is what the compiler reserves on one chip. The times are what a chip takes at least, by the numbers that its
 maker states, if it does nothing else. The compiler counts operations: those in our kernels are not among them, and a
-loop over layers (run.rolled) counts as one layer. That is no measurement.
+loop over layers (`rolled`) counts as one layer. That is no measurement.
 """
 
 import dataclasses
@@ -49,10 +49,10 @@ def table(found: plan.Plan, rolled: bool) -> list[tuple[str, str]]:
     ]
 
 
-def largest(learner, run, seed: int, here: list) -> int:
+def largest(learner, run, here: list) -> int:
     """Returns the largest batch that fits, of `run.batch` times powers of two; 0 if that itself does not."""
     fits, run = 0, dataclasses.replace(run, curriculum=())
-    while _fits(learner, run, seed, here):
+    while _fits(learner, run, here):
         fits = run.batch
         print(f"a batch of {fits} sequences fits", flush=True)
         run = dataclasses.replace(run, batch=2 * run.batch)
@@ -69,15 +69,15 @@ def _fits(*what) -> bool:
 def main(args) -> None:
     learner, run = TASKS[args.task](args.config)
     here = plan.devices(args.topology)
-    found = plan.plan(learner, run, args.config.seed, here)
+    found = plan.plan(learner, run, here)
     title = (
         f"{args.task}, {args.config.model}, one training step on {found.chips} {here[0].device_kind} of {args.topology}"
     )
-    summary.show(title, table(found, run.rolled))
+    summary.show(title, table(found, learner.model.rolled))
     if not found.fits:
         raise ValueError(f"a chip's memory does not hold this; try config.run.batch={run.batch // 2}, or more chips")
     if args.largest:
-        print(f"largest batch, by doubling: {largest(learner, run, args.config.seed, here)} sequences")
+        print(f"largest batch, by doubling: {largest(learner, run, here)} sequences")
 
 
 if __name__ == "__main__":

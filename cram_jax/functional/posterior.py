@@ -179,7 +179,7 @@ def solve(memory: Posterior, sums: PosteriorSums) -> Posterior:
     system = sums.A_SxFxF + memory.ridge[..., None, None] * eye, sums.C_SxFxD
     by_platform = lambda A, C: jax.lax.platform_dependent(A, C, cpu=_one_by_one, default=_solved)
     # The axis of streams, if there is one, is that before the blocks: each device solves those of its streams.
-    of_streams = partial(by_sequence, by_platform, axis=max(0, system[0].ndim - 4))
+    of_streams = partial(by_sequence, by_platform, axis=system[0].ndim - 4)
     root, up = automatic(of_streams if system[0].ndim > 3 else by_platform, *system)
     return memory._replace(sums=sums, root_SxFxF=root, up_SxFxD=up, free_share=_free_share(root, memory.ridge))
 

@@ -34,7 +34,6 @@ class RunConfig:
     checkpoint_every: steps between checkpoints, a multiple of log_every.
     final_tokens: held-out tokens of the last evaluation.
     mesh: devices that train: data:N, or data:-1 for as many as divide all batches; ,fsdp:M for parameters in M parts.
-    rolled, remat: of the network, see `Stack`.
     """
 
     steps: int = 3000
@@ -47,8 +46,6 @@ class RunConfig:
     checkpoint_every: int = 500
     final_tokens: int = 1_000_000
     mesh: str = "data:-1"
-    rolled: bool = False
-    remat: bool = False
 
     def __post_init__(self):
         check_fields(self)

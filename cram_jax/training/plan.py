@@ -125,11 +125,8 @@ class Plan(NamedTuple):
         }
 
 
-def plan(learner: Learner, run: RunConfig, seed: int, here: list, patterns: int = 0) -> Plan:
+def plan(learner: Learner, run: RunConfig, here: list) -> Plan:
     """Compiles the last training step for devices that need not be here, and returns what each of them does.
-
-    Args:
-      patterns: number of recurring patterns, whose exposures are counted.
 
     Raises:
       ValueError: if `run.mesh` cannot be had of these devices, or they are of an unknown kind.
@@ -140,8 +137,8 @@ def plan(learner: Learner, run: RunConfig, seed: int, here: list, patterns: int 
     used = sharding.chosen(run.mesh, run.batches, here)
     layout, (length, rows) = sharding.over(used), run.shape(run.steps - 1)  # after the curriculum
     with compiling_for(here[0]):
-        state = jax.eval_shape(lambda: training.init(learner, seed, patterns, loop.streams(learner, run)))
-        state, given = layout.shapes(learner.model, state, _given(learner, run, seed, used.size), rows)
+        state = jax.eval_shape(lambda: training.init(learner, 0, 0, loop.streams(learner, run)))
+        state, given = layout.shapes(learner.model, state, _given(learner, run, used.size), rows)
         lowered = layout.step(learner, state).lower(state, *given)
     start = time.perf_counter()
     try:
@@ -170,12 +167,12 @@ def plan(learner: Learner, run: RunConfig, seed: int, here: list, patterns: int 
     )
 
 
-def _given(learner: Learner, run: RunConfig, seed: int, few: int):
+def _given(learner: Learner, run: RunConfig, few: int):
     """What the last step is given, as shapes. A few sequences are made, not the batch: it may not fit this machine."""
     length, rows = run.shape(run.steps - 1)
     small = dataclasses.replace(run, batch=few, length=length, curriculum=())
     grown = lambda leaf: (rows, *leaf.shape[1:]) if leaf.ndim and leaf.shape[0] == few else leaf.shape
-    given = loop.given(learner, small, seed, 0)
+    given = loop.given(learner, small, 0, 0)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(grown(leaf), leaf.dtype), given)
 
 

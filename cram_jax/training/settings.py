@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 # Settings that change nothing that is learned, and those of a longer run.
 LOOKS = ("run.held_out_tokens", "run.probe_batches", "run.final_tokens", "run.checkpoint_every")
-LOOKS += ("run.mesh", "run.rolled", "run.remat")
+LOOKS += ("run.mesh", "rolled", "remat")
 LENGTH = ("run.steps", "optimizer.steps")
 
 

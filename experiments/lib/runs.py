@@ -58,6 +58,8 @@ MEANINGS = {
     "seed": "decides parameters and data.",
     "model": "section of settings for the layers; jamba, circular and never_written use the sections of other models.",
     "depth": "how often the model's pattern of layers is repeated.",
+    "rolled": "whether the network is compiled once for all repeats.",
+    "remat": "whether gradients recompute a repeat, instead of keeping what it computed; with rolled.",
 }
 
 
@@ -110,6 +112,8 @@ def settings(run: RunConfig, layers: dict[str, Layer], price: PriceConfig, **mor
             "seed": 0,
             "model": next(iter(layers)),
             "depth": 2,
+            "rolled": False,
+            "remat": False,
             **{name: to_config(layer) for name, layer in layers.items()},
             "optimizer": to_config(OptimizerConfig()),
             "objective": to_config(ObjectiveConfig()),
@@ -155,7 +159,7 @@ def build(config: ConfigDict, task: Task) -> tuple[Learner, RunConfig]:
         raise ValueError(f"config.model must be one of {sorted(found)}, got {config.model!r}")
     learner = Learner(
         task=task,
-        model=Stack(found[config.model](config), config.depth, run.rolled, run.remat),
+        model=Stack(found[config.model](config), config.depth, config.get("rolled", False), config.get("remat", False)),
         optimizer=from_config(OptimizerConfig(), config.optimizer),
         objective=from_config(ObjectiveConfig(), config.objective),
         price=from_config(PriceConfig(), config.price),

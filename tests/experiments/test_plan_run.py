@@ -57,14 +57,14 @@ def test_a_batch_that_no_chip_holds_is_named(monkeypatch):
 
 
 def test_a_search_ends_where_nothing_fits(monkeypatch):
-    def planned(learner, run, seed, here):
+    def planned(learner, run, here):
         if run.batch > 40:
             raise plan.TooLarge
         return SimpleNamespace(fits=run.batch <= 20)
 
     monkeypatch.setattr(plan, "plan", planned)
     for first, largest in ((5, 20), (25, 0), (50, 0)):
-        assert plan_run.largest(None, RunConfig(batch=first), 0, []) == largest
+        assert plan_run.largest(None, RunConfig(batch=first), []) == largest
 
 
 def test_what_is_sent_is_read_from_the_program():

@@ -38,7 +38,7 @@ def test_four_chips_share_the_sequences(f, kind):
         program = compiled(jax.grad(lambda *qkv: jnp.sum(f(*qkv).astype(jnp.float32) ** 2), (0, 1, 2)), x, x, x)
     text = program.as_text()
     assert "tpu_custom_call" in text
-    assert not re.findall(r".*= .*(?:all-gather|all-to-all|collective-permute)\(.*", text)
+    assert not re.findall("all-gather|all-to-all|collective-permute", text)
     assert all(gradient.spec[0] == "data" for gradient in program.output_shardings)
 
 
