@@ -12,6 +12,7 @@ from lib.figures import training
 
 from cram_jax.tasks.srcd import SRCDConfig
 from cram_jax.tasks.srcd_task import SRCDTask
+from cram_jax.training import processes
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.settings import from_config
 from cram_jax.training.step import Learner
@@ -97,7 +98,8 @@ def train(config, workdir: Path) -> dict:
     out, lines = runs.complete(
         config, workdir, learner, run, finish=finish, table=table, title=title, patterns=patterns
     )
-    draw(gather.of_run("srcd", f"How does {config.model} learn SRCD?", config, out, lines), workdir / "figures")
+    if processes.first():
+        draw(gather.of_run("srcd", f"How does {config.model} learn SRCD?", config, out, lines), workdir / "figures")
     return out
 
 

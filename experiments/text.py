@@ -12,6 +12,7 @@ from lib.figures import text as text_figures
 from cram_jax.analysis import ngram
 from cram_jax.tasks import text
 from cram_jax.tasks.text_task import KINDS, TextTask
+from cram_jax.training import processes
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.step import Learner
 
@@ -77,7 +78,10 @@ def train(config, workdir: Path) -> dict:
     learner, run = build(config)
     title = f"Text, {run.length} bytes a window"
     out, lines = runs.complete(config, workdir, learner, run, finish=finish, table=table, title=title)
-    draw(gather.of_run("text", f"How does {config.model} learn real text?", config, out, lines), workdir / "figures")
+    if processes.first():
+        draw(
+            gather.of_run("text", f"How does {config.model} learn real text?", config, out, lines), workdir / "figures"
+        )
     return out
 
 

@@ -5,6 +5,8 @@
 - A save that cannot be read (no permission, an error of the disk) may be intact. So `restore` tries again, and then
   stops. Nothing is deleted.
 - A save that fails is named, and the run goes on. Older checkpoints stay.
+- A state that is divided among devices is saved and restored in parts: each process writes and reads those of its own
+  devices. It can be restored on other devices, and by another number of processes.
 """
 
 import hashlib
@@ -12,53 +14,55 @@ import json
 import logging
 import shutil
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from cram_jax.training import digests, processes
+
 log = logging.getLogger(__name__)
 
 RETRIES = (0.2, 1.0, 3.0)  # seconds to wait before a checkpoint is read again
 
 
-def to_host(tree) -> dict[str, np.ndarray]:
-    """Returns each array of the tree in numpy, by its path. Typed random keys become their data."""
-    is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    array = lambda leaf: np.array(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+def arrays_of(tree) -> dict[str, jax.Array | np.ndarray]:
+    """Returns each array of the tree by its path, where it is. Typed random keys become their data."""
+    array = lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf
     return {jax.tree_util.keystr(path): array(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def from_host(arrays: dict[str, np.ndarray], like):
-    """Returns a tree like `like` that holds these arrays: the inverse of `to_host`."""
+def to_host(tree) -> dict[str, np.ndarray]:
+    """Returns `arrays_of` the tree in numpy."""
+    return {path: np.array(array) for path, array in arrays_of(tree).items()}
+
+
+def is_key(leaf) -> bool:
+    """Whether an array is of typed random keys."""
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def from_host(arrays: dict[str, np.ndarray | jax.Array], like):
+    """Returns a tree like `like` that holds these arrays: the inverse of `to_host`. Those on devices stay there."""
 
     def one(path, leaf):
         array = arrays[jax.tree_util.keystr(path)]
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if is_key(leaf):
             return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
-        return jax.numpy.array(array, leaf.dtype)
+        return array if isinstance(array, jax.Array) else jax.numpy.array(array, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(one, like)
 
 
-def shapes(arrays: dict[str, np.ndarray]) -> dict[str, str]:
+def shapes(arrays: dict[str, np.ndarray | jax.Array]) -> dict[str, str]:
     """Returns the dtype and shape of each array. Two states belong to the same model if these are equal."""
     return {path: f"{array.dtype}{list(array.shape)}" for path, array in arrays.items()}
 
 
-def digest(arrays: dict[str, np.ndarray]) -> str:
-    """Returns the SHA-256 of the paths, dtypes, shapes and bytes of all arrays."""
-    sha = hashlib.sha256()
-    for path in sorted(arrays):
-        array = arrays[path]
-        sha.update(f"{path}{array.dtype}{array.shape}".encode())
-        sha.update(np.ascontiguousarray(array).tobytes())
-    return sha.hexdigest()
-
-
-def _full(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _full(arrays: dict) -> dict:
     return {path: array for path, array in arrays.items() if array.size}  # orbax saves no empty arrays
 
 
@@ -71,12 +75,13 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int = 2):
         self.directory = Path(directory).resolve()
-        # Saves run in a thread of ours: where orbax runs one in the background, and it fails, the process hangs at its
-        # end for minutes.
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False)
+        # One process saves in a thread of ours: where orbax runs one in the background, and it fails, the process hangs
+        # at its end for minutes. Several processes must wait for each other in turn, which orbax sees to.
+        by_orbax = processes.several()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=by_orbax)
         self.manager = ocp.CheckpointManager(self.directory, options=options)
         self.thread = ThreadPoolExecutor(1)
-        self.under_way: tuple[int, Future] | None = None
+        self.under_way: tuple[int, Callable] | None = None  # number of the step, and what waits for its save
         self.beside = None
 
     def save(self, step: int, state, beside=None) -> None:
@@ -91,12 +96,16 @@ class Checkpoints:
           FloatingPointError: if there is a NaN in the state. Such a state is never saved.
         """
         self.wait()
-        arrays = to_host(state)
+        arrays = arrays_of(state) if processes.several() else to_host(state)
         if bad := [path for path, array in arrays.items() if has_nan(array)]:
             raise FloatingPointError(f"the state of step {step} is not saved: {bad[0]} has NaN")
-        facts = {"digest": digest(arrays), "shapes": shapes(arrays), "beside": beside}
+        facts = {"digest": digests.digest(arrays), "shapes": shapes(arrays), "beside": beside}
         facts |= {"check": check_sum(facts)}
-        self.under_way = step, self.thread.submit(self._save, step, arrays, facts)
+        if processes.several():
+            self._save(step, arrays, facts)
+            self.under_way = step, self.manager.wait_until_finished
+        else:
+            self.under_way = step, self.thread.submit(self._save, step, arrays, facts).result
 
     def _save(self, step: int, arrays: dict, facts: dict) -> None:
         for other in [other for other in self.manager.all_steps() if other >= step]:
@@ -106,10 +115,12 @@ class Checkpoints:
         )
 
     def _set_aside(self, step: int) -> None:
-        aside = self.directory.with_name("damaged")
-        aside.mkdir(exist_ok=True)
-        number = sum(path.name.startswith(f"checkpoint_{step}.") for path in aside.iterdir())
-        (self.directory / str(step)).rename(aside / f"checkpoint_{step}.{number}")
+        if processes.first():
+            aside = self.directory.with_name("damaged")
+            aside.mkdir(exist_ok=True)
+            number = sum(path.name.startswith(f"checkpoint_{step}.") for path in aside.iterdir())
+            (self.directory / str(step)).rename(aside / f"checkpoint_{step}.{number}")
+        processes.meet()
         self.manager.reload()
 
     def keep(self, folder: Path) -> None:
@@ -118,6 +129,8 @@ class Checkpoints:
         A copy that fails is named in the log.
         """
         self.wait()
+        if not processes.first():
+            return
         newest, part = self.manager.latest_step(), folder.with_name(f"{folder.name}.part")
         try:
             part.mkdir(parents=True, exist_ok=True)
@@ -133,7 +146,7 @@ class Checkpoints:
             return True
         (step, saving), self.under_way = self.under_way, None
         try:
-            saving.result()
+            saving()
         except Exception as error:  # orbax raises many kinds of errors
             log.error("checkpoint %d could not be saved (%s); older ones stay as they are", step, _line(error))
             return False
@@ -142,12 +155,16 @@ class Checkpoints:
     def restore(self, like):
         """Returns (step, state) of the newest intact save, or None if there are no saves.
 
+        What is divided among devices in `like` is so in the state.
+
         Raises:
           ValueError: if there are saves, but none is intact; or if the save is of another model: the message names the
             first array that differs.
           OSError: if the newest save that may be intact cannot be read, even after some seconds.
         """
-        wanted, steps = to_host(like), sorted(self.manager.all_steps(), reverse=True)
+        host = lambda array: array if is_divided(array) else np.array(array)
+        wanted = {path: host(array) for path, array in arrays_of(like).items()}
+        steps = sorted(self.manager.all_steps(), reverse=True)
         for step in steps:
             try:
                 return step, from_host(self._read(step, wanted), like)
@@ -160,11 +177,12 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, step: int, wanted: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _read(self, step: int, wanted: dict) -> dict:
         """Returns the arrays of a save. Raises as `restore`, and Damaged."""
         for wait in (*RETRIES, None):
             try:
-                _touch(self.directory / str(step))
+                if processes.first():
+                    _touch(self.directory / str(step))
                 return self._verified(step, wanted)
             except OSError as error:
                 if wait is None:
@@ -175,15 +193,18 @@ class Checkpoints:
                 time.sleep(wait)
         raise AssertionError("not reached")
 
-    def _verified(self, step: int, wanted: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _verified(self, step: int, wanted: dict) -> dict:
         facts = self._restored(step, facts=ocp.args.JsonRestore()).facts
         if not isinstance(facts, dict) or facts.get("check") != check_sum(
             {n: v for n, v in facts.items() if n != "check"}
         ):
             raise Damaged("what it says about itself does not match its check sum")
         self._check_model(step, facts["shapes"], shapes(wanted))
-        arrays = wanted | self._restored(step, state=ocp.args.StandardRestore(_full(wanted))).state
-        if digest(arrays) != facts["digest"]:
+        place = lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+        targets = {path: place(array) if is_divided(array) else array for path, array in _full(wanted).items()}
+        arrays = wanted | self._restored(step, state=ocp.args.StandardRestore(targets)).state
+        of_today = len(facts["digest"]) == 16
+        if facts["digest"] != (digests.digest(arrays) if of_today else digests.sha256(arrays)):
             raise Damaged("its digest does not match")
         self.beside = facts.get("beside")
         return arrays
@@ -211,9 +232,14 @@ class Checkpoints:
         return saved
 
 
-def has_nan(array: np.ndarray) -> bool:
+def is_divided(array) -> bool:
+    """Whether an array is on several devices, in parts or whole."""
+    return isinstance(array, jax.Array) and len(array.sharding.device_set) > 1
+
+
+def has_nan(array: np.ndarray | jax.Array) -> bool:
     """Whether there is a NaN in an array."""
-    return jax.numpy.issubdtype(array.dtype, np.inexact) and bool(np.any(array != array))
+    return jax.numpy.issubdtype(array.dtype, np.inexact) and bool((array != array).any())
 
 
 def check_sum(facts: dict) -> str:

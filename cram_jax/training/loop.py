@@ -1,15 +1,17 @@
 """The training loop, with evaluation, logs and checkpoints. A run that was stopped can be resumed."""
 
+import contextlib
 import dataclasses
 import logging
 import signal
+import sys
 import time
 from pathlib import Path
 
 import jax
 
 from cram_jax.functional.checks import check_at_least_one, check_fields, check_not_negative
-from cram_jax.training import files, optimizer, sharding
+from cram_jax.training import files, optimizer, processes, sharding
 from cram_jax.training import step as training
 from cram_jax.training.checkpoints import Checkpoints
 from cram_jax.training.machine import peak_memory_mb, versions
@@ -111,7 +113,7 @@ def evaluate(
                 states, found = training.visit_step(learner, state.params, states, batch, key)
             else:
                 found = training.evaluate_step(learner, state, batch, key)
-        sums.append(jax.device_get(found))
+        sums.append(jax.device_get(layout.everywhere(found)))
     return means(sums)
 
 
@@ -155,7 +157,8 @@ def probe(learner: Learner, run: RunConfig, state: TrainState, seed: int, batche
     for index in range(batches):
         batch = layout.rows(learner.task.batch("held_out", seed, index, run.length, run.batch), run.batch)
         with layout.told():
-            sums.append(jax.device_get(training.probe_step(learner, state, batch, key)))
+            found = training.probe_step(learner, state, batch, key)
+        sums.append(jax.device_get(layout.everywhere(found)))
     return means(sums)
 
 
@@ -177,18 +180,19 @@ def train(
       Interrupted: after SIGTERM or SIGINT, once the current step has finished and the state is saved. A second signal
         ends the program at once. What was not logged yet is saved with the state, for the line after the run goes on.
     """
-    with files.held(workdir):
+    with files.held(workdir) if processes.first() else contextlib.nullcontext():
         return _train(learner, run, seed, workdir, patterns)
 
 
 def _train(learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns: int) -> tuple[TrainState, list[dict]]:
-    state = training.init(learner, seed, patterns, streams(learner, run))
+    processes.check_shared(workdir)
+    state = run.layout().init(learner, seed, patterns, streams(learner, run))
     saves = Checkpoints(workdir / "checkpoints")
     restored = saves.restore(state)
     if restored is not None:
         log.info("going on from step %d in %s", restored[0], workdir)
         state = restored[1]
-    state, first = run.layout().state(learner.model, state), int(state.step)
+    first = int(state.step)
     training.check_batch(learner, state.params, given(learner, run, seed, first)[0])
     records = Records(workdir, first if restored else -1)
     stopped = []
@@ -199,7 +203,7 @@ def _train(learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns:
 
     previous = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
     for number, handler in previous.items():
-        if handler is not signal.SIG_IGN:  # a shell ignores SIGINT for background jobs
+        if handler is not signal.SIG_IGN and not processes.several():  # a shell ignores SIGINT for background jobs
             signal.signal(number, stop)
     try:
         if first < run.steps:
@@ -210,17 +214,19 @@ def _train(learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns:
         if first < run.steps:
             records.launch(versions() | {"mesh": run.layout().name})
             groups = optimizer.describe(learner.optimizer, learner.model, state.params)
-            files.write_whole(workdir / "parameters.txt", "\n".join(groups) + "\n")
+            if processes.first():
+                files.write_whole(workdir / "parameters.txt", "\n".join(groups) + "\n")
         state = _steps(learner, run, seed, state, records, saves, stopped)
         if records.last is None:  # all lines were lost, and no step was left to do
             _write(records, learner, run, state, seed, {}, float("nan"), float("nan"))
         _saved(saves, f"trained to step {run.steps}")
-        return run.layout().alone(state), files.read(records.path)
+        return run.layout().alone(state), processes.from_first(lambda: files.read(records.path))
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
         records.close()
-        saves.close()
+        if not processes.lost(sys.exc_info()[1]):  # else the save would wait for those that are gone
+            saves.close()
 
 
 def _steps(learner, run, seed, state, records, saves, stopped: list) -> TrainState:
@@ -233,6 +239,8 @@ def _steps(learner, run, seed, state, records, saves, stopped: list) -> TrainSta
         state, report = train_step(state, *placed(learner, run, seed, step))
         reports.append(report)
         done = step + 1
+        if processes.stop_at(done):
+            stopped.append("SIGTERM to one of the processes")
         if (length, size) not in compiled:  # this step was compiled, so its time does not count
             compiled.add((length, size))
             jax.block_until_ready(state.step)

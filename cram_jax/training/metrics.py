@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from cram_jax.training import files
+from cram_jax.training import files, processes
 
 log = logging.getLogger(__name__)
 CLOCK = ("step_ms", "seconds", "peak_memory_mb")  # fields that differ if the same command runs twice
@@ -34,7 +34,9 @@ def plain(sums: list[dict]) -> list[dict]:
 class Records:
     """The logged lines of a run, on disk. It keeps the lines that the directory already holds.
 
-    `last` is the last line, None before the first.
+    `last` is the last line, None before the first. `began` is the step at which the run began: 0, unless its first
+    launch says that it began from another state. Of several processes the first one writes, and tells the others what
+    was there.
 
     Args:
       directory: directory of the run.
@@ -43,6 +45,11 @@ class Records:
 
     def __init__(self, directory: Path, step: int):
         self.path = Path(directory) / "metrics.jsonl"
+        self.board = None
+        self.last = processes.from_first(lambda: self._begin(step))
+        self.began = processes.from_first(self._began)
+
+    def _begin(self, step: int) -> dict | None:
         lines, bad = files.parse(self.path)
         if bad:
             aside = self.path.with_name(f"{self.path.name}.damaged")
@@ -50,30 +57,34 @@ class Records:
             log.warning("%s: damaged at line %s; a copy is in %s", self.path, ", ".join(map(str, bad)), aside.name)
         lines = [line for line in lines if line["step"] <= step]
         files.write_whole(self.path, "".join(map(files.as_line, lines)))
-        self.last = lines[-1] if lines else None
         # Two writers in one second would share a file name, so the process is part of it.
         self.board = SummaryWriter(
-            str(directory), filename_suffix=f".{os.getpid()}.{time.time_ns()}", purge_step=step + 1
+            str(self.path.parent), filename_suffix=f".{os.getpid()}.{time.time_ns()}", purge_step=step + 1
         )
+        return lines[-1] if lines else None
 
     def write(self, line: dict) -> None:
         """Adds a line, and gives its numbers to TensorBoard."""
-        files.append(self.path, line)
+        if self.board is not None:
+            self._write(line)
         self.last = line
+
+    def _write(self, line: dict) -> None:
+        files.append(self.path, line)
         for name, value in line.items():
             if isinstance(value, float) and np.isfinite(value):
                 self.board.add_scalar(name, value, line["step"])
 
     def launch(self, versions: dict) -> None:
         """Adds to `launches.jsonl` which code and machine train the steps from here on, and with which settings."""
+        if self.board is None:
+            return
         step = self.last["step"] if self.last else 0
         config, launches = (self.path.with_name(name) for name in ("config.json", "launches.jsonl"))
         settings = {"settings": files.settings_digest(config.read_text())} if config.exists() else {}
         files.append(launches, {"from_step": step, **versions, **settings})
 
-    @property
-    def began(self) -> int:
-        """The step at which the run began: 0, unless its first launch says that it began from another state."""
+    def _began(self) -> int:
         launches = files.read(self.path.with_name("launches.jsonl"))
         return next((line["from_step"] for line in launches if line.get("begins")), 0)
 
@@ -84,7 +95,8 @@ class Records:
 
     def close(self) -> None:
         """Writes what TensorBoard has buffered."""
-        self.board.close()
+        if self.board is not None:
+            self.board.close()
 
 
 def clock(seconds: float) -> str:

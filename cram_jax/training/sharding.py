@@ -20,7 +20,9 @@ from jax.sharding import PartitionSpec as P
 from cram_jax.kernels.meshes import BATCH_AXES
 from cram_jax.models import fsdp
 from cram_jax.models.stack import Stack
-from cram_jax.training.step import Learner, TrainState, train_step
+from cram_jax.training import processes
+from cram_jax.training.checkpoints import from_host, to_host
+from cram_jax.training.step import Learner, TrainState, init, train_step
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +96,7 @@ class Layout:
         """Puts arrays on the devices: those with an axis of so many rows in front by their rows, others everywhere."""
         if self.mesh is None:
             return tree
-        return jax.tree.map(lambda leaf: jax.device_put(leaf, self._of_row(leaf, rows)), tree)
+        return jax.tree.map(lambda leaf: _put(leaf, self._of_row(leaf, rows)), tree)
 
     def shapes(self, model: Stack, state: TrainState, given, rows: int):
         """Returns (state, given) as shapes that say where each array is, to compile for devices that are not here."""
@@ -104,23 +106,39 @@ class Layout:
 
     def states(self, model: Stack, states: tuple) -> tuple:
         """Puts consolidation states on the devices: those of streams by their rows, others everywhere."""
-        return states if self.mesh is None else jax.device_put(states, self._of_states(model, states))
+        return states if self.mesh is None else _put(states, self._of_states(model, states))
 
     def state(self, model: Stack, state: TrainState) -> TrainState:
         """Puts the state of a training on the devices."""
-        return state if self.mesh is None else jax.device_put(state, self._of_state(model, state))
+        return state if self.mesh is None else _put(state, self._of_state(model, state))
+
+    def init(self, learner: Learner, seed: int, patterns: int, streams: int | None) -> TrainState:
+        """Returns a fresh state on the devices; arguments as in `step.init`. None of them holds more than its part."""
+        if self.mesh is None:
+            return init(learner, seed, patterns, streams)
+        fresh = lambda: init.__wrapped__(learner, seed, patterns, streams)
+        return jax.jit(fresh, out_shardings=self._of_state(learner.model, jax.eval_shape(fresh)))()
 
     def alone(self, state: TrainState) -> TrainState:
-        """Puts the state of a training on one device, where any program can use it; in parts it stays where it is."""
-        if self.mesh is None or self.mesh.shape[fsdp.AXIS] > 1:  # one device may not hold all parts
+        """Puts the state of a training on one device of each process, where any program can use it.
+
+        In parts it stays where it is, since one device may not hold all of them.
+        """
+        if self.mesh is None or self.mesh.shape[fsdp.AXIS] > 1:
             return state
+        if processes.several():
+            return from_host(to_host(self.everywhere(state)), state)
         return jax.device_put(state, self.mesh.devices.flat[0])
+
+    def everywhere(self, tree):
+        """Returns arrays that all processes can read, whole on each device."""
+        return _put(tree, NamedSharding(self.mesh, P())) if processes.several() else tree
 
     def step(self, learner: Learner, state: TrainState):
         """Returns `train_step` for this learner: a function (state, batch, fresh rows) whose state stays in place."""
         if self.mesh is None:
             return partial(train_step, learner)
-        places = self._of_state(learner.model, state), None
+        places = self._of_state(learner.model, state), NamedSharding(self.mesh, P())
 
         def step(state, batch, fresh_B):
             with self.told():
@@ -152,6 +170,18 @@ class Layout:
             P(None, BATCH_AXES) if leaf.ndim > without.ndim else P()
         )  # the first axis is of layers
         return jax.tree.map(lambda *leaves: NamedSharding(self.mesh, spec(*leaves)), states, shared)
+
+
+def _put(tree, place):
+    """Puts a tree of arrays, the same in all processes, on devices; `place` is a sharding, or a tree of them."""
+    if not processes.several():
+        return jax.device_put(tree, place)
+    return _moved(place)(tree)
+
+
+@functools.cache
+def _moved(place):
+    return jax.jit(lambda tree: tree, out_shardings=place)
 
 
 def over(devices: np.ndarray) -> Layout:

@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from cram_jax.training import processes
 from cram_jax.training.loop import Interrupted
 from lib import manual
 
@@ -48,13 +50,15 @@ class Flag:
 
 
 CONFIG = "Config file and its variant, with a colon between them."
-ONE_RUN = {"extend": False, "replay": 0, "warm_start": ""}  # flags of mains that train one run
+ONE_RUN = {"extend": False, "replay": 0, "warm_start": "", "process": ""}  # flags of mains that train one run
 # Help texts of flags that several mains have. Each main gives its own default.
 SHARED = {
     "workdir": "Directory of the run. If it already holds a run, the same command resumes it from its last checkpoint.",
     "extend": "Train a run in --workdir for more steps. The learning rate then follows the longer schedule.",
     "replay": "Number of a step that was skipped: it is repeated, and what was not finite is named.",
     "warm_start": "Directory of a run with the same model. A new run begins with its last parameters; all else is new.",
+    "process": "i/n@HOST:PORT: this is process i, from 0, of n that train together; HOST is the machine of process 0. "
+    "Not needed under SLURM or Open MPI, nor on TPU VMs.",
     "runs": "Directory of the result and of all runs, each in its own folder. The same command resumes where it "
     "stopped; finished runs are not trained again.",
     "results": "Folder of results. The result is written to a folder with its name there.",
@@ -87,6 +91,11 @@ def run(
             return print(manual.page(main.__globals__["__doc__"], asked))
         values = _parsed(argv, asked)
         quiet()
+        if "process" in asked:
+            processes.begin(values["process"].value)
+            if not processes.first():
+                logging.getLogger().setLevel(logging.WARNING)
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (until the end)
         main(SimpleNamespace(**{name: values[name].value for name in asked}))
 
 
@@ -157,8 +166,12 @@ def explained():
         by = stop if str(stop) else "stopped by SIGINT; the same command goes on from the last checkpoint"
         print(by, file=sys.stderr)
         sys.exit(STOPPED)
-    except EXPLAINED as error:
-        if os.environ.get("CRAM_TRACEBACK") == "1":
+    except Exception as error:
+        gone = processes.lost(error)
+        if not isinstance(error, EXPLAINED) and not gone or os.environ.get("CRAM_TRACEBACK") == "1":
+            if processes.several():
+                traceback.print_exc()
+                processes.leave(1)
             raise
         cause = error
         while isinstance(cause, Exception) and len(cause.args) == 1:  # an error may hold another
@@ -167,7 +180,11 @@ def explained():
         if "Traceback" in text:  # an error of a config file, as its reader passes it on
             text = text.strip().split("\n")[-1]
         where = "" if isinstance(error, ValueError) else " (CRAM_TRACEBACK=1 shows where)"
-        sys.exit("error: " + " ".join(text.split()) + where)
+        text = "error: " + " ".join((processes.LOST.format(text[:200]) if gone else text).split()) + where
+        if processes.several():
+            print(text, file=sys.stderr)
+            processes.leave(1)
+        sys.exit(text)
     finally:
         if before is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, before)

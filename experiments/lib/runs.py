@@ -19,7 +19,7 @@ from cram_jax.functional.palimpsa import PalimpsaConfig
 from cram_jax.functional.posterior_cram import PosteriorCRAMConfig
 from cram_jax.functional.seqboat import SeqBoatConfig
 from cram_jax.models.stack import Stack, jamba_pattern
-from cram_jax.training import files, loop, replay, step
+from cram_jax.training import files, loop, processes, replay, step
 from cram_jax.training.checkpoints import Checkpoints
 from cram_jax.training.controller import PriceConfig
 from cram_jax.training.files import read, strict
@@ -215,6 +215,8 @@ def one(args: SimpleNamespace, train: Callable, learner: Learner, run: RunConfig
       train: trains or resumes the run, from (settings, directory).
       patterns: number of recurring patterns, whose exposures are counted.
     """
+    if processes.several() and (args.replay or args.warm_start):
+        raise ValueError("--replay and --warm_start work in one process; start without --process")
     run.layout()  # so that devices which are not there show before anything is written
     if not args.replay:
         train(args.config, start(args, learner, patterns))
@@ -230,7 +232,8 @@ def start(args: SimpleNamespace, learner: Learner, patterns: int = 0) -> Path:
       ValueError: if the directory holds a run with other settings or another start, or there is nothing to start from.
     """
     workdir, source = Path(args.workdir), args.warm_start
-    claim_workdir(workdir, args.config, looks=True, extend=args.extend)
+    if processes.first():
+        claim_workdir(workdir, args.config, looks=True, extend=args.extend)
     if not source:
         return workdir
     if not (Path(source) / "checkpoints").is_dir():
@@ -253,7 +256,8 @@ def start(args: SimpleNamespace, learner: Learner, patterns: int = 0) -> Path:
 
 def train(config: ConfigDict, learner: Learner, run: RunConfig, workdir: Path, patterns: int = 0):
     """Trains in the directory, or resumes the run there; returns (state, logged lines)."""
-    claim_workdir(workdir, config, looks=True)
+    if processes.first():
+        claim_workdir(workdir, config, looks=True)
     return loop.train(learner, run, config.seed, workdir, patterns)
 
 
@@ -305,6 +309,7 @@ def report(workdir: Path, title: str, out: dict, rows: list[tuple[str, ...]]) ->
     out |= {"trained_on": sorted(machines)}
     if started := [launch["warm_start"] for launch in launches if "warm_start" in launch]:
         out |= {"warm_start": started[-1]}
-    files.write_whole(workdir / "summary.json", json.dumps(strict(out), indent=1) + "\n")
+    if processes.first():
+        files.write_whole(workdir / "summary.json", json.dumps(strict(out), indent=1) + "\n")
     summary.show(title, rows)
     print("docs/glossary.md says what the words mean.")

@@ -82,6 +82,19 @@ def test_a_damaged_save_is_passed_over_and_named(saved, damage, caplog):
     same(restored, state(20))
 
 
+def test_a_save_with_the_digest_of_earlier_versions_comes_back(tmp_path, monkeypatch):
+    saves = Checkpoints(tmp_path / "checkpoints")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(checkpoints.digests, "digest", checkpoints.digests.sha256)
+        saves.save(1, state(1))
+        assert saves.close()
+    same(Checkpoints(tmp_path / "checkpoints").restore(state(0))[1], state(1))
+    # When one number of it is changed, it does not
+    monkeypatch.setattr(checkpoints.digests, "sha256", lambda arrays: "0" * 64)
+    with pytest.raises(ValueError, match="intact"):
+        Checkpoints(tmp_path / "checkpoints").restore(state(0))
+
+
 def read_error(monkeypatch, where: str, times: int):
     """Files whose path has `where` in it cannot be read, so many times."""
     left, usual = [times], Path.open

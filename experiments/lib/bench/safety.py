@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 
-from cram_jax.training import checkpoints, files, loop
+from cram_jax.training import checkpoints, digests, files, loop
 from cram_jax.training import step as training
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.step import Learner
@@ -47,7 +47,7 @@ def verified(state) -> str:
     """What a save does to be verified: no NaN, and a digest of arrays and facts."""
     arrays = checkpoints.to_host(state)
     assert not any(checkpoints.has_nan(array) for array in arrays.values())
-    facts = {"digest": checkpoints.digest(arrays), "shapes": checkpoints.shapes(arrays)}
+    facts = {"digest": digests.digest(arrays), "shapes": checkpoints.shapes(arrays)}
     return checkpoints.check_sum(facts)
 
 
