@@ -9,10 +9,10 @@
   devices. It can be restored on other devices, and by another number of processes.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cram_jax.training import digests, processes
+from cram_jax.training import digests, files, processes
+from cram_jax.training.files import Folder
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +74,8 @@ class Damaged(Exception):
 class Checkpoints:
     """The saves of one run in `directory`. Only the newest `keep` of them stay."""
 
-    def __init__(self, directory: Path, keep: int = 2):
-        self.directory = Path(directory).resolve()
+    def __init__(self, directory: Folder, keep: int = 2):
+        self.directory = directory if files.is_remote(directory) else Path(directory).resolve()
         # One process saves in a thread of ours: where orbax runs one in the background, and it fails, the process hangs
         # at its end for minutes. Several processes must wait for each other in turn, which orbax sees to.
         by_orbax = processes.several()
@@ -118,12 +119,13 @@ class Checkpoints:
         if processes.first():
             aside = self.directory.with_name("damaged")
             aside.mkdir(exist_ok=True)
-            number = sum(path.name.startswith(f"checkpoint_{step}.") for path in aside.iterdir())
-            (self.directory / str(step)).rename(aside / f"checkpoint_{step}.{number}")
+            there = aside.iterdir() if aside.exists() else ()  # in a bucket there are no empty folders
+            number = sum(path.name.startswith(f"checkpoint_{step}.") for path in there)
+            files.moved(self.directory / str(step), aside / f"checkpoint_{step}.{number}")
         processes.meet()
         self.manager.reload()
 
-    def keep(self, folder: Path) -> None:
+    def keep(self, folder: Folder) -> None:
         """Copies the newest save to a folder that has not been there, so that later saves do not delete it.
 
         A copy that fails is named in the log.
@@ -135,8 +137,8 @@ class Checkpoints:
         try:
             part.mkdir(parents=True, exist_ok=True)
             if newest is not None:
-                shutil.copytree(self.directory / str(newest), part / str(newest), dirs_exist_ok=True)
-            part.rename(folder)
+                files.copied(self.directory / str(newest), part / str(newest))
+            files.moved(part, folder)
         except OSError as error:
             log.warning("checkpoint %s could not be kept in %s (%s)", newest, folder, _line(error))
 
@@ -247,16 +249,12 @@ def check_sum(facts: dict) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _touch(folder: Path) -> None:
+def _touch(folder: Folder) -> None:
     """Reads all files of a folder. Raises OSError if one cannot be read; one that is not there is no such error."""
-    for path in sorted(folder.rglob("*")):
-        try:
-            if path.is_file():
-                with path.open("rb") as file:
-                    while file.read(2**20):
-                        pass
-        except FileNotFoundError:
-            pass
+    for path in files.under(folder):
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            while file.read(2**20):
+                pass
 
 
 def _line(error: Exception) -> str:

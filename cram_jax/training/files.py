@@ -10,6 +10,8 @@
 | `parameters.txt`, `summary.json` | whole | never read by a run | written again |
 | `events.*` | by TensorBoard | never read | |
 | `lock` | by the process that trains | the kernel keeps a lock on it | |
+
+All of it may be in a bucket, gs://BUCKET/FOLDER. There a file is always written whole, and nothing is locked.
 """
 
 import contextlib
@@ -20,24 +22,81 @@ import json
 import logging
 import os
 import platform
+import shutil
 import time
 import zlib
 from collections.abc import Iterator
+from importlib import util
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 log = logging.getLogger(__name__)
 
+Folder = Path | epath.Path  # on this machine, or in a bucket; so are files
+
+
+def folder(name: str | Folder) -> Folder:
+    """Returns a folder on this machine, or in a bucket for "gs://BUCKET/FOLDER".
+
+    Raises:
+      ValueError: for another "://", or if what reads buckets is not installed.
+    """
+    scheme, found, _ = str(name).partition("://")
+    if not found:
+        return Path(name)
+    if scheme != "gs":
+        raise ValueError(f"{name} cannot be written: folders are on this machine or in a bucket, gs://BUCKET/FOLDER")
+    if not util.find_spec("gcsfs"):
+        raise ValueError(f"{name} needs the package gcsfs: pip install 'cram_jax[gs]'")
+    return epath.Path(name)
+
+
+def is_remote(path: Folder) -> bool:
+    """Whether a path is in a bucket."""
+    return not isinstance(path, Path)
+
+
+def under(directory: Folder) -> Iterator[Folder]:
+    """All files below a folder, in order."""
+    for path in sorted(directory.iterdir()) if directory.exists() else ():
+        if path.is_dir():
+            yield from under(path)
+        else:
+            yield path
+
+
+def copied(directory: Folder, to: Folder) -> None:
+    """Copies all files below a folder into another one."""
+    for path in under(directory):
+        new = to / path.relative_to(directory)
+        new.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("rb") as source, new.open("wb") as target:
+            shutil.copyfileobj(source, target)
+
+
+def moved(directory: Folder, to: Folder) -> None:
+    """Gives a folder another place, where none has been."""
+    if not is_remote(directory):
+        directory.rename(to)
+        return
+    copied(directory, to)
+    directory.rmtree()
+
 
 @contextlib.contextmanager
-def held(directory: Path) -> Iterator[None]:
+def held(directory: Folder) -> Iterator[None]:
     """Inside, no other process can hold this directory. The kernel lets go when the process ends, however it ends.
 
     Raises:
       ValueError: if another process holds it. The message says which.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    if is_remote(directory):
+        log.info("%s cannot be locked: see to it that only one training writes there", directory)
+        yield
+        return
     file = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
@@ -57,12 +116,15 @@ def held(directory: Path) -> Iterator[None]:
         os.close(file)
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Folder, text: str) -> None:
     """Writes a file so that a reader finds the old text or the new one, even after a crash or on a full disk.
 
     Raises:
       OSError: if it cannot be written. It names the file.
     """
+    if is_remote(path):
+        path.write_text(text)
+        return
     new = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with new.open("w") as file:
@@ -91,12 +153,16 @@ def as_line(record: dict) -> str:
     return f'{text[:-1]}, "check": "{_sum(text)}"}}\n'
 
 
-def append(path: Path, record: dict) -> None:
+def append(path: Folder, record: dict) -> None:
     """Adds a line to a file in one write. What a crash left there of another line does not spoil it.
 
     Raises:
       OSError: if it cannot be written whole. It names the file.
     """
+    if is_remote(path):  # a bucket knows no appending
+        before = path.read_text() if path.exists() else ""
+        path.write_text(before + as_line(record))
+        return
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         size = os.fstat(file).st_size
@@ -110,7 +176,7 @@ def append(path: Path, record: dict) -> None:
         os.close(file)
 
 
-def read(path: Path) -> list[dict]:
+def read(path: Folder) -> list[dict]:
     """Returns the lines of a file, with NaN for null. Bad ones are left out, and the log names them."""
     lines, bad = parse(path)
     if bad:
@@ -118,7 +184,7 @@ def read(path: Path) -> list[dict]:
     return lines
 
 
-def parse(path: Path) -> tuple[list[dict], list[int]]:
+def parse(path: Folder) -> tuple[list[dict], list[int]]:
     """Returns (good lines, numbers of the bad ones, from 1). Check sums count if any line has one."""
     if not path.exists():
         return [], []

@@ -6,7 +6,6 @@ import logging
 import signal
 import sys
 import time
-from pathlib import Path
 
 import jax
 
@@ -14,6 +13,7 @@ from cram_jax.functional.checks import check_at_least_one, check_fields, check_n
 from cram_jax.training import files, optimizer, processes, sharding
 from cram_jax.training import step as training
 from cram_jax.training.checkpoints import Checkpoints
+from cram_jax.training.files import Folder
 from cram_jax.training.machine import peak_memory_mb, versions
 from cram_jax.training.metrics import Records, clock, means, plain
 from cram_jax.training.step import Learner, TrainState
@@ -163,7 +163,7 @@ def probe(learner: Learner, run: RunConfig, state: TrainState, seed: int, batche
 
 
 def train(
-    learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns: int = 0
+    learner: Learner, run: RunConfig, seed: int, workdir: Folder, patterns: int = 0
 ) -> tuple[TrainState, list[dict]]:
     """Trains in `workdir`, from its last checkpoint if it has one; returns (last state, all lines).
 
@@ -184,7 +184,9 @@ def train(
         return _train(learner, run, seed, workdir, patterns)
 
 
-def _train(learner: Learner, run: RunConfig, seed: int, workdir: Path, patterns: int) -> tuple[TrainState, list[dict]]:
+def _train(
+    learner: Learner, run: RunConfig, seed: int, workdir: Folder, patterns: int
+) -> tuple[TrainState, list[dict]]:
     processes.check_shared(workdir)
     state = run.layout().init(learner, seed, patterns, streams(learner, run))
     saves = Checkpoints(workdir / "checkpoints")

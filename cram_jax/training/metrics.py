@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from cram_jax.training import files, processes
+from cram_jax.training.files import Folder
 
 log = logging.getLogger(__name__)
 CLOCK = ("step_ms", "seconds", "peak_memory_mb")  # fields that differ if the same command runs twice
@@ -43,9 +45,9 @@ class Records:
       step: step that the run resumes from. Lines of later steps are deleted, because they will be written again.
     """
 
-    def __init__(self, directory: Path, step: int):
-        self.path = Path(directory) / "metrics.jsonl"
-        self.board = None
+    def __init__(self, directory: Folder, step: int):
+        self.path = files.folder(directory) / "metrics.jsonl"
+        self.board, self.events = None, self.path.parent
         self.last = processes.from_first(lambda: self._begin(step))
         self.began = processes.from_first(self._began)
 
@@ -53,13 +55,15 @@ class Records:
         lines, bad = files.parse(self.path)
         if bad:
             aside = self.path.with_name(f"{self.path.name}.damaged")
-            shutil.copy(self.path, aside)
+            aside.write_bytes(self.path.read_bytes())
             log.warning("%s: damaged at line %s; a copy is in %s", self.path, ", ".join(map(str, bad)), aside.name)
         lines = [line for line in lines if line["step"] <= step]
         files.write_whole(self.path, "".join(map(files.as_line, lines)))
+        if files.is_remote(self.path):
+            self.events = Path(tempfile.mkdtemp())  # where they are written before they are copied
         # Two writers in one second would share a file name, so the process is part of it.
         self.board = SummaryWriter(
-            str(self.path.parent), filename_suffix=f".{os.getpid()}.{time.time_ns()}", purge_step=step + 1
+            str(self.events), filename_suffix=f".{os.getpid()}.{time.time_ns()}", purge_step=step + 1
         )
         return lines[-1] if lines else None
 
@@ -74,6 +78,9 @@ class Records:
         for name, value in line.items():
             if isinstance(value, float) and np.isfinite(value):
                 self.board.add_scalar(name, value, line["step"])
+        if files.is_remote(self.path):
+            self.board.flush()
+            files.copied(self.events, self.path.parent)
 
     def launch(self, versions: dict) -> None:
         """Adds to `launches.jsonl` which code and machine train the steps from here on, and with which settings."""
@@ -97,6 +104,9 @@ class Records:
         """Writes what TensorBoard has buffered."""
         if self.board is not None:
             self.board.close()
+            if files.is_remote(self.path):
+                files.copied(self.events, self.path.parent)
+                shutil.rmtree(self.events)
 
 
 def clock(seconds: float) -> str:

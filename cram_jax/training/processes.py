@@ -13,11 +13,12 @@ import re
 import sys
 from collections.abc import Callable
 from importlib import util
-from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from cram_jax.training.files import Folder
 
 SILENCE = 30  # seconds without a sign of life, after which a process counts as gone
 STARTING = 120  # seconds in which all processes must have started
@@ -98,7 +99,7 @@ def stop_at(step: int) -> bool:
     return several() and multihost_utils.reached_preemption_sync_point(step)
 
 
-def check_shared(directory: Path) -> None:
+def check_shared(directory: Folder) -> None:
     """Checks that all processes see the same folder, in which the first has made a file.
 
     Raises:

@@ -4,8 +4,6 @@ A batch and the noise of a step are functions of the seed and the step. So the n
 the loop keeps (`Checkpoints.keep`), is enough: the steps from there on are repeated.
 """
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +11,12 @@ import numpy as np
 from cram_jax.training import loop
 from cram_jax.training import step as training
 from cram_jax.training.checkpoints import Checkpoints
+from cram_jax.training.files import Folder
 from cram_jax.training.loop import BAD_STEPS, RunConfig
 from cram_jax.training.step import Learner, TrainState
 
 
-def repeat(learner: Learner, run: RunConfig, seed: int, workdir: Path, number: int, patterns: int = 0) -> list[str]:
+def repeat(learner: Learner, run: RunConfig, seed: int, workdir: Folder, number: int, patterns: int = 0) -> list[str]:
     """Returns what was not finite in a step, a line each; [] if nothing was.
 
     Args:

@@ -4,11 +4,11 @@ import dataclasses
 import json
 import logging
 import math
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from cram_jax.training import files
+from cram_jax.training.files import Folder
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def _hashable(value):
     return tuple(_hashable(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
-def claim_workdir(workdir: Path, config: ConfigDict, looks: bool = False, extend: bool = False) -> None:
+def claim_workdir(workdir: Folder, config: ConfigDict, looks: bool = False, extend: bool = False) -> None:
     """Creates the directory with a `config.json`, or checks that an existing one is for the same settings.
 
     Args:
@@ -61,14 +61,17 @@ def claim_workdir(workdir: Path, config: ConfigDict, looks: bool = False, extend
     Raises:
       ValueError: if the directory cannot be written, or holds a run with other settings. The message lists those.
     """
-    path = Path(workdir) / "config.json"
+    path = files.folder(workdir) / "config.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = path.with_suffix(".writable")
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise ValueError(f"--workdir={workdir} cannot be written ({error.strerror}); name another directory") from error
+    except Exception as error:  # those of a bucket are of many kinds
+        if not isinstance(error, OSError) and not files.is_remote(path):
+            raise
+        why = getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
+        raise ValueError(f"--workdir={workdir} cannot be written ({why}); name another directory") from error
     new = json.loads(config.to_json())
     text = json.dumps(new, indent=1, sort_keys=True) + "\n"
     if path.exists():
@@ -101,7 +104,7 @@ def _may_differ(differ: dict[str, tuple], looks: bool, extend: bool) -> bool:
     )
 
 
-def _parsed(path: Path) -> dict | None:
+def _parsed(path: Folder) -> dict | None:
     try:
         found = json.loads(path.read_text())
     except ValueError:  # no JSON, or no text

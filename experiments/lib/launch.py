@@ -145,7 +145,7 @@ def _check_setting(config: ConfigDict, name: str) -> None:
 def quiet() -> None:
     """Sends progress to standard output, and lets libraries report only warnings."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-    for noisy in ("absl", "jax", "orbax"):
+    for noisy in ("absl", "jax", "orbax", "gcsfs"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # repeats each error of a save for each array
 

@@ -221,7 +221,7 @@ def one(args: SimpleNamespace, train: Callable, learner: Learner, run: RunConfig
     if not args.replay:
         train(args.config, start(args, learner, patterns))
         return
-    found = replay.repeat(learner, run, args.config.seed, Path(args.workdir), args.replay, patterns)
+    found = replay.repeat(learner, run, args.config.seed, files.folder(args.workdir), args.replay, patterns)
     print("\n".join([f"step {args.replay}, repeated:", *(found or ["everything is finite"])]))
 
 
@@ -231,17 +231,17 @@ def start(args: SimpleNamespace, learner: Learner, patterns: int = 0) -> Path:
     Raises:
       ValueError: if the directory holds a run with other settings or another start, or there is nothing to start from.
     """
-    workdir, source = Path(args.workdir), args.warm_start
+    workdir, source = files.folder(args.workdir), args.warm_start
     if processes.first():
         claim_workdir(workdir, args.config, looks=True, extend=args.extend)
     if not source:
         return workdir
-    if not (Path(source) / "checkpoints").is_dir():
+    if not (files.folder(source) / "checkpoints").is_dir():
         raise ValueError(f"--warm_start={source} holds no checkpoints; name the directory of a run")
     said = {"warm_start": source}
 
     def begin(fresh):
-        said["warm_start_step"], state = last_state(learner, args.config.seed, Path(source), patterns)
+        said["warm_start_step"], state = last_state(learner, args.config.seed, files.folder(source), patterns)
         log.info("begins with the parameters of step %d in %s", said["warm_start_step"], source)
         return 0, fresh._replace(params=state.params)
 

@@ -114,11 +114,12 @@ def save(figure: Figure, folder: Path, name: str = "figure", about: str | None =
     Args:
       about: a description that the SVG holds, which is not shown.
     """
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    picture(figure, 256).save(folder / f"{name}.png", optimize=True, dpi=(DPI, DPI))
+    with (folder / f"{name}.png").open("wb") as file:
+        picture(figure, 256).save(file, "PNG", optimize=True, dpi=(DPI, DPI))
     figure.set_layout_engine("none")  # it has its layout now, and keeps it
-    FigureCanvasSVG(figure).print_svg(folder / f"{name}.svg", metadata={"Date": None, "Description": about})
+    with (folder / f"{name}.svg").open("w") as file:
+        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None, "Description": about})
     figure.dpi = DPI  # an SVG counts in points
     return folder / f"{name}.png"
 
