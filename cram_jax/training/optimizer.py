@@ -25,6 +25,8 @@ class OptimizerConfig:
     final: learning rate after `steps` steps, as a share of the peak.
     weight_decay: weight decay of matrices, except those in a layer's `no_decay`. Vectors and scalars do not decay.
     clip: largest global norm of the gradient.
+    accumulate: steps whose gradients are averaged for one change of the parameters, for batches that do not fit in
+      memory. Each step consolidates. Warmup and schedule go by steps all the same.
     rates: pairs (pattern, factor). The factor multiplies the learning rate of the parameters that the pattern matches.
     frozen: patterns of parameters that do not change. Gradients still pass through them.
     """
@@ -35,12 +37,13 @@ class OptimizerConfig:
     final: float = 0.05
     weight_decay: float = 0.7
     clip: float = 1.0
+    accumulate: int = 1
     rates: tuple[tuple[str, float], ...] = ()
     frozen: tuple[str, ...] = ()
 
     def __post_init__(self):
         check_fields(self)
-        check_at_least_one(self, "steps")
+        check_at_least_one(self, "steps", "accumulate")
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -58,15 +61,17 @@ def build(cfg: OptimizerConfig, stack: Stack) -> optax.GradientTransformation:
     Its `init` raises a ValueError if a pattern matches no parameter.
     """
     peak, steps = cfg.learning_rate, max(cfg.steps, cfg.warmup + 1)
-    rate = optax.warmup_cosine_decay_schedule(0.0, peak, cfg.warmup, steps, cfg.final * peak)
-    adamw = optax.adamw(rate, weight_decay=cfg.weight_decay, mask=lambda params: decays(cfg, stack, params))
+    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, cfg.warmup, steps, cfg.final * peak)
+    by_step = lambda changes: schedule(changes * cfg.accumulate)
+    adamw = optax.adamw(by_step, weight_decay=cfg.weight_decay, mask=lambda params: decays(cfg, stack, params))
     # Gradients of frozen parameters are zeroed first, so that they do not count in the norm that is clipped.
     held = [optax.masked(optax.set_to_zero(), lambda params: matches(cfg.frozen, params))] if cfg.frozen else []
     scaled = [
         optax.masked(optax.scale(factor), lambda params, pattern=pattern: matches((pattern,), params))
         for pattern, factor in cfg.rates
     ]
-    return optax.chain(*held, optax.clip_by_global_norm(cfg.clip), adamw, *scaled)
+    change = optax.chain(*held, optax.clip_by_global_norm(cfg.clip), adamw, *scaled)
+    return optax.MultiSteps(change, cfg.accumulate).gradient_transformation() if cfg.accumulate > 1 else change
 
 
 def decays(cfg: OptimizerConfig, stack: Stack, params):

@@ -210,3 +210,30 @@ def test_without_groups_the_optimizer_holds_what_clipping_and_adamw_do():
     rate = optax.warmup_cosine_decay_schedule(0.0, 2e-3, 200, 3000, 1e-4)
     plain = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, mask=lambda p: jax.tree.map(jnp.ndim, p)))
     assert like(held) == like(plain.init(params))
+
+
+def test_accumulated_gradients_change_parameters_as_their_mean_does():
+    params = filled(shapes(LEARNER.model))
+    gradients = [filled(params, seed) for seed in range(1, 7)]
+    mean = lambda some: jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *some)
+    cfg = OptimizerConfig(learning_rate=0.01, warmup=0, steps=6, final=1.0)  # the same rate in all steps
+
+    def after(cfg: OptimizerConfig, gradients: list) -> list:
+        """Parameters after each step."""
+        optimize, seen = optimizer.build(cfg, LEARNER.model), [params]
+        kept, update = optimize.init(params), jax.jit(optimize.update)
+        for gradient in gradients:
+            change, kept = update(gradient, kept, seen[-1])
+            seen.append(optax.apply_updates(seen[-1], change))
+        return seen
+
+    got = after(dataclasses.replace(cfg, accumulate=3), gradients)
+    want = after(cfg, [mean(gradients[:3]), mean(gradients[3:])])
+    near = lambda a, b: jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b)
+    for steps, changes in ((2, 0), (3, 1), (5, 1), (6, 2)):
+        near(want[changes], got[steps])
+
+    # The rate goes by steps: it is 0 in step 0, and the warmup is over in step 3
+    warm = after(dataclasses.replace(cfg, accumulate=3, warmup=2), gradients)
+    near(params, warm[3])
+    assert jnp.abs(warm[6].task.answer_DxA - warm[3].task.answer_DxA).max() > 0.005
