@@ -15,7 +15,7 @@ from cram_jax.training import step as training
 from cram_jax.training.checkpoints import Checkpoints
 from cram_jax.training.files import Folder
 from cram_jax.training.machine import peak_memory_mb, versions
-from cram_jax.training.metrics import Records, clock, means, plain
+from cram_jax.training.metrics import Records, clock, means, plain, watched
 from cram_jax.training.step import Learner, TrainState
 from cram_jax.training.task import StreamTask
 
@@ -105,7 +105,7 @@ def evaluate(
     in_streams, layout = streams(learner, run), run.layout()
     state = layout.state(learner.model, state)
     states = in_streams and layout.states(learner.model, learner.model.for_streams(state.consolidation, in_streams))
-    for index in range(run.held_out_batches(tokens)):
+    for index in watched(run.held_out_batches(tokens), "evaluation"):
         batch = layout.rows(learner.task.batch(split, seed, index, run.length, run.batch), run.batch)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), training.EVALUATION), index)
         with layout.told():
@@ -113,8 +113,9 @@ def evaluate(
                 states, found = training.visit_step(learner, state.params, states, batch, key)
             else:
                 found = training.evaluate_step(learner, state, batch, key)
-        sums.append(jax.device_get(layout.everywhere(found)))
-    return means(sums)
+        sums.append(layout.everywhere(found))
+        jax.block_until_ready(sums[-2:][0])  # so that the next batch is made while this one is computed
+    return means(jax.device_get(sums))
 
 
 def streams(learner: Learner, run: RunConfig) -> int | None:
@@ -154,7 +155,7 @@ def probe(learner: Learner, run: RunConfig, state: TrainState, seed: int, batche
     sums, learner, layout = [], _evaluated(learner), run.layout()
     state = layout.state(learner.model, state)
     key = jax.random.fold_in(jax.random.key(seed), training.EVALUATION)
-    for index in range(batches):
+    for index in watched(batches, "probes"):
         batch = layout.rows(learner.task.batch("held_out", seed, index, run.length, run.batch), run.batch)
         with layout.told():
             found = training.probe_step(learner, state, batch, key)

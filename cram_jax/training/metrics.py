@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from cram_jax.training import files, processes
 from cram_jax.training.files import Folder
 
 log = logging.getLogger(__name__)
+SILENCE = 15.0  # seconds without a word, after which a person would wonder
 CLOCK = ("step_ms", "seconds", "peak_memory_mb")  # fields that differ if the same command runs twice
 
 
@@ -107,6 +109,17 @@ class Records:
             if files.is_remote(self.path):
                 files.copied(self.events, self.path.parent)
                 shutil.rmtree(self.events)
+
+
+def watched(number: int, what: str) -> Iterator[int]:
+    """Counts the batches from 0, and logs every `SILENCE` seconds how many are done and how long the others take."""
+    start = said = time.perf_counter()
+    for index in range(number):
+        yield index
+        now, done = time.perf_counter(), index + 1
+        if now - said > SILENCE:
+            said = now
+            log.info("%s: %d of %d batches, %s left", what, done, number, clock((now - start) / done * (number - done)))
 
 
 def clock(seconds: float) -> str:

@@ -1,10 +1,12 @@
 """Logged lines: means are total sum / total count, and no line is written twice."""
 
 import json
+import logging
 import tracemalloc
 
 import numpy as np
 
+from cram_jax.training import metrics
 from cram_jax.training.files import read
 from cram_jax.training.metrics import Records, means
 
@@ -76,3 +78,12 @@ def test_lines_take_no_memory(tmp_path):
         records.close()
     # Then it holds hardly more than before: one line is 3.4 kB
     assert len(read(tmp_path / "metrics.jsonl")) == 55 and after - before < 20_000
+
+
+def test_what_takes_long_says_how_far_it_is(monkeypatch, caplog):
+    times = iter([0.0, 10.0, 20.0, 30.0, 40.0])
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(times))
+    with caplog.at_level(logging.INFO):
+        assert list(metrics.watched(4, "evaluation")) == [0, 1, 2, 3]
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["evaluation: 2 of 4 batches, 0:20 left", "evaluation: 4 of 4 batches, 0:00 left"]
