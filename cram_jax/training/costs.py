@@ -1,7 +1,8 @@
 """What a compiled program computes, moves and sends, read from its text.
 
-The compiler's own count takes a loop for one turn of it, and what is on the chip itself for memory. Here a loop counts
-as often as it runs, and of several branches the one that computes most. What a kernel of ours does inside is not seen.
+The compiler's own count (`cost_analysis`) takes one turn of a loop, and counts values that never leave the fast memory
+(VMEM) as traffic. Here a loop counts as often as it runs, of several branches the one that computes most, and traffic
+is that of the large memory (HBM). What a kernel of ours does inside is not seen.
 """
 
 import re
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 BITS = {"pred": 8, "bf16": 16, "f16": 16, "s8": 8, "u8": 8, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "f64": 64}
 SENDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# What only names a value, waits for one, or is made of what other instructions do
+# What only names a value, waits for one, or runs other instructions that count
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "while", "conditional", "call"}
 FREE |= {"partition-id", "replica-id", "after-all", "async-start", "async-update", "async-done"}
 SLICES = {"dynamic-slice", "slice", "gather"}
@@ -21,7 +22,7 @@ ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 
 
 class Array(NamedTuple):
-    """shape; bits of a number; near: whether it is in the chip's own memory, where it costs no traffic."""
+    """shape; bits of a number; near: whether it is in the fast memory, where it costs no traffic."""
 
     shape: tuple[int, ...]
     bits: int
@@ -34,7 +35,7 @@ class Array(NamedTuple):
 
     @property
     def far(self) -> int:
-        """Bytes of it in the memory that chips share among all programs; 0 if it is near."""
+        """Bytes of it in the large memory: 0 if it is near."""
         return 0 if self.near else self.bytes
 
 
@@ -61,13 +62,13 @@ class Costs(NamedTuple):
 
     Attributes:
       flops: operations of matrix products.
-      bytes: read from and written to the chip's large memory.
+      bytes: read from and written to the large memory.
       sent: bytes that each kind of collective results in, by name.
     """
 
-    flops: int = 0
-    bytes: int = 0
-    sent: dict[str, int] = {}
+    flops: int
+    bytes: int
+    sent: dict[str, int]
 
 
 class _Sum(NamedTuple):
@@ -176,7 +177,7 @@ def _pairs(inputs: int, window: int, outputs: int, rest: str, place: int) -> int
 
 def _moved(op: Op, ops: dict[str, Op], program: dict) -> int:
     """Returns the bytes that an instruction reads and writes in the large memory; of slices the slices alone."""
-    if op.kind in FREE or op.kind.endswith("-start"):
+    if op.kind in FREE or op.kind.endswith("-start") or "AllocateBuffer" in op.rest:
         return 0
     if op.kind.endswith("-done"):  # of a copy between the two memories, or of a collective
         return sum(array.bytes for array in op.results)

@@ -9,6 +9,7 @@ TIMES = {
     "read_and_written": "to read and write",
     "sent": "to send",
 }
+STEP = "a step, from full\noverlap to none"
 ASSUMED = (
     "Nothing was timed. Counted in the compiled program, loops as often as they run, at the full rates that the maker "
     "states. All chips divide all parameters. An all-reduce of n bytes sends 2n from each chip, an all-gather n. Of "
@@ -26,23 +27,29 @@ def draw(result: dict) -> Figure:
     kinds = {}
     for topology, found in sorted(result["data"].items(), key=lambda one: one[1]["chips"]):
         kinds.setdefault(topology.partition(":")[0], []).append(found)
-    several = {kind: found for kind, found in kinds.items() if len(found) > 1}
-    figure, axes = style.panels(1, 1 + len(several), 3.5)
+    several = {kind: plans for kind, plans in kinds.items() if len(plans) > 1}
+    figure, axes = style.panels(1, 1 + len(several), 3.9)
     first, *others = axes.flat
     for (kind, plans), line in zip(kinds.items(), style.SERIES, strict=False):
-        first.plot([one["chips"] for one in plans], [one["sends"] / 1e9 for one in plans], label=kind, **line)
-    first.set(ylabel="sent by a chip in a step (GB)", title="what is sent")
+        alone = {"mfc": "none", "ms": 8} if len(plans) == 1 else {}  # does not hide the others' points
+        gigabytes = [one["sends"] / 1e9 for one in plans]
+        first.plot([one["chips"] for one in plans], gigabytes, label=f"TPU {kind}", **line | alone)
+    first.set(ylabel="sent by a chip (GB a step)", title="what is sent")
     for axis, (kind, plans) in zip(others, several.items(), strict=True):
+        chips, ms_of = [one["chips"] for one in plans], {}
         for (name, said), line in zip(TIMES.items(), style.SERIES, strict=False):
-            ms = [1e3 * one["least_seconds"][name] for one in plans]
-            axis.plot([one["chips"] for one in plans], ms, label=said, **line)
-        axis.set(ylabel="least time of a step (ms)", title=kind)
-    top = 1.1 * max(axis.get_ylim()[1] for axis in others) if others else 1
+            ms_of[name] = [1e3 * one["least_seconds"][name] for one in plans]
+            axis.plot(chips, ms_of[name], label=said, **line)
+        each = list(zip(*ms_of.values(), strict=True))
+        axis.fill_between(chips, list(map(max, each)), list(map(sum, each)), color="0.9", lw=0, label=STEP)
+        axis.set(ylabel="least time of a step (ms)", title=f"TPU {kind}")
+    top = max((axis.get_ylim()[1] for axis in others), default=1)
     chips = sorted({one["chips"] for plans in kinds.values() for one in plans})
     for axis in axes.flat:
-        axis.set(xscale="log", xlabel="chips", ylim=(0, top if axis is not first else 1.1 * first.get_ylim()[1]))
+        axis.set(xscale="log", xlabel="chips", ylim=(0, 1.15 * axis.get_ylim()[1] if axis is first else top))
         axis.set_xticks(chips, [str(number) for number in chips])
         axis.minorticks_off()
+    for axis in axes.flat[:2]:  # the others show what the second does
         style.below(axis)
     one = next(iter(result["data"].values()))
     rows, length = one["rows"], one["tokens"] // (one["rows"] * one["chips"])
