@@ -7,8 +7,8 @@ The real training step is compiled for these chips by their own compiler, which 
 it until a chip cannot hold its part.
 
 "memory" is what the compiler reserves on one chip. The times are what a chip takes at least, by the numbers that its
-maker states, if it does nothing else: a step takes at least the longest of them, and at most about their sum. What our
-kernels compute is not among them. That is no measurement.
+maker states, if it does nothing else. At these rates a step takes the longest of them where they overlap in full, and
+their sum where nothing overlaps. What our kernels compute is not counted. That is no measurement.
 
 --rows=N gives each chip N sequences, however many chips there are, and a part of all parameters. With --result=NAME
 all topologies become a result, which is drawn over the number of chips.

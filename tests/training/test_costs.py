@@ -96,6 +96,23 @@ def test_a_collective_counts_once_a_turn_however_many_fusions_it_spans_and_of_br
     assert costs(PROGRAM).sent == {"all-reduce": 64 * 8 * 4 + 3 * 2 + 24 * 8 * 4, "all-gather": 16 * 4 + 24 * 8 * 4}
 
 
+def test_what_stays_in_the_fast_memory_is_no_traffic():
+    number = 4 * 8  # bytes of one array
+    found = costs("""
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %room = f32[100,8]{1,0} custom-call(), custom_call_target="AllocateBuffer"
+  %read = f32[8]{0:T(8)S(1)} negate(%x)
+  %nothing = f32[8]{0:T(8)S(1)} negate(%read)
+  %slice = f32[100,8]{1,0} dynamic-update-slice(%room, %x, %read)
+  %start = (f32[8]{0:S(1)}, f32[8]{0}, u32[]{:S(2)}) copy-start(%x)
+  %copied = f32[8]{0:S(1)} copy-done(%start)
+  ROOT %written = f32[8]{0} add(%copied, %nothing)
+}
+""")
+    assert found.bytes == number + 0 + 2 * number + number + number
+
+
 def test_chips_compute_their_part_and_send_as_often_as_a_loop_runs():
     pytest.importorskip("libtpu", reason="the TPU's compiler")
     here = plan.devices("v5e:2x2")

@@ -13,7 +13,7 @@ STEP = "a step, from full\noverlap to none"
 ASSUMED = (
     "Nothing was timed. Counted in the compiled program, loops as often as they run, at the full rates that the maker "
     "states. All chips divide all parameters. An all-reduce of n bytes sends 2n from each chip, an all-gather n. Of "
-    "several branches the dearest counts. Not counted: what attention kernels compute, waiting, and distances."
+    "several branches the dearest counts. Not counted: what attention kernels compute, waiting, and hops between chips."
 )
 
 
@@ -31,7 +31,7 @@ def draw(result: dict) -> Figure:
     figure, axes = style.panels(1, 1 + len(several), 3.9)
     first, *others = axes.flat
     for (kind, plans), line in zip(kinds.items(), style.SERIES, strict=False):
-        alone = {"mfc": "none", "ms": 8} if len(plans) == 1 else {}  # does not hide the others' points
+        alone = {"mfc": "none", "ms": 8, "ls": ""} if len(plans) == 1 else {}  # does not hide the others' points
         gigabytes = [one["sends"] / 1e9 for one in plans]
         first.plot([one["chips"] for one in plans], gigabytes, label=f"TPU {kind}", **line | alone)
     first.set(ylabel="sent by a chip (GB a step)", title="what is sent")
