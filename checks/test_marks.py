@@ -126,3 +126,18 @@ def test_the_tiles_that_are_shipped_take_fewer_instructions_than_half_of_them():
         fewer = next(row for row in rows if row["rows"] == 128)
         for way in ("forward", "dq", "dkv"):
             assert shipped[f"{way}_per_1024_pairs"] < fewer[f"{way}_per_1024_pairs"], (label, way)
+
+
+def test_a_billion_parameters_fit_three_pods_and_a_plan_agrees_with_itself():
+    data = results.load("plans")["data"]
+    assert {"v5e:16x16", "v5p:4x4x4", "v6e:16x16"} < set(data)
+    for topology, found in data.items():
+        chip, least = found["chip"], found["least_seconds"]
+        assert found["parameters"] > 1e9 and found["memory"] < chip["memory"], topology
+        assert found["sends"] == found["sent"]["all-reduce"] + sum(found["sent"].values()), topology
+        shares = [(least["computed"], "flops", "flops"), (least["read_and_written"], "bytes", "bandwidth")]
+        for seconds, what, rate in [*shares, (least["sent"], "sends", "links")]:
+            assert seconds == pytest.approx(found[what] / chip[rate]), topology
+        # Three for the gradient and one for what is computed again: two operations a token and parameter each
+        products = 4 * 2 * found["parameters"] * found["tokens"] / found["chips"]
+        assert 0.9 * products < found["flops"] < 1.1 * products, topology

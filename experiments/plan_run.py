@@ -7,16 +7,24 @@ The real training step is compiled for these chips by their own compiler, which 
 it until a chip cannot hold its part.
 
 "memory" is what the compiler reserves on one chip. The times are what a chip takes at least, by the numbers that its
-maker states, if it does nothing else. The compiler counts operations: those in our kernels are not among them, and a
-loop over layers (`rolled`) counts as one layer. That is no measurement.
+maker states, if it does nothing else. At these rates a step takes the longest of them where they overlap in full, and
+their sum where nothing overlaps. What our kernels compute is not counted. That is no measurement.
+
+--rows=N gives each chip N sequences, however many chips there are, and a part of all parameters. With --result=NAME
+all topologies become a result, which is drawn over the number of chips.
 """
 
 import dataclasses
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
 
 import mqar
 import srcd
 import text
-from lib import launch, stream_runs, summary
+from lib import gather, launch, results, stream_runs, summary
+from lib.figures import catalogue
 
 from cram_jax.training import plan
 
@@ -26,13 +34,13 @@ TASKS = {
     "mqar": mqar.build,
     "text": lambda config: text.build(text.opened(config, ())),
 }
+QUESTION = "What would a training step of this model take at least, on chips that nobody had to rent?"
 
 
-def table(found: plan.Plan, rolled: bool) -> list[tuple[str, str]]:
-    """Returns the printed rows. In a rolled network the compiler counts one layer only, which they say."""
-    once = ", with one layer for all" if rolled else ""
+def table(found: plan.Plan) -> list[tuple[str, str]]:
+    """Returns the printed rows."""
     chip, size, ms = found.chip, lambda n: f"{n / 1e6:,.1f} MB", lambda seconds: f"{1000 * seconds:,.3f} ms"
-    sent = [f"{kind}: {size(n)}" for kind, n in found.sent.items()]
+    sent = [f"{kind}: {size(n)}" for kind, n in found.costs.sent.items()]
     share = found.memory / chip.memory
     return [
         ("chips that train", f"{found.chips}"),
@@ -42,11 +50,29 @@ def table(found: plan.Plan, rolled: bool) -> list[tuple[str, str]]:
         ("  state of the training", size(found.state)),
         ("  its part of the batch", size(found.batch)),
         ("  all between", size(found.working)),
-        (f"results of sending{once}", "  ".join(sent) or "none"),
-        (f"calls of our kernels{once}", f"{found.kernels}"),
-        *((f"least time for what is {what}{once}", ms(seconds)) for what, seconds in found.times.items()),
-        ("compiled in", f"{found.seconds:.1f} s"),
+        ("results of sending", "  ".join(sent) or "none"),
+        ("calls of our kernels", f"{found.kernels}"),
+        *((f"least time for what is {what}", ms(seconds)) for what, seconds in found.times.items()),
+        ("compiled in", f"{found.seconds:.1f} s, of the processor {found.processor_seconds:.1f} s"),
     ]
+
+
+def data(found: plan.Plan) -> dict:
+    """Returns a plan as numbers of a result."""
+    return {
+        "chip": found.chip._asdict(),
+        **{
+            name: getattr(found, name) for name in ("chips", "parameters", "rows", "tokens", "memory", "state", "batch")
+        },
+        "working": found.working,
+        "memory_share": found.memory / found.chip.memory,
+        **found.costs._asdict(),
+        "sends": found.sends,
+        "kernels": found.kernels,
+        "least_seconds": {what.replace(" ", "_"): seconds for what, seconds in found.times.items()},
+        "compile_seconds": found.seconds,
+        "processor_seconds": found.processor_seconds,
+    }
 
 
 def largest(learner, run, here: list) -> int:
@@ -67,17 +93,34 @@ def _fits(*what) -> bool:
 
 
 def main(args) -> None:
-    learner, run = TASKS[args.task](args.config)
-    here = plan.devices(args.topology)
-    found = plan.plan(learner, run, here)
-    title = (
-        f"{args.task}, {args.config.model}, one training step on {found.chips} {here[0].device_kind} of {args.topology}"
-    )
-    summary.show(title, table(found, learner.model.rolled))
-    if not found.fits:
-        raise ValueError(f"a chip's memory does not hold this; try config.run.batch={run.batch // 2}, or more chips")
-    if args.largest:
-        print(f"largest batch, by doubling: {largest(learner, run, here)} sequences")
+    plans = {}
+    for topology in args.topology:
+        here = plan.devices(topology)
+        if args.rows:
+            args.config.run.batch, args.config.run.mesh = args.rows * len(here), f"data:1,fsdp:{len(here)}"
+        learner, run = TASKS[args.task](args.config)
+        found = plan.plan(learner, run, here)
+        title = f"{args.task}, {args.config.model}, one training step on {found.chips} {here[0].device_kind}"
+        summary.show(f"{title} of {topology}", table(found))
+        if not found.fits:
+            hint = f"try config.run.batch={run.batch // 2}, or more chips"
+            raise ValueError(f"a chip's memory does not hold this; {hint}")
+        if args.largest:
+            print(f"largest batch, by doubling: {largest(learner, run, here)} sequences")
+        plans[topology] = data(found)
+        if args.result:
+            keep(args, plans)
+    if args.result:
+        catalogue.leave(results.load(args.result, args.results), Path(args.results) / args.result)
+
+
+def keep(args, plans: dict[str, dict]) -> None:
+    """Writes the result of the plans so far."""
+    made = gather.made_here(["Counted by the TPU's compiler, without a TPU. Nothing was trained or timed on one."])
+    made["versions"]["libtpu"] = version("libtpu")
+    command = f"python {shlex.join(sys.argv)}"
+    found = gather.result(args.result, QUESTION, command, made, config=args.config, data=plans)
+    results.write(Path(args.results) / args.result, found)
 
 
 if __name__ == "__main__":
@@ -85,7 +128,12 @@ if __name__ == "__main__":
         main,
         config="srcd.py:paper",
         task=launch.Flag("srcd", "The experiment that the config is of.", tuple(TASKS)),
-        topology=launch.Flag("v5e:2x2", "Chips in the compiler's words: v5e:4x4, v5p:4x4x4, v6e:16x16, ..."),
+        topology=launch.Flag(
+            ["v5e:2x2"], "Chips in the compiler's words: v5e:4x4, v5p:4x4x4, v6e:16x16, ... May be repeated."
+        ),
+        rows=launch.Flag(0, "Sequences on each chip; 0 for those of config.run.batch."),
         largest=launch.Flag(False, "Also find the largest batch that fits, by doubling config.run.batch."),
-        takes="10 to 60 seconds for each batch that is compiled, one CPU core",
+        result=launch.Flag("", "Name of a result of all these plans; without one they are printed only."),
+        results="runs",
+        takes="10 to 60 seconds for each batch that is compiled, one CPU core; 150 for a billion parameters",
     )

@@ -3,16 +3,14 @@
 import dataclasses
 import math
 import os
-import re
 import time
-from math import prod
 from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
 
 from cram_jax.kernels.backends import compiling_for
-from cram_jax.training import loop, sharding
+from cram_jax.training import costs, loop, sharding
 from cram_jax.training import step as training
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.step import Learner
@@ -38,7 +36,6 @@ CHIPS = {
     "TPU v5": Chip(95e9, 459e12, 2.765e12, 600e9),
     "TPU v6 lite": Chip(32e9, 918e12, 1.64e12, 400e9),
 }
-BITS = {"pred": 8, "bf16": 16, "f16": 16, "s8": 8, "u8": 8, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "f64": 64}
 # Asks no machine for its chips, shares the compiler with other processes, and prints no warnings
 QUIETLY = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -48,7 +45,6 @@ QUIETLY = {
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }
-SENDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 def devices(topology: str) -> list:
@@ -81,10 +77,9 @@ class Plan(NamedTuple):
       parameters: numbers of the model.
       rows, tokens: sequences of a batch on one chip, and tokens of the whole batch.
       state, batch, working: bytes of the training's state, of its part of the batch, and of all that is between.
-      sent: bytes that each kind of collective results in, by name. What is in a loop counts once.
-      flops, bytes: as the compiler counts them; it does not look into kernels, and what is in a loop counts once.
-      kernels: calls of our kernels in the program.
-      seconds: that it took to compile.
+      costs: what it computes, moves and sends, but for what our kernels do inside.
+      kernels: calls of our kernels in the program's text, where a loop stands once.
+      seconds, processor_seconds: that it took to lower and compile, by the clock and of all processors together.
     """
 
     chip: Chip
@@ -95,11 +90,10 @@ class Plan(NamedTuple):
     state: int
     batch: int
     working: int
-    sent: dict[str, int]
-    flops: float
-    bytes: float
+    costs: costs.Costs
     kernels: int
     seconds: float
+    processor_seconds: float
 
     @property
     def memory(self) -> int:
@@ -112,16 +106,17 @@ class Plan(NamedTuple):
         return self.memory <= self.chip.memory
 
     @property
-    def times(self) -> dict[str, float]:
-        """Least seconds of a step for what is computed, read and written, and sent, each by itself.
+    def sends(self) -> int:
+        """Bytes that a chip sends. An all-reduce of n bytes among many chips sends 2n from each, others n."""
+        return sum(size * (2 if kind == "all-reduce" else 1) for kind, size in self.costs.sent.items())
 
-        An all-reduce of n bytes among many chips sends 2n from each.
-        """
-        sent = sum(size * (2 if kind == "all-reduce" else 1) for kind, size in self.sent.items())
+    @property
+    def times(self) -> dict[str, float]:
+        """Least seconds of a step for what is computed, read and written, and sent, each by itself."""
         return {
-            "computed": self.flops / self.chip.flops,
-            "read and written": self.bytes / self.chip.bandwidth,
-            "sent": sent / self.chip.links,
+            "computed": self.costs.flops / self.chip.flops,
+            "read and written": self.costs.bytes / self.chip.bandwidth,
+            "sent": self.sends / self.chip.links,
         }
 
 
@@ -139,16 +134,16 @@ def plan(learner: Learner, run: RunConfig, here: list) -> Plan:
     with compiling_for(here[0]):
         state = jax.eval_shape(lambda: training.init(learner, 0, 0, loop.streams(learner, run)))
         state, given = layout.shapes(learner.model, state, _given(learner, run, used.size), rows)
+        start, used_before = time.perf_counter(), time.process_time()
         lowered = layout.step(learner, state).lower(state, *given)
-    start = time.perf_counter()
     try:
         program = compiled(lowered)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise TooLarge(f"a chip cannot hold its part of a batch of {rows} sequences: {_first_line(error)}") from error
-    seconds = time.perf_counter() - start
-    needed, counted, text = program.memory_analysis(), program.cost_analysis(), program.as_text()
+    seconds, processor_seconds = time.perf_counter() - start, time.process_time() - used_before
+    needed, text = program.memory_analysis(), program.as_text()
     batch = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(given)) // used.size
     return Plan(
         chip=CHIPS[here[0].device_kind],
@@ -159,11 +154,10 @@ def plan(learner: Learner, run: RunConfig, here: list) -> Plan:
         state=needed.argument_size_in_bytes - batch,
         batch=batch,
         working=needed.temp_size_in_bytes + needed.output_size_in_bytes - needed.alias_size_in_bytes,
-        sent={kind: size for kind in SENDS if (size := sent(text, kind))},
-        flops=counted.get("flops", math.nan),
-        bytes=counted.get("bytes accessed", math.nan),
+        costs=costs.costs(text),
         kernels=text.count("tpu_custom_call"),
         seconds=seconds,
+        processor_seconds=processor_seconds,
     )
 
 
@@ -174,13 +168,6 @@ def _given(learner: Learner, run: RunConfig, few: int):
     grown = lambda leaf: (rows, *leaf.shape[1:]) if leaf.ndim and leaf.shape[0] == few else leaf.shape
     given = loop.given(learner, small, 0, 0)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(grown(leaf), leaf.dtype), given)
-
-
-def sent(text: str, kind: str) -> int:
-    """Returns the bytes of all results of a collective in the text of a program; those in a loop count once."""
-    results = re.findall(rf"= (.*?) {kind}(?:-done)?\(", text)
-    arrays = re.findall(r"(\w+)\[([\d,]*)\]", " ".join(results))
-    return sum(prod(int(n) for n in shape.split(",") if n) * BITS[dtype] // 8 for dtype, shape in arrays)
 
 
 def _first_line(error: Exception) -> str:

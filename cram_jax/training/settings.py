@@ -4,8 +4,9 @@ import dataclasses
 import json
 import logging
 import math
+import typing
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from cram_jax.training import files
 from cram_jax.training.files import Folder
@@ -23,6 +24,9 @@ def to_config(settings) -> ConfigDict:
     config = ConfigDict()
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
+        if value is None:  # without the other type of its "TYPE | None" a flag could not be read
+            kind, *_ = [one for one in typing.get_args(field.type) if one is not type(None)]
+            value = config_dict.placeholder(kind)
         config[field.name] = to_config(value) if dataclasses.is_dataclass(value) else value
     return config
 

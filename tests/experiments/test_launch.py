@@ -85,6 +85,7 @@ def test_the_list_names_all_experiments_and_comparisons_with_their_time():
         (["--config.run.stepz=5"], "unknown setting 'stepz': config.run has ['batch', "),
         (["--config.zzzz.steps=5"], "unknown setting 'zzzz': config has ['cram', "),
         (["--config.price.ramp=0"], "ramp must be at least 1"),
+        (["--config.cram.compute_dtype=int8"], "compute_dtype must be one of ('float32', 'bfloat16'), or None"),
         (["--config.model=lstm"], "config.model must be one of ['circular', 'cram', 'jamba', "),
         (["--config=experiments/configs/srcd.py:huge"], "unknown variant 'huge' of this config; there are"),
         (["--workdir=/proc/nowhere"], "--workdir=/proc/nowhere cannot be written"),

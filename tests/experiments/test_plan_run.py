@@ -7,6 +7,7 @@ import jax
 import plan_run
 import pytest
 from commands import refused, run
+from lib import results
 
 from cram_jax.training import plan
 from cram_jax.training.loop import RunConfig
@@ -20,8 +21,8 @@ def compiler():
     pytest.importorskip("libtpu", reason="the TPU's compiler")
 
 
-def test_a_step_is_planned_for_chips_that_are_not_here():
-    said = run("plan_run", CONFIG, "--topology=v5e:2x2", **SMALL)
+def test_a_step_is_planned_for_chips_that_are_not_here(tmp_path):
+    said = run("plan_run", CONFIG, "--topology=v5e:2x2", "--result=plans", f"--results={tmp_path}", **SMALL)
     row = {cells[1].strip(): cells[2].strip() for line in said.splitlines() if len(cells := line.split("│")) > 2}
     assert "4 TPU v5 lite of v5e:2x2" in said and row["chips that train"] == "4"
     size = lambda name: float(re.match(r"[\d,.]+", row[name])[0].replace(",", "")) * 1e6
@@ -33,6 +34,14 @@ def test_a_step_is_planned_for_chips_that_are_not_here():
     # What is sent are the gradients, and a few sums
     assert 4 * parameters <= size_of_sent(row) + 5e4 < 6 * parameters + 2e5
     assert int(row["calls of our kernels"]) > 0
+
+    # The same is in the result
+    found = results.load("plans", tmp_path)
+    made = found["data"]["v5e:2x2"]
+    assert found["command"].startswith("python experiments/plan_run.py --config=")
+    assert made["chips"] == 4 and made["rows"] == 2 and made["parameters"] == parameters
+    assert made["sends"] == 2 * made["sent"]["all-reduce"] == pytest.approx(2 * size_of_sent(row), abs=2e5)
+    assert made["least_seconds"]["computed"] == made["flops"] / made["chip"]["flops"] > 0
 
 
 def size_of_sent(row: dict) -> float:
@@ -67,13 +76,13 @@ def test_a_search_ends_where_nothing_fits(monkeypatch):
         assert plan_run.largest(None, RunConfig(batch=first), []) == largest
 
 
-def test_what_is_sent_is_read_from_the_program():
-    program = """
-      %all-reduce.1 = (f32[64,8]{1,0:T(8,128)}, bf16[3]{0}) all-reduce(%a, %b), channel_id=39
-      %start = (f32[4]{0}, f32[16]{0}) all-gather-start(%c), dimensions={0}
-      %all-gather.2 = f32[16]{0} all-gather-done(%start)
-      ROOT %add = f32[] add(%d, %e)
-    """
-    assert plan.sent(program, "all-reduce") == 64 * 8 * 4 + 3 * 2
-    assert plan.sent(program, "all-gather") == 16 * 4
-    assert plan.sent(program, "all-to-all") == 0
+def test_each_chip_gets_as_many_sequences_and_a_part_of_the_parameters(monkeypatch):
+    def planned(learner, run, here):
+        asked.append((len(here), run.batch, run.mesh))
+        raise ValueError("enough")
+
+    asked = []
+    monkeypatch.setattr(plan, "plan", planned)
+    for topology in ("v5e:2x2", "v5e:2x4"):
+        refused("plan_run", CONFIG, f"--topology={topology}", "--rows=3", **SMALL)
+    assert asked == [(4, 12, "data:1,fsdp:4"), (8, 24, "data:1,fsdp:8")]

@@ -29,6 +29,16 @@ def test_settings_survive_the_round_trip_and_one_override():
     assert hash(from_config(CRAMConfig(), config))
 
 
+def test_a_setting_that_is_none_by_default_can_be_given():
+    config = ConfigDict({"cram": to_config(CRAMConfig())})
+    assert from_config(CRAMConfig(), config.cram) == CRAMConfig()
+    assert json.loads(config.to_json())["cram"]["compute_dtype"] is None
+    config.update_from_flattened_dict({"cram.compute_dtype": "bfloat16"})
+    assert from_config(CRAMConfig(), config.cram) == CRAMConfig(compute_dtype="bfloat16")
+    with pytest.raises(TypeError, match="compute_dtype.*3 is of original type <class 'int'>"):
+        config.cram.compute_dtype = 3
+
+
 def test_an_unknown_setting_is_named_with_those_there_are():
     config = to_config(EpisodicConfig())
     config.headz = 3
