@@ -72,7 +72,8 @@ def agree(learner: Learner, one, many) -> None:
 def check_a_step(learner: Learner, state, mesh: str) -> None:
     """Devices hold what they should, and send each other sums, parameters and nothing else."""
     run = dataclasses.replace(RUN, mesh=mesh)
-    _, parts = sharding.wanted(mesh)
+    lengths = sharding.wanted(mesh)
+    parts = lengths.fsdp
     state = run.layout().state(learner.model, state)
     given = loop.placed(learner, run, 0, 20)
     step = run.layout().step(learner, state).lower(state, *given).compile()
@@ -116,7 +117,8 @@ def main(name: str, mesh: str) -> None:
         one, many = (Path(folder) / number for number in ("one", "many"))
         want = trained(learner, "data:1", one)
         half, _ = trained(learner, mesh, many, 10)
-        number = 8 if sharding.wanted(mesh)[1] > 1 else 1
+        wanted = sharding.wanted(mesh)
+        number = 8 if wanted.fsdp * wanted.tensor > 1 else 1
         assert {leaf.sharding.num_devices for leaf in jax.tree.leaves(half)} == {number}
         # A training that is stopped goes on with another number of devices
         agree(learner, want, trained(learner, "data:1", many))
