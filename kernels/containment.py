@@ -5,12 +5,10 @@ also rows of another segment or before it. So these numbers are set to 0 before 
 are set to NaN after it.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
-from .meshes import constrained, cumulative
+from .meshes import constrained, latest
 
 
 def finite(x: jax.Array) -> jax.Array:
@@ -48,8 +46,7 @@ def spoilt_so_far(spoilt_BxTxH, start_BxT, before_BxH) -> jax.Array:
       before_BxH: whether the state before the first token is spoilt. It belongs to the first token's segment.
     """
     T = start_BxT.shape[1]
-    latest = partial(cumulative, jax.lax.cummax, jnp.maximum)
-    first_BxT = latest(jnp.where(start_BxT, jnp.arange(T), -1))
-    latest_BxTxH = latest(jnp.where(spoilt_BxTxH, jnp.arange(T)[:, None], -2))
+    first_BxT = latest(jnp.where(start_BxT, jnp.arange(T), -1), -1)
+    latest_BxTxH = latest(jnp.where(spoilt_BxTxH, jnp.arange(T)[:, None], -2), -2)
     latest_BxTxH = jnp.maximum(latest_BxTxH, jnp.where(before_BxH, -1, -2)[:, None])
     return latest_BxTxH >= first_BxT[..., None]

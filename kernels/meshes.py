@@ -135,19 +135,24 @@ def constrained(x, shape: str):
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*map(over, shape, x.shape), *free))
 
 
-def cumulative(f: Callable, join: Callable, x_BxT):
-    """Returns f(x, axis=1), a cumulative sum or maximum, where each device goes through its own tokens.
+def own_heads(heads: int) -> bool:
+    """Returns whether devices have their own heads, of so many: whether the axis `tensor` divides them."""
+    tensor = _lengths(jax.sharding.get_abstract_mesh()).get(TENSOR, 1)
+    return tensor > 1 and heads % tensor == 0
+
+
+def latest(x_BxT, least: int):
+    """Returns the largest number up to each token, (B T ...). Each device goes through its own tokens.
 
     Args:
-      f: such as `jax.lax.cummax`.
-      join: what it does with two elements, such as `jnp.maximum`.
+      least: no number is below it.
     """
     if (number := parts(x_BxT.shape[1])) == 1:
-        return f(x_BxT, axis=1)
-    own_BxPxT = f(x_BxT.reshape(x_BxT.shape[0], number, -1, *x_BxT.shape[2:]), axis=2)
-    before_BxP = f(own_BxPxT[:, :, -1], axis=1)[:, :-1, None]
-    joined = jnp.concatenate([own_BxPxT[:, :1], join(own_BxPxT[:, 1:], before_BxP)], axis=1)
-    return joined.reshape(x_BxT.shape)
+        return jax.lax.cummax(x_BxT, axis=1)
+    own_BxPxT = jax.lax.cummax(x_BxT.reshape(x_BxT.shape[0], number, -1, *x_BxT.shape[2:]), axis=2)
+    ends_BxP = jax.lax.cummax(constrained(own_BxPxT[:, :, -1], "BS"), axis=1)  # of all devices
+    before_BxP = jnp.roll(ends_BxP, 1, axis=1).at[:, 0].set(least)
+    return jnp.maximum(own_BxPxT, before_BxP[:, :, None]).reshape(x_BxT.shape)
 
 
 def varying_like(tree, *others):

@@ -18,7 +18,9 @@ from jax.sharding import PartitionSpec as P
 from cram_jax.kernels.meshes import BATCH_AXES, TENSOR
 
 _, AXIS = BATCH_AXES
-TENSOR_LETTERS = {"H": "heads", "F": "hidden units"}  # all else is whole on all devices of the axis `tensor`
+# All else is whole on all devices of the axis `tensor`.
+TENSOR_LETTERS = {"H": "heads", "F": "hidden units"}
+TENSOR_FIRST = "out_XxD", "out_norm_X"  # of Mamba-2: X counts heads and the values of each
 
 
 def spec(shape: tuple[int, ...], parts: int, name: str = "", tensor: int = 1) -> P:
@@ -32,6 +34,7 @@ def spec(shape: tuple[int, ...], parts: int, name: str = "", tensor: int = 1) ->
       name: of the parameter, such as "o_HxVxD".
     """
     found = [axis for axis, letter in enumerate(_letters(name, len(shape))) if letter in TENSOR_LETTERS]
+    found = [0] if name in TENSOR_FIRST else found
     over = {axis: TENSOR for axis in found[:1] if tensor > 1 and shape[axis] % tensor == 0}
     axes = [axis for axis, size in enumerate(shape) if size % parts == 0 and axis not in over]
     if parts > 1 and len(shape) > 1 and axes:

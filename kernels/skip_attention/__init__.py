@@ -132,9 +132,9 @@ def _attend(f, backend: str, scale: float | None, q, k, v, plan: SkipPlan):
 def _forward(backend, scale, q, k, v, plan):
     """(o, log-sum-exp) of compact rows; o is NaN in rows that see something that is not finite."""
     spoilt_BxCxH = spoilt_rows(q, k, v, plan)
-    forward = partial(SKIP_ATTENTION[backend].forward, scale=scale)
-    arrays = *map(finite, (q, k, v)), plan
-    o, lse = divided(forward, arrays, (ROWS, KEYS, KEYS, PLAN), (ROWS, "BCH"))
+    # `finite` on each device: before, the compiler would send what it computes it from
+    forward = lambda q, k, v, plan: SKIP_ATTENTION[backend].forward(*map(finite, (q, k, v)), plan, scale=scale)
+    o, lse = divided(forward, (q, k, v, plan), (ROWS, KEYS, KEYS, PLAN), (ROWS, "BCH"))
     return jnp.where(spoilt_BxCxH[..., None], jnp.nan, o), lse
 
 
@@ -145,10 +145,10 @@ def _backward(backend, scale, q, k, v, plan, o, lse, do):
     number = parts(q.shape[1])
 
     def backward(q, k, v, plan, *rows):
-        dq, dk, dv = SKIP_ATTENTION[backend].backward(q, k, v, plan, scale, *rows)
+        dq, dk, dv = SKIP_ATTENTION[backend].backward(*map(finite, (q, k, v)), plan, scale, *rows)
         return (dq, dk, dv) if number == 1 else (dq, *jax.lax.psum((dk, dv), SEQUENCE))  # rows of all devices see keys
 
-    arrays = *map(finite, (q, k, v)), plan, rows[0], lse, rows[1]
+    arrays = q, k, v, plan, rows[0], lse, rows[1]
     return divided(backward, arrays, (ROWS, KEYS, KEYS, PLAN, ROWS, "BCH", ROWS), (ROWS, KEYS, KEYS))
 
 

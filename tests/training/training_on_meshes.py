@@ -122,10 +122,10 @@ def main(name: str, mesh: str) -> None:
         assert {leaf.sharding.num_devices for leaf in jax.tree.leaves(half)} == {number}
         # A training that is stopped goes on with another number of devices
         agree(learner, want, trained(learner, "data:1", many))
-        check_a_step(learner, jax.device_get(half), mesh)
+        if "--nocheck" not in sys.argv: check_a_step(learner, jax.device_get(half), mesh)
     print("the same on eight devices")
 
 
 if __name__ == "__main__":
     assert jax.device_count() == 8, jax.devices()
-    main(*sys.argv[1:])
+    main(*sys.argv[1:3])
