@@ -80,7 +80,10 @@ def chosen(text: str, batches: tuple[int, ...], here: list, lengths: tuple[int, 
     if not divides(rows):
         raise ValueError(f"batches of {sizes} sequences do not divide among the {rows} devices of run.mesh={text}")
     if odd := [length for length in lengths if length % others[-1]]:
-        raise ValueError(f"sequences of {odd[0]} tokens do not divide among {SEQUENCE}:{others[-1]} of run.mesh={text}")
+        raise ValueError(
+            f"sequences of {odd[0]} tokens do not divide among the {others[-1]} devices of the axis {SEQUENCE} in "
+            f"run.mesh={text}"
+        )
     if idle := len(here) - number:
         hint = "more divide larger batches" if wanted(text)[0] == -1 else "data:-1 takes as many as it can"
         said = "%d of %d devices are idle: run.mesh=%s, batches of %s sequences; %s"
