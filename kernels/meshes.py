@@ -118,6 +118,11 @@ def parts(T: int) -> int:
     return number
 
 
+def in_parts(x_BxT, number: int):
+    """Returns (B P T/P ...): the tokens of each of P devices."""
+    return constrained(x_BxT.reshape(x_BxT.shape[0], number, -1, *x_BxT.shape[2:]), "BT")
+
+
 def constrained(x, shape: str):
     """Returns x, divided as the letters of its first axes say (`LETTERS`): a hint for the compiler.
 
@@ -149,10 +154,14 @@ def latest(x_BxT, least: int):
     """
     if (number := parts(x_BxT.shape[1])) == 1:
         return jax.lax.cummax(x_BxT, axis=1)
-    own_BxPxT = jax.lax.cummax(x_BxT.reshape(x_BxT.shape[0], number, -1, *x_BxT.shape[2:]), axis=2)
-    ends_BxP = jax.lax.cummax(constrained(own_BxPxT[:, :, -1], "BS"), axis=1)  # of all devices
-    before_BxP = jnp.roll(ends_BxP, 1, axis=1).at[:, 0].set(least)
-    return jnp.maximum(own_BxPxT, before_BxP[:, :, None]).reshape(x_BxT.shape)
+    own_BxPxT = jax.lax.cummax(in_parts(x_BxT, number), axis=2)
+    ends_BxP = jax.lax.cummax(constrained(own_BxPxT[:, :, -1], "BS"), axis=1)
+    return jnp.maximum(own_BxPxT, before(ends_BxP, least)[:, :, None]).reshape(x_BxT.shape)
+
+
+def before(ends_BxP, first):
+    """Returns what there was at the end of the device before, (B P ...); `first` for the first. All devices know it."""
+    return constrained(jnp.roll(constrained(ends_BxP, "BS"), 1, axis=1).at[:, 0].set(first), "BS")
 
 
 def varying_like(tree, *others):

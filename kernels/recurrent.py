@@ -69,7 +69,14 @@ def contained(scan, q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, gates: tuple, start_BxT, st
 
 
 def run(
-    backends: Backends, backend: str, q_BxTxGxK, *others, shapes: tuple, written: Callable, scale: float | None, chunk: int | None
+    backends: Backends,
+    backend: str,
+    q_BxTxGxK,
+    *others,
+    shapes: tuple,
+    written: Callable,
+    scale: float | None,
+    chunk: int | None,
 ):
     """Runs a family's scan on the chosen backend; on a mesh each device runs it on its own sequences, heads and tokens.
 

@@ -54,7 +54,7 @@ def name_of(path: tuple) -> str:
 
 
 def gathered(params):
-    """Returns parameters that are whole over the axis `fsdp`. Without a mesh that divides them they stay as they are."""
+    """Returns parameters, whole over the axis `fsdp`. Without a mesh that divides them they stay as they are."""
     mesh = jax.sharding.get_abstract_mesh()
     if dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get(AXIS) is not AxisType.Auto:
         return params

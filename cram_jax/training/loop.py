@@ -33,8 +33,8 @@ class RunConfig:
     probe_batches: number of batches in which the quality of every token is measured at each logged step.
     checkpoint_every: steps between checkpoints, a multiple of log_every.
     final_tokens: held-out tokens of the last evaluation.
-    mesh: devices that train: data:N, or data:-1 for as many as divide all batches. ,fsdp:M,tensor:K,sequence:L: in M parts
-      parameters, in K parts heads and hidden units, in L parts the tokens of a sequence.
+    mesh: devices that train: data:N, or data:-1 for as many as divide all batches. It may go on with ,fsdp:M for
+      parameters in M parts, ,tensor:K for heads and hidden units in K parts, ,sequence:L for sequences in L parts.
     """
 
     steps: int = 3000

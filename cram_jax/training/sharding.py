@@ -2,8 +2,8 @@
 
 Parameters and the optimizer's state are on every device, or each has a part of them (`models/fsdp.py`). Several devices
 may share the same rows: each has its own heads and hidden units (axis `tensor`), or its own tokens (axis `sequence`).
-What all sequences consolidate is on every device. Gradients and sums are added over the devices by the compiler, so a training
-means the same on one device and on many. It is written as for one.
+What all sequences consolidate is on every device. Gradients and sums are added over the devices by the compiler, so a
+training means the same on one device and on many. It is written as for one.
 """
 
 import contextlib

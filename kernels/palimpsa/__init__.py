@@ -73,7 +73,18 @@ def palimpsa_scan(
         start_BxT = starts_of(segment_BxT, B, T)
         _, decay = _decay(dt, rate_H, start_BxT)
         scan = lambda q, k, v, gates, state: run(
-            PALIMPSA, backend, q, k, v, *gates, prior_H, state, shapes=SHAPES, written=_written, scale=scale, chunk=chunk
+            PALIMPSA,
+            backend,
+            q,
+            k,
+            v,
+            *gates,
+            prior_H,
+            state,
+            shapes=SHAPES,
+            written=_written,
+            scale=scale,
+            chunk=chunk,
         )
         return contained(scan, q, k, v, (beta, decay), start_BxT, state)
 

@@ -84,8 +84,8 @@ def _first_that_holds(plan: SkipPlan, shortened: list):
     rows_C = jnp.tile(jnp.arange(1, plan.rows_BxC.shape[1] // number + 1), number)
     rows = _largest(jnp.where(plan.end_BxC > plan.start_BxC, rows_C, 0))
     keys = _largest(plan.end_BxC)
-    plans = [shorten(plan) for shorten in shortened]
-    return jnp.argmax(jnp.stack([(number * rows <= p.rows_BxC.shape[1]) & (keys <= p.slots_BxS.shape[1]) for p in plans]))
+    lengths = [(p.rows_BxC.shape[1] // number, p.slots_BxS.shape[1]) for p in (shorten(plan) for shorten in shortened)]
+    return jnp.argmax(jnp.stack([(rows <= C) & (keys <= S) for C, S in lengths]))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

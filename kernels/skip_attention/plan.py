@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from ..checks import check_kinds, check_shapes, check_whole
 from ..common import segment_firsts
-from ..meshes import SEQUENCE, automatic, constrained, divided, parts
+from ..meshes import SEQUENCE, automatic, constrained, divided, in_parts, parts
 
 
 class SkipPlan(NamedTuple):
@@ -57,12 +57,12 @@ class SkipPlan(NamedTuple):
         return _put_to_all(T, x_BxSxX, self.slots_BxS)
 
     def _in_parts(self, T: int):
-        """(positions of the rows in their part of the tokens, a function that cuts an axis into the parts, its inverse)."""
+        """(positions of the rows in their part of the tokens, a function that cuts an axis 1 in parts, its inverse)."""
         if (number := parts(T)) == 1:
             return self.rows_BxC, lambda x: x, lambda x: x
-        cut = lambda x: constrained(x.reshape(x.shape[0], number, -1, *x.shape[2:]), "BT")
         joined = lambda x: x.reshape(x.shape[0], -1, *x.shape[3:])
-        return cut(self.rows_BxC) - jnp.arange(number)[:, None] * (T // number), cut, joined
+        local = in_parts(self.rows_BxC, number) - jnp.arange(number)[:, None] * (T // number)
+        return local, partial(in_parts, number=number), joined
 
 
 def _gather(x_BxTxX, index_BxC):
@@ -141,7 +141,7 @@ def _positions_in_parts(marked_BxT, number: int):
     """`_positions` of each part, one after the other, with room for all."""
     B, T = marked_BxT.shape
     place_BxT = jnp.where(marked_BxT, jnp.arange(T), T)
-    return jnp.sort(constrained(place_BxT.reshape(B, number, -1), "BT"), axis=2).reshape(B, T).astype(jnp.int32)
+    return jnp.sort(in_parts(place_BxT, number), axis=2).reshape(B, T).astype(jnp.int32)
 
 
 def make_plan(

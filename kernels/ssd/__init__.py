@@ -8,7 +8,6 @@ from ..checks import check_shapes
 from ..meshes import automatic
 from ..recurrent import check_heads, contained, empty_state, run, starts_of, wide
 
-
 # Of the arguments of a backend's scan
 SHAPES = "BTGK", "BTGK", "BTHV", "BTH", "BT", "BHVK"
 

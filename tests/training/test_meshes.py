@@ -17,7 +17,7 @@ MESHES = {
     "mamba2": "data:1,sequence:8",
     "palimpsa": "data:1,fsdp:2,tensor:2,sequence:2",
 }  # of each model one; TEST_ALL_MESHES=1 tests each on all
-OTHERS = "data:8", "data:4,fsdp:2", "data:2,fsdp:4", "data:4,tensor:2", "data:1,tensor:8", "data:2,fsdp:2,sequence:2"
+OTHERS = "data:8", "data:2,fsdp:4", "data:1,tensor:8"
 ALL = [(name, mesh) for name in MESHES for mesh in sorted({*MESHES.values(), *OTHERS})]
 
 
@@ -72,7 +72,7 @@ def test_as_many_devices_train_as_asked_for_or_as_divide_all_batches(caplog, tex
         ),
         (
             "data:1,sequence:8",
-            "sequences of 20 tokens do not divide among the 8 devices of the axis sequence in run.mesh=data:1,sequence:8",
+            "sequences of 20 tokens do not divide among the 8 devices of the axis sequence in run.mesh=data:1,seq",
         ),
         ("data:2,tensor:2,fsdp:2", "in this order, got 'data:2,tensor:2,fsdp:2'"),
         ("data:2,heads:2", "got 'data:2,heads:2'"),

@@ -33,7 +33,7 @@ from cram_jax.training.step import Learner
 T, B = 32, 16
 TABLE = SRCDTask(SRCDConfig(patterns=8, answers=8, length=T))
 STREAMS = StreamsTask(StreamsConfig(srcd=TABLE.data, universe=40, lifetimes=(3, 5)))
-EVENTS = EpisodicConfig(heads=1, head_dim=8, memory=T)
+EVENTS = EpisodicConfig(heads=2, head_dim=8, memory=T)
 SOLVED = PosteriorCRAMConfig(D=16, F=16, episodic=EVENTS, semantic=PosteriorConfig(blocks=4, features=8))
 TRAININGS = {
     "cram": (TABLE, CRAMConfig(D=16, F=16, episodic=EVENTS)),
@@ -87,9 +87,12 @@ def check_a_step(learner: Learner, state, mesh: str) -> None:
             others = [n for i, n in enumerate(shape) if i not in own]
             divided = len(shape) > 1 and any(n % lengths.fsdp == 0 for n in others)
             share = leaf.addressable_shards[0].data.size / leaf.size
-            assert share == 1 / ((lengths.fsdp if divided else 1) * (lengths.tensor if own else 1)), (path, leaf.sharding)
+            assert share == 1 / ((lengths.fsdp if divided else 1) * (lengths.tensor if own else 1)), (
+                path,
+                leaf.sharding,
+            )
             part = tuple(n // lengths.tensor if i in own else n for i, n in enumerate(shape))
-            used |= {without_ones(part), without_ones(shape), without_ones((*leaf.shape[:-len(shape)], *part))}
+            used |= {without_ones(part), without_ones(shape), without_ones((*leaf.shape[: -len(shape)], *part))}
     if learner.task is STREAMS:  # and the memories of its streams
         (held,) = state.consolidation
         for leaf in jax.tree.leaves(held.memory):
