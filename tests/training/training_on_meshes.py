@@ -120,7 +120,7 @@ def is_expected(line: str, learner: Learner, lengths: sharding.Lengths, used: se
     shape, kind = shape_of(line), re.search(r"= \(?(\w+)\[", line)[1]
     gathers = "all-gather(" in line
     # CPUs have top_k for arrays in one piece only, and it is used where streams have memories
-    if learner.task is STREAMS and ("top_k" in line or lengths.sequence > 1):
+    if learner.task is STREAMS and "top_k" in line:
         return True
     if lengths.fsdp * lengths.tensor > 1 and gathers and shape in used:
         return True
