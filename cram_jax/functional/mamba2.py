@@ -28,7 +28,7 @@ from cram_jax.functional.recurrence import (
     init_scan_state,
 )
 from cram_jax.kernels.backends import PALIMPSA, SSD
-from cram_jax.kernels.meshes import own_heads
+from cram_jax.kernels.meshes import constrained, own_heads
 
 __all__ = ["Mamba2Cache", "Mamba2Config", "Mamba2Params", "apply", "init", "init_cache", "init_state", "step"]
 
@@ -209,6 +209,9 @@ def _scan(params: Mamba2Params, h_BxTxD, xBC: list, dt_BxTxH, state, segment_BxT
 def _output(params: Mamba2Params, read, z, cfg: Mamba2Config):
     gated = read * jax.nn.silu(z.astype(read.dtype))
     groups = cfg.norm_groups, cfg.inner // cfg.norm_groups
-    parts, scale = gated.reshape(*gated.shape[:-1], *groups), params.out_norm_X.reshape(groups)
+    scale_X, out_XxD = params.out_norm_X, params.out_XxD
+    if not own_heads(cfg.heads):  # X may divide where heads do not: tokens would be sent for it
+        scale_X, out_XxD = constrained(scale_X, "."), constrained(out_XxD, "..")
+    parts, scale = gated.reshape(*gated.shape[:-1], *groups), scale_X.reshape(groups)
     normed = rms_norm(scale, parts, cfg.epsilon).reshape(gated.shape)
-    return cast(normed, cfg.compute_dtype) @ cast(params.out_XxD, cfg.compute_dtype)
+    return cast(normed, cfg.compute_dtype) @ cast(out_XxD, cfg.compute_dtype)
