@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from .checks import check_kinds, check_shapes
+from .meshes import latest
 
 LOW = -1e30  # stands for minus infinity, and stays finite under subtraction
 
@@ -31,7 +32,7 @@ def segment_firsts(segment_BxT: Int[Array, "B T"]) -> Int[Array, "B T"]:
     """Returns the position at which each token's segment begins. It raises what `segment_starts` raises."""
     starts_BxT = segment_starts(segment_BxT)
     position_T = jnp.arange(segment_BxT.shape[1], dtype=jnp.int32)
-    return jax.lax.cummax(jnp.where(starts_BxT, position_T, 0), axis=1)
+    return latest(jnp.where(starts_BxT, position_T, 0), 0)
 
 
 def default_scale(scale: float | None, K: int) -> float:

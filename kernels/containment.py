@@ -8,6 +8,8 @@ are set to NaN after it.
 import jax
 import jax.numpy as jnp
 
+from .meshes import constrained, latest
+
 
 def finite(x: jax.Array) -> jax.Array:
     """Returns x with 0 in place of numbers that are not finite."""
@@ -27,7 +29,8 @@ def spoilt(x: jax.Array, heads: int | None = None) -> jax.Array:
 def spoilt_rows(q_BxCxHxK, k_BxSxGxK, v_BxSxGxV, plan) -> jax.Array:
     """Returns marks (B C H) of the rows of a plan that see something, and something that is not finite."""
     H = q_BxCxHxK.shape[2]
-    count_BxSxG = jnp.cumsum(spoilt(k_BxSxGxK) | spoilt(v_BxSxGxV), axis=1, dtype=jnp.int32)
+    spoilt_BxSxG = constrained(spoilt(k_BxSxGxK) | spoilt(v_BxSxGxV), "BSG")  # each device has all marks of keys
+    count_BxSxG = jnp.cumsum(spoilt_BxSxG, axis=1, dtype=jnp.int32)
     count_BxSxG = jnp.pad(count_BxSxG, ((0, 0), (1, 0), (0, 0)))  # of the slots before each slot
     before = lambda slot_BxC: jnp.take_along_axis(count_BxSxG, slot_BxC[..., None], axis=1)
     sees_BxCxG = before(plan.end_BxC) > before(plan.start_BxC)
@@ -43,7 +46,7 @@ def spoilt_so_far(spoilt_BxTxH, start_BxT, before_BxH) -> jax.Array:
       before_BxH: whether the state before the first token is spoilt. It belongs to the first token's segment.
     """
     T = start_BxT.shape[1]
-    first_BxT = jax.lax.cummax(jnp.where(start_BxT, jnp.arange(T), -1), axis=1)
-    latest_BxTxH = jax.lax.cummax(jnp.where(spoilt_BxTxH, jnp.arange(T)[:, None], -2), axis=1)
+    first_BxT = latest(jnp.where(start_BxT, jnp.arange(T), -1), -1)
+    latest_BxTxH = latest(jnp.where(spoilt_BxTxH, jnp.arange(T)[:, None], -2), -2)
     latest_BxTxH = jnp.maximum(latest_BxTxH, jnp.where(before_BxH, -1, -2)[:, None])
     return latest_BxTxH >= first_BxT[..., None]

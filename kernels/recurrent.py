@@ -5,6 +5,7 @@ how many segments have started in the chunk so far. 0 is the segment that contin
 segment is not a log decay of minus infinity, because gradients would be NaN.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -14,7 +15,7 @@ from .backends import Backends, Call, device_of, platform
 from .checks import check_kinds, check_shapes, check_whole
 from .common import accumulator, default_scale, segment_starts
 from .containment import finite, spoilt, spoilt_so_far
-from .meshes import by_sequence, varying_like
+from .meshes import SEQUENCE, divided, parts, varying_like
 
 # Float32 products stay float32; by default accelerators round them to fewer bits.
 exact_einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -67,11 +68,22 @@ def contained(scan, q_BxTxGxK, k_BxTxGxK, v_BxTxHxV, gates: tuple, start_BxT, st
     return o_BxTxHxV, jax.tree.map(lambda x: jnp.where(spoilt_BxTxH[:, -1, :, None, None], jnp.nan, x), state)
 
 
-def run(backends: Backends, backend: str, q_BxTxGxK, *others, scale: float | None, chunk: int | None):
-    """Runs a family's scan on the chosen backend.
+def run(
+    backends: Backends,
+    backend: str,
+    q_BxTxGxK,
+    *others,
+    shapes: tuple,
+    written: Callable,
+    scale: float | None,
+    chunk: int | None,
+):
+    """Runs a family's scan on the chosen backend; on a mesh each device runs it on its own sequences, heads and tokens.
 
     Args:
-      others: arguments of the scan after the queries.
+      others: arguments of the scan after the queries; the last one is the state.
+      shapes: letters of all arguments, see `meshes.divided`.
+      written: what tokens write, from all arguments but the state: (rows and keys of each array of the state, decay).
       scale: factor on the outputs; K**-0.5 by default.
       chunk: tokens in a chunk; the backend's choice by default.
 
@@ -83,7 +95,33 @@ def run(backends: Backends, backend: str, q_BxTxGxK, *others, scale: float | Non
     call = Call(platform(), rows=T, keys=T, dtype=q_BxTxGxK.dtype, device=device_of(q_BxTxGxK))
     scan = backends[backends.resolve(backend, call)].scan
     arrays = varying_like((q_BxTxGxK, *others), q_BxTxGxK, *others)
-    return by_sequence(partial(scan, scale=default_scale(scale, K), chunk=chunk), *arrays)
+    scan = partial(scan, scale=default_scale(scale, K), chunk=chunk)
+    f = scan if parts(T) == 1 else partial(_own_tokens, scan, written)
+    return divided(f, arrays, shapes, ("BTHV", shapes[-1]))
+
+
+def _own_tokens(scan: Callable, written: Callable, *arrays):
+    """(o of this device's tokens, state after those of all), where the tokens are divided among devices.
+
+    A state is linear in the state before. So each device first computes what its own tokens write, and how much of
+    an earlier state they leave. From these of all devices, it computes the state before its own tokens.
+    """
+    *tokens, state = arrays
+    writes, decay_BxTxH = written(*tokens)
+    left_BxTxH = jax.lax.cumprod(decay_BxTxH, axis=1, reverse=True)  # of what was there before each token
+    after_BxTxH = jnp.pad(left_BxTxH[:, 1:], ((0, 0), (0, 1), (0, 0)), constant_values=1)
+    H = decay_BxTxH.shape[2]
+    add = lambda row, key: exact_einsum("bth,bthv,bthk->bhvk", after_BxTxH, *wide(row, to_heads(key, H)))
+    own = jax.lax.all_gather(([add(*one) for one in writes], left_BxTxH[:, 0, :, None, None]), SEQUENCE)
+    state, structure = jax.tree.flatten(state)
+    before, state = state, wide(*state)
+    for device in range(jax.lax.axis_size(SEQUENCE)):
+        here = jax.lax.axis_index(SEQUENCE) == device
+        before = [jnp.where(here, now, then) for now, then in zip(state, before, strict=True)]
+        added, left = jax.tree.map(lambda x, device=device: x[device], own)
+        state = [left * now + new for now, new in zip(state, added, strict=True)]
+    o_BxTxHxV, _ = scan(*tokens, jax.tree.unflatten(structure, before))
+    return o_BxTxHxV, jax.tree.unflatten(structure, state)
 
 
 def empty_state(v_BxTxHxV, K: int):

@@ -174,7 +174,7 @@ def told(
     compare_all = lambda: kernels.in_smallest(f, plan, params, memory, x_BxTxD, sizes=BUCKET_SIZES)
     marks_BxT, sums = _if_used(used, compare_all)
     position_BxG = jnp.sort(jnp.where(marks_BxT, jnp.arange(T), T), axis=1)[:, :count].astype(jnp.int32)
-    x_BxGxD = jax.vmap(lambda x, at: x.at[at].get(mode="fill", fill_value=0))(x_BxTxD, position_BxG)
+    x_BxGxD = plan._replace(slots_BxS=position_BxG).gather_keys(x_BxTxD)
     return Contradictions(joined(addresses(params, x_BxGxD)), position_BxG), sums
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from cram_jax.dims import Array, Float, Int
 from cram_jax.functional import posterior
 from cram_jax.functional.posterior import Posterior, PosteriorConfig, PosteriorSums
+from cram_jax.kernels.meshes import in_parts, parts
 
 WRITTEN = 2  # blocks that an address is written to
 TILE = 16  # tokens of one block that one product of matrices serves
@@ -88,9 +89,18 @@ def writes(
 ) -> PosteriorSums:
     """The sums of writes, for each block. Rows of weight 0 are not looked at, NaN included. No gradient."""
     of_one = lambda *arrays: _writes(*arrays, blocks)
+    number, arrays = _parts(weight_SxT.shape), (*at, r_SxTxD, weight_SxT)
+    if number > 1:  # each device adds up the writes of its own tokens
+        of_part, arrays = jax.vmap(of_one), [in_parts(x, number) for x in arrays]
+        of_one = lambda *arrays: jax.tree.map(lambda x: jnp.sum(x, axis=0), of_part(*arrays))
     for _ in range(weight_SxT.ndim - 1):
         of_one = jax.vmap(of_one)
-    return of_one(*at, r_SxTxD, weight_SxT)
+    return of_one(*arrays)
+
+
+def _parts(shape: tuple[int, ...]) -> int:
+    """Among how many devices tokens are divided that have this shape; 1 unless it is (streams, tokens)."""
+    return parts(shape[1]) if len(shape) == 2 and shape[1] % parts(0) == 0 else 1
 
 
 class _Tiles(NamedTuple):
@@ -123,9 +133,13 @@ def _asked(f, memory: Posterior, at: Place):
     """What f(the own block of each tile, phi of its tokens) returns, for each token."""
     of_one = lambda *arrays: _asked_tiles(f, *arrays)
     each = 0 if memory.ridge.ndim > 1 else None  # or one memory for all
+    number, phi, block = _parts(at.block.shape[:-1]), at.phi, at.block
+    if number > 1:  # each device asks for its own tokens
+        of_one, phi, block = jax.vmap(of_one, in_axes=(None, 0, 0)), in_parts(phi, number), in_parts(block, number)
     for _ in range(at.block.ndim - 2):
         of_one = jax.vmap(of_one, in_axes=(each, 0, 0))
-    return of_one(memory._replace(sums=()), at.phi, at.block)
+    found = of_one(memory._replace(sums=()), phi, block)
+    return found if number == 1 else jax.tree.map(lambda x: x.reshape(len(x), -1, *x.shape[3:]), found)
 
 
 def _asked_tiles(f, memory: Posterior, phi_TxF, block_TxK):

@@ -19,6 +19,7 @@ from cram_jax.functional.recurrence import (
     SPREADS,
     Decay,
     Importance,
+    by_head,
     causal_conv,
     conv_step,
     importance,
@@ -27,6 +28,7 @@ from cram_jax.functional.recurrence import (
     init_scan_state,
 )
 from cram_jax.kernels.backends import PALIMPSA, SSD
+from cram_jax.kernels.meshes import constrained, own_heads
 
 __all__ = ["Mamba2Cache", "Mamba2Config", "Mamba2Params", "apply", "init", "init_cache", "init_state", "step"]
 
@@ -85,6 +87,10 @@ class Mamba2Config(Layer):
         """Channels of the convolution: x, B and C."""
         return self.inner + 2 * self.groups * self.state
 
+    def _split(self, xBC: Float[Array, "... X"]) -> list:
+        """x, B and C."""
+        return jnp.split(xBC, (self.inner, self.inner + self.groups * self.state), axis=-1)
+
     def init(self, key: Key) -> "Mamba2Params":
         """Unit-variance projections, decays as `spread` says."""
         project, conv, decay, meta, out = jax.random.split(key, 5)
@@ -108,9 +114,7 @@ class Mamba2Config(Layer):
 
     def mix(self, params: "Mamba2Params", state, x_BxTxD: Tokens, gap_BxT: Gaps, *, key, train, segment_BxT):
         """Whole sequences; gaps are not used."""
-        h, z, xBC, dt = _project(params, x_BxTxD, self)
-        weight_WxX, bias_X = cast((params.conv_WxX, params.conv_bias_X), self.compute_dtype)
-        xBC = causal_conv(xBC, weight_WxX, segment_BxT) + bias_X
+        h, z, xBC, dt = _enter(params, x_BxTxD, segment_BxT, self)
         read_BxTxX, _ = _scan(params, h, xBC, dt, None, segment_BxT, self, self.backend)
         return _output(params, read_BxTxX, z, self).astype(x_BxTxD.dtype), LayerAux()
 
@@ -119,7 +123,7 @@ class Mamba2Config(Layer):
         h_BxD, z, xBC, dt = _project(params, x_BxD, self)
         weight_WxX, bias_X = cast((params.conv_WxX, params.conv_bias_X), self.compute_dtype)
         past, xBC = conv_step(cache.past_BxWxX, xBC, weight_WxX)
-        one = h_BxD[:, None], (xBC + bias_X)[:, None], dt[:, None]
+        one = h_BxD[:, None], self._split((xBC + bias_X)[:, None]), dt[:, None]
         read_Bx1xX, scanned = _scan(params, *one, cache.state, None, self, "reference")
         mixed_BxD = _output(params, read_Bx1xX[:, 0], z, self).astype(x_BxD.dtype)
         return mixed_BxD, Mamba2Cache(past, scanned), LayerAux()
@@ -168,11 +172,27 @@ def _project(params: Mamba2Params, x: Float[Array, "... D"], cfg: Mamba2Config):
     return h, z, xBC, dt
 
 
-def _scan(params: Mamba2Params, h_BxTxD, xBC_BxTxX, dt_BxTxH, state, segment_BxT, cfg: Mamba2Config, backend: str):
+def _enter(params: Mamba2Params, x_BxTxD: Tokens, segment_BxT, cfg: Mamba2Config):
+    """`_project` of whole sequences, with [x, B, C] after the convolution."""
+    weight_WxX, bias_X = cast((params.conv_WxX, params.conv_bias_X), cfg.compute_dtype)
+    convolved = lambda in_BxTxX, weight_WxX, bias_X: causal_conv(in_BxTxX, weight_WxX, segment_BxT) + bias_X
+    if not own_heads(cfg.heads):
+        h, z, xBC, dt = _project(params, x_BxTxD, cfg)
+        return h, z, cfg._split(convolved(xBC, weight_WxX, bias_X)), dt
+    h = rms_norm(params.norm_D, x_BxTxD, cfg.epsilon)
+    of_heads, of_groups = (cfg.heads, cfg.head_dim), (cfg.groups, cfg.state)
+    in_BxTxD, in_DxX = cast((h, params.in_DxX), cfg.compute_dtype)
+    shapes = of_heads, of_heads, of_groups, of_groups, (cfg.heads, 1)
+    z, *xBC, dt = by_head(lambda in_DxX: in_BxTxD @ in_DxX, shapes, in_DxX)
+    taps = by_head(lambda *weights: weights, shapes[1:-1], weight_WxX, bias_X)
+    xBC = [convolved(one, *tap) for one, tap in zip(xBC, taps, strict=True)]
+    return h, z, xBC, jax.nn.softplus(dt.astype(x_BxTxD.dtype) + params.decay.bias_H)
+
+
+def _scan(params: Mamba2Params, h_BxTxD, xBC: list, dt_BxTxH, state, segment_BxT, cfg: Mamba2Config, backend: str):
     """(what is read, with the skip; state)."""
     B, T, _ = h_BxTxD.shape
-    split = cfg.inner, cfg.inner + cfg.groups * cfg.state
-    x, k, q = jnp.split(jax.nn.silu(xBC_BxTxX), split, axis=-1)
+    x, k, q = map(jax.nn.silu, xBC)
     x_BxTxHxV = x.reshape(B, T, cfg.heads, cfg.head_dim).astype(h_BxTxD.dtype)
     k, q = (part.reshape(B, T, cfg.groups, cfg.state).astype(h_BxTxD.dtype) for part in (k, q))
     v_BxTxHxV, rate_H = dt_BxTxH[..., None] * x_BxTxHxV, jnp.exp(params.decay.log_rate_H)
@@ -189,6 +209,9 @@ def _scan(params: Mamba2Params, h_BxTxD, xBC_BxTxX, dt_BxTxH, state, segment_BxT
 def _output(params: Mamba2Params, read, z, cfg: Mamba2Config):
     gated = read * jax.nn.silu(z.astype(read.dtype))
     groups = cfg.norm_groups, cfg.inner // cfg.norm_groups
-    parts, scale = gated.reshape(*gated.shape[:-1], *groups), params.out_norm_X.reshape(groups)
+    scale_X, out_XxD = params.out_norm_X, params.out_XxD
+    if not own_heads(cfg.heads):  # X may divide where heads do not: tokens would be sent for it
+        scale_X, out_XxD = constrained(scale_X, "."), constrained(out_XxD, "..")
+    parts, scale = gated.reshape(*gated.shape[:-1], *groups), scale_X.reshape(groups)
     normed = rms_norm(scale, parts, cfg.epsilon).reshape(gated.shape)
-    return cast(normed, cfg.compute_dtype) @ cast(params.out_XxD, cfg.compute_dtype)
+    return cast(normed, cfg.compute_dtype) @ cast(out_XxD, cfg.compute_dtype)

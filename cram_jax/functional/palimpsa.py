@@ -20,6 +20,7 @@ from cram_jax.functional.recurrence import (
     SPREADS,
     Decay,
     Importance,
+    by_head,
     causal_conv,
     conv_step,
     importance,
@@ -29,7 +30,7 @@ from cram_jax.functional.recurrence import (
     unit,
 )
 from cram_jax.kernels.backends import PALIMPSA, SSD
-from cram_jax.kernels.meshes import varying_like
+from cram_jax.kernels.meshes import own_heads, varying_like
 from cram_jax.kernels.recurrent import contained, exact_einsum
 
 __all__ = [
@@ -109,8 +110,8 @@ class PalimpsaConfig(Layer):
 
     def mix(self, params: "PalimpsaParams", state, x_BxTxD: Tokens, gap_BxT: Gaps, *, key, train, segment_BxT):
         """Whole sequences; gaps are not used."""
-        h_BxTxD, qkv_BxTxX = _enter(params, x_BxTxD, segment_BxT, self)
-        read, _, _ = _remember(params, h_BxTxD, qkv_BxTxX, None, segment_BxT, self, self.backend)
+        h_BxTxD, qkv = _enter(params, x_BxTxD, segment_BxT, self)
+        read, _, _ = _remember(params, h_BxTxD, qkv, None, segment_BxT, self, self.backend)
         return _output(params, h_BxTxD, read, self).astype(x_BxTxD.dtype), LayerAux()
 
     def mix_token(self, params: "PalimpsaParams", state, cache: "PalimpsaCache", x_BxD: Token, gap_B: Gap, *, key):
@@ -118,7 +119,8 @@ class PalimpsaConfig(Layer):
         h_BxD = rms_norm(params.norm_D, x_BxD, self.epsilon)
         in_BxX = cast(h_BxD, self.compute_dtype) @ cast(params.in_DxX, self.compute_dtype)
         past, qkv_BxX = conv_step(cache.past_BxWxX, in_BxX, cast(params.conv_WxX, self.compute_dtype))
-        read, scanned, _ = _remember(params, h_BxD[:, None], qkv_BxX[:, None], cache.state, None, self, "reference")
+        qkv = _split(qkv_BxX[:, None], self)
+        read, scanned, _ = _remember(params, h_BxD[:, None], qkv, cache.state, None, self, "reference")
         mixed_BxD = _output(params, h_BxD, read[:, 0], self).astype(x_BxD.dtype)
         return mixed_BxD, PalimpsaCache(past, scanned), LayerAux()
 
@@ -230,11 +232,11 @@ def _delta_scan(q_BxTxHxK, k_BxTxHxK, v_BxTxHxV, write_BxTxH, log_decay_BxTxH, s
     return contained(scan, q_BxTxHxK, k_BxTxHxK, v_BxTxHxV, (write_BxTxH, decay_BxTxH), starts_BxT, state)
 
 
-def _remember(params: PalimpsaParams, h_BxTxD, qkv_BxTxX, state, segment_BxT, cfg: PalimpsaConfig, backend: str):
+def _remember(params: PalimpsaParams, h_BxTxD, qkv: list, state, segment_BxT, cfg: PalimpsaConfig, backend: str):
     """(what is read, skip connection included; the scan's state; what was written)."""
     B, T, _ = h_BxTxD.shape
     H, K, V = cfg.heads, cfg.key_dim, cfg.value_dim
-    parts = jnp.split(jax.nn.silu(qkv_BxTxX).astype(h_BxTxD.dtype), (H * K, 2 * H * K), axis=-1)
+    parts = [jax.nn.silu(part).astype(h_BxTxD.dtype) for part in qkv]
     q, k, x = (part.reshape(B, T, H, size) for part, size in zip(parts, (K, K, V), strict=True))
     writes, rate_H = _writes(params, h_BxTxD, x, q, k, cfg), jnp.exp(params.decay.log_rate_H)
     q, k, v, beta, dt, write_BxTxH = writes
@@ -260,11 +262,21 @@ def _output(params: PalimpsaParams, h, read, cfg: PalimpsaConfig):
 def _enter(params: PalimpsaParams, x_BxTxD, segment_BxT, cfg: PalimpsaConfig):
     """(normed tokens, the convolution over what becomes queries, keys and values)."""
     h_BxTxD = rms_norm(params.norm_D, x_BxTxD, cfg.epsilon)
-    in_BxTxX = cast(h_BxTxD, cfg.compute_dtype) @ cast(params.in_DxX, cfg.compute_dtype)
-    return h_BxTxD, causal_conv(in_BxTxX, cast(params.conv_WxX, cfg.compute_dtype), segment_BxT)
+    in_BxTxD, *weights = cast((h_BxTxD, params.in_DxX, params.conv_WxX), cfg.compute_dtype)
+    convolved = lambda in_DxX, conv_WxX: causal_conv(in_BxTxD @ in_DxX, conv_WxX, segment_BxT)
+    H, K, V = cfg.heads, cfg.key_dim, cfg.value_dim
+    if own_heads(H):
+        return h_BxTxD, by_head(convolved, ((H, K), (H, K), (H, V)), *weights)
+    return h_BxTxD, _split(convolved(*weights), cfg)
+
+
+def _split(qkv_BxTxX, cfg: PalimpsaConfig) -> list:
+    """Queries, keys and values, heads beside each other."""
+    keys = cfg.heads * cfg.key_dim
+    return jnp.split(qkv_BxTxX, (keys, 2 * keys), axis=-1)
 
 
 def writes(params: PalimpsaParams, x_BxTxD: Tokens, *, cfg: PalimpsaConfig) -> Writes:
     """What the layer would write; `analysis/metaplasticity.py` looks at importance with it."""
-    h_BxTxD, qkv_BxTxX = _enter(params, x_BxTxD, None, cfg)
-    return _remember(params, h_BxTxD, qkv_BxTxX, None, None, cfg, cfg.backend)[2]
+    h_BxTxD, qkv = _enter(params, x_BxTxD, None, cfg)
+    return _remember(params, h_BxTxD, qkv, None, None, cfg, cfg.backend)[2]

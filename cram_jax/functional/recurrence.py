@@ -1,16 +1,41 @@
 """What Mamba-2's and Palimpsa's layers share: a short convolution, decays, and the network for importance."""
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cram_jax import kernels
 from cram_jax.dims import Array, Float, Key, Segments
 from cram_jax.functional.common import normal, wide
+from cram_jax.kernels.meshes import constrained
 
 SPREADS = ("language", "recall")
 LEAST_RATE = 1e-3  # near 0, log A runs to minus infinity
+
+
+def by_head(f: Callable, shapes: tuple, *weights):
+    """f of the columns of weights that each part of a projection has, where devices have their own heads.
+
+    To split the tokens after a product with all columns would send them from device to device.
+
+    Args:
+      f: from the columns of each of the weights (... X) to (... X).
+      shapes: (heads, numbers of a head) of each part; a part with other heads than the first is whole on all devices.
+    """
+    edges = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+
+    def own(weight, shape):
+        weight = constrained(weight, "." * weight.ndim)  # split while it is whole
+        by_head = weight.reshape(*weight.shape[:-1], *shape)
+        letter = "H" if shape[0] == shapes[0][0] else "."
+        return constrained(by_head, "." * (weight.ndim - 1) + letter + ".").reshape(weight.shape)
+
+    split = [jnp.split(weight, edges, axis=-1) for weight in weights]
+    return [f(*(own(one, shape) for one in part)) for shape, *part in zip(shapes, *split, strict=True)]
 
 
 def causal_conv(

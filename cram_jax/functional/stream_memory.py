@@ -141,7 +141,7 @@ def statistics(
     error = jnp.sum((asked.answer.recalled - wide(r)) ** 2, axis=-1) - expected_error(state, asked)
     missed = Misses(total(error, where=checked), total(checked))
     counts = found & (made.choice_BxT != WORKING)
-    retrieved = consolidation.statistics(r.reshape(counts.size, 1, r.shape[-1]), counts.reshape(counts.size, 1))
+    retrieved = consolidation.statistics(*((r, counts) if counts.ndim > 1 else (r[:, None], counts[:, None])))
     return StreamStats(retrieved, jax.lax.stop_gradient(missed), written)
 
 

@@ -19,6 +19,7 @@ from cram_jax.functional import layer as layers_of
 from cram_jax.functional.checks import check_at_least_one
 from cram_jax.functional.layer import Layer, LayerAux, Operations
 from cram_jax.functional.objective import MemorySums
+from cram_jax.kernels.meshes import constrained
 from cram_jax.models import fsdp
 
 
@@ -97,6 +98,7 @@ class Stack:
         def pattern(x_BxTxD, repeat):
             params, states, index = repeat
             params, auxes = fsdp.gathered(params), []
+            x_BxTxD = constrained(x_BxTxD, "BTD")
             for place, layer in enumerate(self.layers):
                 x_BxTxD, aux = layers_of.apply(
                     params[place],

@@ -35,7 +35,8 @@ class RunConfig:
     probe_batches: number of batches in which the quality of every token is measured at each logged step.
     checkpoint_every: steps between checkpoints, a multiple of log_every.
     final_tokens: held-out tokens of the last evaluation.
-    mesh: devices that train: data:N, or data:-1 for as many as divide all batches; ,fsdp:M for parameters in M parts.
+    mesh: devices that train: data:N, or data:-1 for as many as divide all batches. It may go on with ,fsdp:M for
+      parameters in M parts, ,tensor:K for heads and hidden units in K parts, ,sequence:L for sequences in L parts.
     """
 
     steps: int = 3000
@@ -77,13 +78,18 @@ class RunConfig:
         """All numbers of sequences in a batch."""
         return tuple(sorted({self.batch, *(batch for _, _, batch in self.curriculum)}))
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """All numbers of tokens in a sequence."""
+        return tuple(sorted({self.length, *(length for _, length, _ in self.curriculum)}))
+
     def layout(self) -> sharding.Layout:
         """Returns what each device holds.
 
         Raises:
-          ValueError: if `mesh` names more devices than there are, or a batch does not divide among them.
+          ValueError: if `mesh` names more devices than there are, or a batch or sequence does not divide among them.
         """
-        return sharding.layout(self.mesh, self.batches)
+        return sharding.layout(self.mesh, self.batches, self.lengths)
 
     def held_out_batches(self, tokens: int) -> int:
         """Returns the number of batches that hold at least that many tokens."""

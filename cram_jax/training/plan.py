@@ -10,6 +10,7 @@ import jax
 from jax.experimental import topologies
 
 from cram_jax.kernels.backends import compiling_for
+from cram_jax.kernels.meshes import BATCH_AXES
 from cram_jax.training import costs, loop, sharding
 from cram_jax.training import step as training
 from cram_jax.training.loop import RunConfig
@@ -129,7 +130,7 @@ def plan(learner: Learner, run: RunConfig, here: list) -> Plan:
     """
     if here[0].device_kind not in CHIPS:
         raise ValueError(f"nothing is known of a {here[0].device_kind}; known are {', '.join(CHIPS)}")
-    used = sharding.chosen(run.mesh, run.batches, here)
+    used = sharding.chosen(run.mesh, run.batches, here, run.lengths)
     layout, (length, rows) = sharding.over(used), run.shape(run.steps - 1)  # after the curriculum
     with compiling_for(here[0]):
         state = jax.eval_shape(lambda: training.init(learner, 0, 0, loop.streams(learner, run)))
@@ -144,12 +145,13 @@ def plan(learner: Learner, run: RunConfig, here: list) -> Plan:
         raise TooLarge(f"a chip cannot hold its part of a batch of {rows} sequences: {_first_line(error)}") from error
     seconds, processor_seconds = time.perf_counter() - start, time.process_time() - used_before
     needed, text = program.memory_analysis(), program.as_text()
-    batch = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(given)) // used.size
+    groups = math.prod(used.shape[: len(BATCH_AXES)])  # devices of a group have the same sequences
+    batch = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(given)) // groups
     return Plan(
         chip=CHIPS[here[0].device_kind],
         chips=used.size,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        rows=rows // used.size,
+        rows=rows // groups,
         tokens=rows * length,
         state=needed.argument_size_in_bytes - batch,
         batch=batch,

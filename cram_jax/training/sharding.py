@@ -1,23 +1,26 @@
 """Training on several devices: each of them holds some rows of a batch, and the memories of the streams in these rows.
 
-Parameters and the optimizer's state are on every device, or each has a part of them (`models/fsdp.py`). What all
-sequences consolidate is on every device. Gradients and sums are added over the devices by the compiler, so a training
-means the same on one device and on many. It is written as for one.
+Parameters and the optimizer's state are on every device, or each has a part of them (`models/fsdp.py`). Several devices
+may share the same rows: each has its own heads and hidden units (axis `tensor`), or its own tokens (axis `sequence`).
+What all sequences consolidate is on every device. Gradients and sums are added over the devices by the compiler, so a
+training means the same on one device and on many. It is written as for one.
 """
 
 import contextlib
 import dataclasses
 import functools
 import logging
+import math
 import re
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cram_jax.kernels.meshes import BATCH_AXES
+from cram_jax.kernels.meshes import BATCH_AXES, SEQUENCE, TENSOR
 from cram_jax.models import fsdp
 from cram_jax.models.stack import Stack
 from cram_jax.training import processes
@@ -27,47 +30,67 @@ from cram_jax.training.step import Learner, TrainState, init, train_step
 log = logging.getLogger(__name__)
 
 DATA, _ = BATCH_AXES
+AXES = (*BATCH_AXES, TENSOR, SEQUENCE)  # neighbours in the last ones send each other most
 
 
-def wanted(text: str) -> tuple[int, int]:
-    """Returns the lengths of the axes `data` and `fsdp` in "data:N" or "data:N,fsdp:M"; N is -1 for all devices.
+class Lengths(NamedTuple):
+    """Numbers of devices along each of `AXES`."""
+
+    data: int
+    fsdp: int = 1
+    tensor: int = 1
+    sequence: int = 1
+
+
+def wanted(text: str) -> Lengths:
+    """Returns the lengths of the axes in a text such as "data:N,fsdp:M,tensor:K,sequence:L"; N is -1 for all devices.
 
     Raises:
       ValueError: for another text.
     """
-    found = re.fullmatch(rf"{DATA}:(-1|[1-9]\d*)(?:,{fsdp.AXIS}:([1-9]\d*))?", text)
+    others = "".join(rf"(?:,{axis}:([1-9]\d*))?" for axis in AXES[1:])
+    found = re.fullmatch(rf"{DATA}:(-1|[1-9]\d*){others}", text)
     if not found:
         raise ValueError(
             "run.mesh must be data:N with a number N of devices, or data:-1 for all, and may go on with ,fsdp:M for "
-            f"parameters in M parts, got {text!r}"
+            "parameters in M parts, ,tensor:K for heads and hidden units in K parts, ,sequence:L for the tokens of a "
+            f"sequence in L parts, in this order, got {text!r}"
         )
-    return int(found[1]), int(found[2] or 1)
+    return Lengths(*(int(length or 1) for length in found.groups()))
 
 
-def chosen(text: str, batches: tuple[int, ...], here: list) -> np.ndarray:
-    """Returns the devices of a training, among those that are here, in an array of the axes `data` and `fsdp`.
+def chosen(text: str, batches: tuple[int, ...], here: list, lengths: tuple[int, ...] = ()) -> np.ndarray:
+    """Returns the devices of a training, among those that are here, in an array of the axes `AXES`.
 
     Args:
-      text: "data:N" for N devices, "data:N,fsdp:M" for N M; "data:-1" for as many as divide all batches.
+      text: "data:N" for N devices, "data:N,fsdp:M" for N M, and so on; "data:-1" for as many as divide all batches.
       batches: numbers of sequences of all batches in the training.
+      lengths: numbers of tokens of all sequences in the training.
 
     Raises:
-      ValueError: if `text` is not such a text, or there are fewer devices, or a batch does not divide among them.
+      ValueError: if `text` is not such a text, or there are fewer devices, or a batch or a sequence does not divide
+        among them.
     """
-    divides = lambda number: not any(batch % number for batch in batches)
-    data, parts = wanted(text)
+    divides = lambda rows: not any(batch % rows for batch in batches)
+    data, parts, *others = wanted(text)
+    each = parts * math.prod(others)
     if data == -1:
-        data = max(filter(lambda one: divides(one * parts), range(1, len(here) // parts + 1)), default=1)
-    number, sizes = data * parts, " and ".join(map(str, batches))
+        data = max(filter(lambda one: divides(one * parts), range(1, len(here) // each + 1)), default=1)
+    number, rows, sizes = data * each, data * parts, " and ".join(map(str, batches))
     if number > len(here):
         raise ValueError(f"run.mesh={text} needs {number} devices, but there are {len(here)}: {here[0].device_kind}")
-    if not divides(number):
-        raise ValueError(f"batches of {sizes} sequences do not divide among the {number} devices of run.mesh={text}")
+    if not divides(rows):
+        raise ValueError(f"batches of {sizes} sequences do not divide among the {rows} devices of run.mesh={text}")
+    if odd := [length for length in lengths if length % others[-1]]:
+        raise ValueError(
+            f"sequences of {odd[0]} tokens do not divide among the {others[-1]} devices of the axis {SEQUENCE} in "
+            f"run.mesh={text}"
+        )
     if idle := len(here) - number:
         hint = "more divide larger batches" if wanted(text)[0] == -1 else "data:-1 takes as many as it can"
         said = "%d of %d devices are idle: run.mesh=%s, batches of %s sequences; %s"
         log.warning(said, idle, len(here), text, sizes, hint)
-    return np.array(here[:number]).reshape(data, parts)
+    return np.array(here[:number]).reshape(data, parts, *others)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +112,8 @@ class Layout:
     @property
     def name(self) -> str:
         """Which devices train, as `run.mesh` has it."""
-        data, parts = (1, 1) if self.mesh is None else self.mesh.shape.values()
-        return f"{DATA}:{data}" + (f",{fsdp.AXIS}:{parts}" if parts > 1 else "")
+        lengths = Lengths(1) if self.mesh is None else Lengths(**self.mesh.shape)
+        return ",".join(f"{axis}:{n}" for axis, n in lengths._asdict().items() if n > 1 or axis == DATA)
 
     def rows(self, tree, rows: int):
         """Puts arrays on the devices: those with an axis of so many rows in front by their rows, others everywhere."""
@@ -124,7 +147,7 @@ class Layout:
 
         In parts it stays where it is, since one device may not hold all of them.
         """
-        if self.mesh is None or self.mesh.shape[fsdp.AXIS] > 1:
+        if self.mesh is None or self.mesh.shape[fsdp.AXIS] * self.mesh.shape[TENSOR] > 1:
             return state
         if processes.several():
             return from_host(to_host(self.everywhere(state)), state)
@@ -150,11 +173,12 @@ class Layout:
         return NamedSharding(self.mesh, P(BATCH_AXES) if np.ndim(leaf) and np.shape(leaf)[0] == rows else P())
 
     def _of_state(self, model: Stack, state: TrainState) -> TrainState:
-        parts = self.mesh.shape[fsdp.AXIS]
+        parts, tensor = self.mesh.shape[fsdp.AXIS], self.mesh.shape[TENSOR]
 
         def divided(path, leaf) -> NamedSharding:
             layers = int("model" in [getattr(key, "name", None) for key in path])  # the first axis is of layers
-            return NamedSharding(self.mesh, P(*[None] * layers, *fsdp.spec(leaf.shape[layers:], parts)))
+            spec = fsdp.spec(leaf.shape[layers:], parts, fsdp.name_of(path), tensor)
+            return NamedSharding(self.mesh, P(*[None] * layers, *spec))
 
         learned = jax.tree.map_with_path(divided, (state.params, state.opt_state))
         everywhere = jax.tree.map(lambda _: NamedSharding(self.mesh, P()), state)
@@ -185,13 +209,13 @@ def _moved(place):
 
 
 def over(devices: np.ndarray) -> Layout:
-    """Returns the layout of a training on these devices, in an array of the axes `data` and `fsdp`."""
-    kinds, flat = (AxisType.Auto,) * 2, devices.ravel().tolist()
-    return Layout(jax.make_mesh(devices.shape, BATCH_AXES, axis_types=kinds, devices=flat))
+    """Returns the layout of a training on these devices, in an array of the axes `AXES`."""
+    kinds, flat = (AxisType.Auto,) * len(AXES), devices.ravel().tolist()
+    return Layout(jax.make_mesh(devices.shape, AXES, axis_types=kinds, devices=flat))
 
 
 @functools.cache  # so that what is idle is said once
-def layout(text: str, batches: tuple[int, ...]) -> Layout:
+def layout(text: str, batches: tuple[int, ...], lengths: tuple[int, ...] = ()) -> Layout:
     """Returns the layout of a training on the devices of this machine; arguments and errors as in `chosen`."""
-    devices = chosen(text, batches, jax.devices())
+    devices = chosen(text, batches, jax.devices(), lengths)
     return over(devices) if devices.size > 1 else Layout(None)

@@ -12,6 +12,7 @@ from cram_jax.dims import Array, Bool, Float, Int, Key
 from cram_jax.functional import objective
 from cram_jax.functional.layer import check_inputs
 from cram_jax.functional.objective import ObjectiveConfig
+from cram_jax.kernels.meshes import constrained
 from cram_jax.models import fsdp
 from cram_jax.models.stack import Stack
 from cram_jax.training import controller, optimizer, probes
@@ -104,8 +105,9 @@ def forward(learner: Learner, params: Params, states: tuple, batch, key: Key | N
     """Returns (task loss, metrics, aux) of a batch. The metrics include the executed operations."""
     params = params._replace(task=fsdp.gathered(params.task))
     x_BxTxD, gap_BxT = learner.task.embed(params.task, batch)
+    x_BxTxD = constrained(x_BxTxD, "BTD")
     y_BxTxD, aux = learner.model.apply(params.model, states, x_BxTxD, gap_BxT=gap_BxT, key=key, train=train)
-    loss, metrics = learner.task.score(params.task, y_BxTxD, batch)
+    loss, metrics = learner.task.score(params.task, constrained(y_BxTxD, "BTD"), batch)
     B, T, _ = x_BxTxD.shape
     tokens, executed = jnp.asarray(B * T, jnp.float32), learner.model.operations(aux, (B, T), train)
     metrics |= {"attention_flops": (executed.attention, tokens), "total_flops": (executed.total, tokens)}

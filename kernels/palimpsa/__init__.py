@@ -18,6 +18,10 @@ from .state import PalimpsaState
 __all__ = ["PalimpsaState", "palimpsa_scan", "shared_importance_scan"]
 
 
+# Of the arguments of a backend's scan
+SHAPES = "BTGK", "BTGK", "BTHV", "BTHV", "BTH", "H", PalimpsaState("BHVK", "BHVK")
+
+
 def palimpsa_scan(
     q_BxTxGxK: Float[Array, "B T G K"],
     k_BxTxGxK: Float[Array, "B T G K"],
@@ -69,12 +73,27 @@ def palimpsa_scan(
         start_BxT = starts_of(segment_BxT, B, T)
         _, decay = _decay(dt, rate_H, start_BxT)
         scan = lambda q, k, v, gates, state: run(
-            PALIMPSA, backend, q, k, v, *gates, prior_H, state, scale=scale, chunk=chunk
+            PALIMPSA,
+            backend,
+            q,
+            k,
+            v,
+            *gates,
+            prior_H,
+            state,
+            shapes=SHAPES,
+            written=_written,
+            scale=scale,
+            chunk=chunk,
         )
         return contained(scan, q, k, v, (beta, decay), start_BxT, state)
 
     arrays = v_BxTxHxV, q_BxTxGxK, k_BxTxGxK, beta_BxTxHxV, dt_BxTxH, rate_H, prior_H, segment_BxT, state
     return automatic(whole, *arrays, carried=state)
+
+
+def _written(q, k_BxTxGxK, v_BxTxHxV, beta_BxTxHxV, decay_BxTxH, prior_H):
+    return [(v_BxTxHxV, k_BxTxGxK), (beta_BxTxHxV, k_BxTxGxK**2)], decay_BxTxH
 
 
 def shared_importance_scan(

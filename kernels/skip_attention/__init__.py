@@ -11,10 +11,13 @@ from ..backends import SKIP_ATTENTION, Call, device_of
 from ..checks import check_kinds, check_shapes, check_whole
 from ..common import default_scale
 from ..containment import finite, spoilt_rows
-from ..meshes import automatic, by_sequence, varying_like
+from ..meshes import SEQUENCE, automatic, divided, parts, varying_like
 from .buckets import in_buckets, in_smallest
 from .cache import read_cache, write_cache
 from .plan import SkipPlan, make_plan
+
+# What each axis of rows, of keys and of a plan is, for `divided`: each device has its own rows, and all keys.
+ROWS, KEYS, PLAN = "BCHK", "BSGK", SkipPlan("BC", "BS", "BC", "BC", "B", "B")
 
 __all__ = [
     "SkipPlan",
@@ -129,7 +132,9 @@ def _attend(f, backend: str, scale: float | None, q, k, v, plan: SkipPlan):
 def _forward(backend, scale, q, k, v, plan):
     """(o, log-sum-exp) of compact rows; o is NaN in rows that see something that is not finite."""
     spoilt_BxCxH = spoilt_rows(q, k, v, plan)
-    o, lse = by_sequence(partial(SKIP_ATTENTION[backend].forward, scale=scale), *map(finite, (q, k, v)), plan)
+    # `finite` on each device: before, the compiler would send what it computes it from
+    forward = lambda q, k, v, plan: SKIP_ATTENTION[backend].forward(*map(finite, (q, k, v)), plan, scale=scale)
+    o, lse = divided(forward, (q, k, v, plan), (ROWS, KEYS, KEYS, PLAN), (ROWS, "BCH"))
     return jnp.where(spoilt_BxCxH[..., None], jnp.nan, o), lse
 
 
@@ -137,8 +142,14 @@ def _backward(backend, scale, q, k, v, plan, o, lse, do):
     """(dq, dk, dv). Spoilt rows add nothing: a loss that takes one is NaN itself."""
     spoilt_BxCxHx1 = spoilt_rows(q, k, v, plan)[..., None]
     rows = [jnp.where(spoilt_BxCxHx1, 0, x) for x in (o, do)]
-    backward = lambda q, k, v, plan, *rows: SKIP_ATTENTION[backend].backward(q, k, v, plan, scale, *rows)
-    return by_sequence(backward, *map(finite, (q, k, v)), plan, rows[0], lse, rows[1])
+    number = parts(q.shape[1])
+
+    def backward(q, k, v, plan, *rows):
+        dq, dk, dv = SKIP_ATTENTION[backend].backward(*map(finite, (q, k, v)), plan, scale, *rows)
+        return (dq, dk, dv) if number == 1 else (dq, *jax.lax.psum((dk, dv), SEQUENCE))  # rows of all devices see keys
+
+    arrays = q, k, v, plan, rows[0], lse, rows[1]
+    return divided(backward, arrays, (ROWS, KEYS, KEYS, PLAN, ROWS, "BCH", ROWS), (ROWS, KEYS, KEYS))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

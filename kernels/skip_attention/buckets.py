@@ -13,6 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from ..meshes import parts
 from .plan import SkipPlan
 
 SIZES = ((1 / 8, 1 / 4), (1 / 8, 1), (1, 1))  # shares of the plan's (rows, slots)
@@ -45,7 +46,8 @@ def in_buckets(f: Callable, plan: SkipPlan, *arrays, sizes: tuple = SIZES):
 
 def in_smallest(f: Callable, plan: SkipPlan, *arrays, sizes: tuple = SIZES):
     """f(plan, *arrays) in the smallest bucket with room for all rows that see something and all keys that are seen."""
-    sizes = [size for size in sizes if size == (1, 1) or int(plan.rows_BxC.shape[1] * size[0]) >= ROWS]
+    rows = plan.rows_BxC.shape[1] // parts(plan.rows_BxC.shape[1])
+    sizes = [size for size in sizes if size == (1, 1) or int(rows * size[0]) >= ROWS]
     shortened = [partial(_shorten, size=size) for size in sizes]
     branch = lambda shorten: lambda plan, arrays: f(shorten(plan), *arrays)
     return jax.lax.switch(_first_that_holds(plan, shortened), list(map(branch, shortened)), plan, arrays)
@@ -54,12 +56,14 @@ def in_smallest(f: Callable, plan: SkipPlan, *arrays, sizes: tuple = SIZES):
 def _shorten(plan: SkipPlan, size: tuple) -> SkipPlan:
     """The plan with shorter lists. It is equivalent if they have room for it."""
     whole_tiles = lambda places, share, tile: min(math.ceil(places * share / tile) * tile, places)
-    rows, slots = plan.rows_BxC.shape[1], plan.slots_BxS.shape[1]
+    number = parts(plan.rows_BxC.shape[1])  # each part of the rows becomes as short
+    rows, slots = plan.rows_BxC.shape[1] // number, plan.slots_BxS.shape[1]
     C, S = whole_tiles(rows, size[0], min(ROWS, max(rows, 1))), whole_tiles(slots, size[1], keys_in_tile(slots))
+    cut = lambda x_BxC: x_BxC.reshape(len(x_BxC), number, rows)[..., :C].reshape(len(x_BxC), -1)
     return plan._replace(
-        rows_BxC=plan.rows_BxC[:, :C],
-        start_BxC=plan.start_BxC[:, :C],
-        end_BxC=plan.end_BxC[:, :C],
+        rows_BxC=cut(plan.rows_BxC),
+        start_BxC=cut(plan.start_BxC),
+        end_BxC=cut(plan.end_BxC),
         slots_BxS=plan.slots_BxS[:, :S],
     )
 
@@ -76,11 +80,12 @@ def _(size, batched, count):
 
 
 def _first_that_holds(plan: SkipPlan, shortened: list):
-    rows_C = jnp.arange(1, plan.rows_BxC.shape[1] + 1)
+    number = parts(plan.rows_BxC.shape[1])
+    rows_C = jnp.tile(jnp.arange(1, plan.rows_BxC.shape[1] // number + 1), number)
     rows = _largest(jnp.where(plan.end_BxC > plan.start_BxC, rows_C, 0))
     keys = _largest(plan.end_BxC)
-    plans = [shorten(plan) for shorten in shortened]
-    return jnp.argmax(jnp.stack([(rows <= p.rows_BxC.shape[1]) & (keys <= p.slots_BxS.shape[1]) for p in plans]))
+    lengths = [(p.rows_BxC.shape[1] // number, p.slots_BxS.shape[1]) for p in (shorten(plan) for shorten in shortened)]
+    return jnp.argmax(jnp.stack([(rows <= C) & (keys <= S) for C, S in lengths]))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

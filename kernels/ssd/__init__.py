@@ -1,11 +1,15 @@
 """The state-space dual scan: Mamba-2, gated linear attention with one decay a head, RetNet, linear attention."""
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..backends import SSD
 from ..checks import check_shapes
 from ..meshes import automatic
-from ..recurrent import check_heads, contained, empty_state, run, starts_of
+from ..recurrent import check_heads, contained, empty_state, run, starts_of, wide
+
+# Of the arguments of a backend's scan
+SHAPES = "BTGK", "BTGK", "BTHV", "BTH", "BT", "BHVK"
 
 
 def ssd_scan(
@@ -47,9 +51,13 @@ def ssd_scan(
         state = empty_state(v, K) if state is None else state
         start_BxT = starts_of(segment_BxT, B, T)
         scan = lambda q, k, v, gates, state: run(
-            SSD, backend, q, k, v, *gates, start_BxT, state, scale=scale, chunk=chunk
+            SSD, backend, q, k, v, *gates, start_BxT, state, shapes=SHAPES, written=_written, scale=scale, chunk=chunk
         )
         return contained(scan, q, k, v, (log_decay,), start_BxT, state)
 
     arrays = v_BxTxHxV, q_BxTxGxK, k_BxTxGxK, log_decay_BxTxH, segment_BxT, state
     return automatic(whole, *arrays, carried=state)
+
+
+def _written(q, k_BxTxGxK, v_BxTxHxV, log_decay_BxTxH, start_BxT):
+    return [(v_BxTxHxV, k_BxTxGxK)], jnp.where(start_BxT[..., None], 0, jnp.exp(*wide(log_decay_BxTxH)))

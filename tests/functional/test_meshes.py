@@ -17,5 +17,6 @@ def test_eight_devices_leave_the_state_of_one():
     assert eight.run(HERE / "eight_devices.py") == "eight devices: one state\n"
 
 
-def test_kernels_are_the_same_on_eight_devices():
-    assert eight.run(HERE / "kernels_on_meshes.py") == "the same on eight devices\n"
+@pytest.mark.parametrize("script", ["kernels_on_meshes.py", "kernels_in_parts.py"])
+def test_kernels_are_the_same_on_eight_devices(script):
+    assert eight.run(HERE / script) == "the same on eight devices\n"

@@ -42,6 +42,18 @@ def test_four_chips_share_the_sequences(f, kind):
     assert all(gradient.spec[0] == "data" for gradient in program.output_shardings)
 
 
+@pytest.mark.parametrize(("f", "sends"), [(attention, "all-reduce"), (ssd, "all-gather"), (palimpsa, "all-gather")])
+def test_four_chips_share_heads_and_tokens(f, sends):
+    mesh = Mesh(np.array(devices_of("v5e")).reshape(2, 2), ("tensor", "sequence"), axis_types=(AxisType.Auto,) * 2)
+    place = NamedSharding(mesh, P(None, "sequence", "tensor"))
+    x = jax.ShapeDtypeStruct((B, 2 * T, H, K), jnp.float32, sharding=place)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        text = compiled(lambda *qkv: f(*qkv), x, x, x).as_text()
+    assert "tpu_custom_call" in text and sends in text  # kept keys are added up, states are gathered
+    sent = [[int(n) for n in shape.split(",")] for shape in re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", text)]
+    assert not any(shape[:2] == [B, 2 * T] for shape in sent), "no device has all tokens"
+
+
 def test_without_a_mesh_that_divides_a_batch_a_kernel_is_called_as_it_is():
     x = jnp.ones((6, 3))
     seen = lambda x: x * len(jax.sharding.get_abstract_mesh().manual_axes)

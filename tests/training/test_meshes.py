@@ -11,13 +11,14 @@ from cram_jax.training import sharding
 from cram_jax.training.loop import RunConfig
 
 MESHES = {
-    "cram": "data:2,fsdp:4",
-    "streams": "data:8",
+    "cram": "data:2,tensor:2,sequence:2",
+    "streams": "data:2,fsdp:2,tensor:2",
     "attention": "data:1,fsdp:8",
-    "mamba2": "data:4,fsdp:2",
-    "palimpsa": "data:8",
+    "mamba2": "data:1,sequence:8",
+    "palimpsa": "data:1,fsdp:2,tensor:2,sequence:2",
 }  # of each model one; TEST_ALL_MESHES=1 tests each on all
-ALL = [(name, mesh) for name in MESHES for mesh in sorted(set(MESHES.values()))]
+OTHERS = "data:8", "data:2,fsdp:4", "data:1,tensor:8"
+ALL = [(name, mesh) for name in MESHES for mesh in sorted({*MESHES.values(), *OTHERS})]
 
 
 @pytest.mark.parametrize(("name", "mesh"), ALL if os.environ.get("TEST_ALL_MESHES") else MESHES.items())
@@ -41,6 +42,10 @@ HERE = [SimpleNamespace(device_kind="TPU v5 lite", id=i) for i in range(8)]
         ("data:2,fsdp:4", 8, (16,), 8, ""),
         ("data:-1,fsdp:4", 8, (16,), 8, ""),
         ("data:-1,fsdp:4", 8, (4,), 4, "4 of 8 devices are idle"),
+        ("data:-1,tensor:4", 8, (2,), 8, ""),
+        ("data:1,fsdp:2,tensor:2,sequence:2", 8, (2,), 8, ""),
+        ("data:1,sequence:8", 8, (1,), 8, ""),
+        ("data:1,sequence:4", 8, (1,), 4, "4 of 8 devices are idle"),
     ],
 )
 def test_as_many_devices_train_as_asked_for_or_as_divide_all_batches(caplog, text, number, batches, used, idle):
@@ -60,6 +65,18 @@ def test_as_many_devices_train_as_asked_for_or_as_divide_all_batches(caplog, tex
         ),
         ("data", "run.mesh must be data:N with a number N of devices, or data:-1 for all, .* got 'data'"),
         ("data:2,fsdp:-1", "got 'data:2,fsdp:-1'"),
+        ("data:2,tensor:8", "run.mesh=data:2,tensor:8 needs 16 devices, but there are 8: TPU v5 lite"),
+        (
+            "data:8,sequence:1",
+            "batches of 4 and 16 sequences do not divide among the 8 devices of run.mesh=data:8,sequence:1",
+        ),
+        (
+            "data:1,sequence:8",
+            "sequences of 20 tokens do not divide among the 8 devices of the axis sequence in run.mesh=data:1,seq",
+        ),
+        ("data:2,tensor:2,fsdp:2", "in this order, got 'data:2,tensor:2,fsdp:2'"),
+        ("data:2,heads:2", "got 'data:2,heads:2'"),
+        ("data:2,tensor:0", "got 'data:2,tensor:0'"),
         ("data:0", "got 'data:0'"),
         ("fsdp:2", "got 'fsdp:2'"),
         ("", "got ''"),
@@ -67,7 +84,7 @@ def test_as_many_devices_train_as_asked_for_or_as_divide_all_batches(caplog, tex
 )
 def test_a_mesh_that_cannot_be_is_named(text, message):
     with pytest.raises(ValueError, match=message):
-        sharding.chosen(text, (4, 16), HERE)
+        sharding.chosen(text, (4, 16), HERE, (16, 20))
 
 
 def test_a_curriculum_counts_too():

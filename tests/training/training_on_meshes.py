@@ -33,7 +33,7 @@ from cram_jax.training.step import Learner
 T, B = 32, 16
 TABLE = SRCDTask(SRCDConfig(patterns=8, answers=8, length=T))
 STREAMS = StreamsTask(StreamsConfig(srcd=TABLE.data, universe=40, lifetimes=(3, 5)))
-EVENTS = EpisodicConfig(heads=1, head_dim=8, memory=T)
+EVENTS = EpisodicConfig(heads=2, head_dim=8, memory=T)
 SOLVED = PosteriorCRAMConfig(D=16, F=16, episodic=EVENTS, semantic=PosteriorConfig(blocks=4, features=8))
 TRAININGS = {
     "cram": (TABLE, CRAMConfig(D=16, F=16, episodic=EVENTS)),
@@ -70,42 +70,82 @@ def agree(learner: Learner, one, many) -> None:
 
 
 def check_a_step(learner: Learner, state, mesh: str) -> None:
-    """Devices hold what they should, and send each other sums, parameters and nothing else."""
+    """Devices hold what they should, and send each other sums, parameters, and of tokens as little as they need."""
     run = dataclasses.replace(RUN, mesh=mesh)
-    _, parts = sharding.wanted(mesh)
+    lengths = sharding.wanted(mesh)
     state = run.layout().state(learner.model, state)
     given = loop.placed(learner, run, 0, 20)
     step = run.layout().step(learner, state).lower(state, *given).compile()
 
-    # Each device has all parameters and what the optimizer keeps, or a part of the matrices whose sizes allow it
+    # Each device has all parameters and what the optimizer keeps, or a part of the arrays whose sizes allow it
     state, _ = step(state, *given)
+    used = set()  # shapes of parameters while they are used
     for whole in (state.params, *(kept for kept in state.opt_state if isinstance(kept, type(state.params)))):
-        for layers, leaves in enumerate((whole.task, whole.model)):  # parameters of layers have their number in front
-            for leaf in jax.tree.leaves(leaves):
-                sizes = leaf.shape[layers:]
-                divided = len(sizes) > 1 and any(n % parts == 0 for n in sizes)
-                share = leaf.addressable_shards[0].data.size / leaf.size
-                assert share == (1 / parts if divided else 1), leaf.sharding
+        for path, leaf in jax.tree.leaves_with_path(whole):
+            shape = leaf.shape[int("model" in str(path)) :]  # parameters of layers have their number in front
+            own = [i for i in of_heads(path[-1].name) if shape[i] % lengths.tensor == 0 and lengths.tensor > 1]
+            others = [n for i, n in enumerate(shape) if i not in own]
+            divided = len(shape) > 1 and any(n % lengths.fsdp == 0 for n in others)
+            share = leaf.addressable_shards[0].data.size / leaf.size
+            assert share == 1 / ((lengths.fsdp if divided else 1) * (lengths.tensor if own else 1)), (
+                path,
+                leaf.sharding,
+            )
+            part = tuple(n // lengths.tensor if i in own else n for i, n in enumerate(shape))
+            used |= {without_ones(part), without_ones(shape), without_ones((*leaf.shape[: -len(shape)], *part))}
     if learner.task is STREAMS:  # and the memories of its streams
         (held,) = state.consolidation
         for leaf in jax.tree.leaves(held.memory):
-            assert {shard.data.shape[1] for shard in leaf.addressable_shards} == {B // 8}, leaf.sharding
+            rows = B // (lengths.data * lengths.fsdp)
+            assert {shard.data.shape[1] for shard in leaf.addressable_shards} == {rows}, leaf.sharding
+    else:  # what all sequences consolidate is the same everywhere
+        for leaf in jax.tree.leaves(state.consolidation):
+            first, *others = (np.asarray(shard.data) for shard in leaf.addressable_shards)
+            assert first.shape == leaf.shape and all(np.array_equal(first, other) for other in others)
 
     assert "all-reduce(" in step.as_text()
-    sent = re.findall(r".*= .*(?:all-gather|all-to-all|collective-permute)\(.*", step.as_text())
-    # CPUs have top_k for arrays in one piece only, and it is used where streams have memories
-    if learner.task is STREAMS:
-        sent = [line for line in sent if "top_k" not in line]
-    if parts > 1:  # a parameter is gathered, of all layers or of one
-        sizes = lambda shape: tuple(n for n in shape if n > 1)
-        whole = {sizes(leaf.shape[first:]) for leaf in jax.tree.leaves(state.params) for first in (0, 1)}
-        sent = [line for line in sent if "all-gather(" not in line or shape_of(line) not in whole]
+    sent = re.findall(r".*= .*(?:all-gather|all-to-all|collective-permute|reduce-scatter)\(.*", step.as_text())
+    sent = [line for line in sent if not is_expected(line, learner, lengths, used)]
     assert not sent, sent[:3]
+
+
+def of_heads(name: str) -> list[int]:
+    """Axes of heads and of hidden units in a parameter."""
+    letters = name.rsplit("_", 1)[-1].split("x")
+    return [0] if name in ("out_XxD", "out_norm_X") else [i for i, one in enumerate(letters) if one in ("H", "F")][:1]
+
+
+def is_expected(line: str, learner: Learner, lengths: sharding.Lengths, used: set) -> bool:
+    """Whether devices may send this, a line in the text of a program."""
+    shape, kind = shape_of(line), re.search(r"= \(?(\w+)\[", line)[1]
+    gathers = "all-gather(" in line
+    # CPUs have top_k for arrays in one piece only, and it is used where streams have memories
+    if learner.task is STREAMS and "top_k" in line:
+        return True
+    if lengths.fsdp * lengths.tensor > 1 and gathers and shape in used:
+        return True
+    rows = B // (lengths.data * lengths.fsdp)
+    of_tokens = shape[:2] in ((rows, T), (rows, T // lengths.sequence))
+    if lengths.tensor > 1 and gathers and not of_tokens and "transpose(" in line:  # of the gradient of `by_head`
+        return True
+    if lengths.sequence == 1:
+        return False
+    if kind in ("pred", "s32"):  # marks of tokens
+        return True
+    if "collective-permute(" in line:  # the last tokens of the device before
+        return True
+    states = "shard_map/all_gather" in line or "shard_map/reduce_scatter" in line
+    keys = isinstance(learner.model.layers[0], AttentionConfig) and len(shape) >= 3 and T in shape
+    return states or keys
+
+
+def without_ones(shape) -> tuple[int, ...]:
+    return tuple(n for n in shape if n > 1)
 
 
 def shape_of(line: str) -> tuple[int, ...]:
     """The shape of an operation's result, in the text of a program, without axes of length 1."""
-    return tuple(int(n) for n in re.search(r"\[([\d,]*)\]", line)[1].split(",") if n not in ("", "1"))
+    return without_ones(int(n) for n in re.search(r"\[([\d,]*)\]", line)[1].split(",") if n)
 
 
 def main(name: str, mesh: str) -> None:
@@ -116,7 +156,8 @@ def main(name: str, mesh: str) -> None:
         one, many = (Path(folder) / number for number in ("one", "many"))
         want = trained(learner, "data:1", one)
         half, _ = trained(learner, mesh, many, 10)
-        number = 8 if sharding.wanted(mesh)[1] > 1 else 1
+        lengths = sharding.wanted(mesh)
+        number = 8 if lengths.fsdp * lengths.tensor > 1 else 1
         assert {leaf.sharding.num_devices for leaf in jax.tree.leaves(half)} == {number}
         # A training that is stopped goes on with another number of devices
         agree(learner, want, trained(learner, "data:1", many))

@@ -1,5 +1,6 @@
 """A gated linear recurrence whose decay follows the time gap: h <- a h + b, with W numbers for a state."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from cram_jax.dims import Array, Float, Gap, Gaps, Key, Segments, Token, Tokens
 from cram_jax.functional.common import normal
 from cram_jax.functional.working import WorkingConfig
 from cram_jax.kernels.containment import finite, spoilt_so_far
+from cram_jax.kernels.meshes import before, constrained, in_parts, parts
 
 
 class ScanParams(NamedTuple):
@@ -56,17 +58,26 @@ def show(params, h: Float[Array, "... W"], x: Float[Array, "... D"]) -> Float[Ar
 def apply(params: ScanParams, x_BxTxD: Tokens, gap_BxT: Gaps, segment_BxT: Segments | None, cfg: WorkingConfig):
     """(f_CT, h) of whole sequences."""
     decay_BxTxW, input_BxTxW = _inputs(params, x_BxTxD, gap_BxT)
-    join = lambda early, late: (early[0] * late[0], early[1] * late[0] + late[1])
-    scan = lambda decay, stored: jax.lax.associative_scan(join, (decay, stored), axis=1)[1]
     if segment_BxT is None:
-        h_BxTxW = scan(decay_BxTxW, input_BxTxW)
+        h_BxTxW = _scan(decay_BxTxW, input_BxTxW)
     else:  # a new segment starts from nothing, whatever was before
         start_BxT = kernels.segment_starts(segment_BxT)
-        h_BxTxW = scan(jnp.where(start_BxT[..., None], 0, finite(decay_BxTxW)), finite(input_BxTxW))
+        h_BxTxW = _scan(jnp.where(start_BxT[..., None], 0, finite(decay_BxTxW)), finite(input_BxTxW))
         unfit_BxTxW = ~(jnp.isfinite(decay_BxTxW) & jnp.isfinite(input_BxTxW))
         spoilt_BxTxW = spoilt_so_far(unfit_BxTxW, start_BxT, jnp.zeros_like(unfit_BxTxW[:, 0]))
         h_BxTxW = jnp.where(spoilt_BxTxW, jnp.nan, h_BxTxW)
     return show(params, h_BxTxW, x_BxTxD), h_BxTxW
+
+
+def _scan(decay_BxTxW, input_BxTxW):
+    """h_t = a_t h_{t-1} + b_t, from h = 0. Each device goes through its own tokens, and hears what came before."""
+    join = lambda early, late: (early[0] * late[0], early[1] * late[0] + late[1])
+    scan = partial(jax.lax.associative_scan, join)
+    if (number := parts(decay_BxTxW.shape[1])) == 1:
+        return scan((decay_BxTxW, input_BxTxW), axis=1)[1]
+    left, own = scan(tuple(in_parts(x, number) for x in (decay_BxTxW, input_BxTxW)), axis=2)
+    _, ends_BxPxW = scan(tuple(constrained(x[:, :, -1], "BS") for x in (left, own)), axis=1)
+    return (own + left * before(ends_BxPxW, 0)[:, :, None]).reshape(input_BxTxW.shape)
 
 
 def step(params: ScanParams, cache_BxW: Float[Array, "B W"], x_BxD: Token, gap_B: Gap, cfg: WorkingConfig):
