@@ -26,7 +26,7 @@ import text
 from lib import gather, launch, results, stream_runs, summary
 from lib.figures import catalogue
 
-from cram_jax.training import plan
+from cram_jax.training import chips, plan
 
 TASKS = {
     "srcd": srcd.build,
@@ -95,7 +95,7 @@ def _fits(*what) -> bool:
 def main(args) -> None:
     plans = {}
     for topology in args.topology:
-        here = plan.devices(topology)
+        here = chips.devices(topology)
         if args.rows:
             args.config.run.batch, args.config.run.mesh = args.rows * len(here), f"data:1,fsdp:{len(here)}"
         learner, run = TASKS[args.task](args.config)

@@ -65,7 +65,12 @@ def platform() -> str:
 
 def device_kind() -> str:
     """Returns the kind of these devices, in the words of their maker."""
-    return (_TARGET.get() or jax.devices()[0]).device_kind
+    return device().device_kind
+
+
+def device():
+    """Returns the device that programs are made for: JAX's first, or that of `compiling_for`."""
+    return _TARGET.get() or jax.devices()[0]
 
 
 def device_of(x) -> str | None:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from cram_jax.training import plan
+from cram_jax.training import chips
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "v4": "v4:2x2x1", "v7x": "tpu7x:2x2x1"}
 ALL = bool(os.environ.get("TEST_ALL_TPUS"))  # also chips and sizes that add nothing new
@@ -15,7 +15,7 @@ ALL = bool(os.environ.get("TEST_ALL_TPUS"))  # also chips and sizes that add not
 def devices_of(chip: str) -> list:
     """Returns four virtual devices of a chip, for which programs compile. Skips the test if there is no compiler."""
     pytest.importorskip("libtpu", reason="the TPU's compiler")
-    return plan.devices(TOPOLOGIES[chip])
+    return chips.devices(TOPOLOGIES[chip])
 
 
 def device_of(chip: str):

@@ -89,8 +89,8 @@ class _Sum(NamedTuple):
 def costs(text: str) -> Costs:
     """Returns the costs of a compiled program, from its text.
 
-    A loop runs as often as the constant says to which its condition compares a counter from 0. A loop without such a
-    constant counts once.
+    A loop runs as often as its text says, in words or by the constant to which its condition compares a counter from 0.
+    A loop without either counts once.
     """
     program, entry = _read(text)
     found = _of_computation(program, entry)
@@ -140,6 +140,8 @@ def _of_computation(program: dict, name: str, fused: bool = False) -> _Sum:
 
 def _turns(program: dict, loop: Op) -> int:
     """Returns how often a loop runs, and 1 if its text does not say."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):  # the compiler of GPUs says it
+        return int(known[1])
     condition = program[re.search(r"condition=%([\w.\-]+)", loop.rest)[1]]
     constants = [op.rest.partition(")")[0] for op in condition.values() if op.kind == "constant"]
     return int(constants[0]) if len(constants) == 1 else 1
@@ -147,6 +149,10 @@ def _turns(program: dict, loop: Op) -> int:
 
 def _products(op: Op, ops: dict[str, Op]) -> int:
     """Returns the operations of a matrix product: two for each pair of numbers that it multiplies."""
+    if op.kind == "custom-call" and "__cublas" in op.rest:  # how the compiler of GPUs writes large products
+        summed = re.search(r'"lhs_contracting_dimensions":\[(.*?)\]', op.rest)[1]
+        left = ops[op.operands[0]].results[0].shape
+        return 2 * prod(op.results[0].shape) * prod(left[int(axis)] for axis in re.findall(r"\d+", summed))
     if op.kind not in ("dot", "convolution"):
         return 0
     left, right = (ops[name].results[0].shape for name in op.operands)

@@ -1,68 +1,22 @@
-"""What a training step needs on devices that are not here: the compiler of a TPU runs on any machine."""
+"""What a training step needs on devices that are not here: their compilers run on any machine."""
 
 import dataclasses
 import math
-import os
+import re
 import time
 from typing import NamedTuple
 
 import jax
-from jax.experimental import topologies
 
 from cram_jax.kernels.backends import compiling_for
 from cram_jax.kernels.meshes import BATCH_AXES
 from cram_jax.training import costs, loop, sharding
 from cram_jax.training import step as training
+from cram_jax.training.chips import CHIPS, Chip
 from cram_jax.training.loop import RunConfig
 from cram_jax.training.step import Learner
 
-
-class Chip(NamedTuple):
-    """memory: bytes of its memory.
-    flops: operations a second in bfloat16, at most.
-    bandwidth: bytes a second from its memory, at most.
-    links: bytes a second to other chips, all links together, one way.
-    """
-
-    memory: float
-    flops: float
-    bandwidth: float
-    links: float
-
-
-# What Google states for each, https://cloud.google.com/tpu/docs/v5e and so on
-CHIPS = {
-    "TPU v4": Chip(32e9, 275e12, 1.2e12, 300e9),
-    "TPU v5 lite": Chip(16e9, 197e12, 0.82e12, 200e9),
-    "TPU v5": Chip(95e9, 459e12, 2.765e12, 600e9),
-    "TPU v6 lite": Chip(32e9, 918e12, 1.64e12, 400e9),
-}
-# Asks no machine for its chips, shares the compiler with other processes, and prints no warnings
-QUIETLY = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_MIN_LOG_LEVEL": "3",
-    "TPU_STDERR_LOG_LEVEL": "3",
-}
-
-
-def devices(topology: str) -> list:
-    """Returns the chips of a topology of TPUs, such as "v5e:4x4", for which programs compile.
-
-    Raises:
-      ValueError: if the compiler of TPUs is not installed, or does not know the topology.
-    """
-    for name, value in QUIETLY.items():
-        os.environ.setdefault(name, value)
-    try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except Exception as error:  # what is raised depends on the version of the compiler
-        raise ValueError(
-            f"no TPU topology {topology!r} to compile for; name one such as v5e:4x4, v5p:4x4x4 or v6e:16x16, and "
-            f"install the compiler with pip install libtpu ({_first_line(error)})"
-        ) from error
+KERNEL = re.compile(r'custom_call_target="(?:tpu_custom_call|mosaic_gpu)')  # how XLA calls the kernels of TPU and GPU
 
 
 class TooLarge(ValueError):
@@ -157,7 +111,7 @@ def plan(learner: Learner, run: RunConfig, here: list) -> Plan:
         batch=batch,
         working=needed.temp_size_in_bytes + needed.output_size_in_bytes - needed.alias_size_in_bytes,
         costs=costs.costs(text),
-        kernels=text.count("tpu_custom_call"),
+        kernels=len(KERNEL.findall(text)),
         seconds=seconds,
         processor_seconds=processor_seconds,
     )

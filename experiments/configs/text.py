@@ -6,6 +6,7 @@ python experiments/text.py [--files=FOLDER] [--workdir=runs/text]
 |---|---|---|---|---|
 | small | 256 bytes | 1000 | 3 minutes | 2.0 bits a byte (3-grams: 2.6), 17% of bytes attend |
 | billion | 2048 bytes | - | compiled only, by plan_run.py | 1.25 billion parameters; it was never trained |
+| long | 131,072 bytes | - | compiled only, by plan_run.py | tokens divide among devices; it was never trained |
 
 CLAIMS.md has the figures with hardware and versions.
 """
@@ -29,6 +30,13 @@ VARIANTS = {
         "heads": {"heads": 16, "head_dim": 128},
         "network": {"depth": 24, "rolled": True, "remat": True},
     },
+    "long": {
+        "run": RunConfig(steps=1000, log_every=50, checkpoint_every=250, length=131_072, batch=1),
+        "size": {"D": 1024, "F": 4096, "compute_dtype": "bfloat16"},
+        "heads": {"heads": 8, "head_dim": 128},
+        "network": {"depth": 12, "rolled": True, "remat": True},
+        "memory": 4096,
+    },
 }
 SMALL = {"D": 96, "F": 256}
 WIDTH, MEMORY = 96, 64  # of working and semantic memory, and events that the buffer keeps
@@ -51,7 +59,7 @@ def get_config(variant: str = "small") -> ConfigDict:
                 working=WorkingConfig(
                     body="gated_scan", width=WIDTH
                 ),  # text needs what came before, not only the token
-                episodic=EpisodicConfig(memory=MEMORY, rotary=True, **heads),
+                episodic=EpisodicConfig(memory=found.get("memory", MEMORY), rotary=True, **heads),
                 semantic=SemanticConfig(rank=WIDTH),
             ),
             "transformer": AttentionConfig(**size, **heads, rotary=True),

@@ -26,7 +26,7 @@ import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
-from ..backends import Call
+from ..backends import Call, device
 from ..common import LOW, pad_to, vmap_as_more_sequences
 from . import xla
 from .plan import SkipPlan
@@ -46,8 +46,8 @@ def can_interpret() -> bool:
 
 
 def is_hopper() -> bool:
-    """Whether JAX's first device has the instructions of these kernels."""
-    return getattr(jax.devices()[0], "compute_capability", None) == "9.0"
+    """Whether the device that programs are made for has the instructions of these kernels."""
+    return str(getattr(device(), "compute_capability", None)) == "9.0"
 
 
 def supported(call: Call, interpret: bool = False) -> str | None:

@@ -1,6 +1,7 @@
 """What a training needs on chips that are not here."""
 
 import re
+from importlib import util
 from types import SimpleNamespace
 
 import jax
@@ -51,7 +52,10 @@ def size_of_sent(row: dict) -> float:
 
 
 def test_what_cannot_be_planned_is_named():
-    assert "no TPU topology 'v9:2x2'" in refused("plan_run", CONFIG, "--topology=v9:2x2", **SMALL)
+    assert "no topology 'v9:2x2' to compile for" in refused("plan_run", CONFIG, "--topology=v9:2x2", **SMALL)
+    if not util.find_spec("jax_cuda12_plugin"):
+        said = refused("plan_run", CONFIG, "--topology=h100:8", **SMALL)
+        assert "no topology 'h100:8'" in said and "pip install jax-cuda12-plugin" in said
     said = refused("plan_run", CONFIG, "--topology=v5e:2x2", **SMALL | {"run.mesh": "data:3"})
     assert "batches of 8 sequences do not divide among the 3 devices of run.mesh=data:3" in said
 

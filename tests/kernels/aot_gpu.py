@@ -13,32 +13,17 @@ from pathlib import Path
 
 HEADS = (64, 64), (128, 128), (64, 128), (128, 64)  # of keys, of values
 KERNELS = 3  # forward, dQ, and dK with dV
-H100 = """
-gpu_device_info {
-  cuda_compute_capability { major: 9 }
-  core_count: 132 threads_per_warp: 32 fpus_per_core: 128
-  threads_per_block_limit: 1024 threads_per_core_limit: 2048
-  registers_per_block_limit: 65536 registers_per_core_limit: 65536
-  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  clock_rate_ghz: 1.98 l2_cache_size: 52428800 memory_bandwidth: 3352320000000 device_memory_size: 84978434048
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
 
 
 def compile_all(K: int, V: int) -> None:
     """Forward and backward for 8 query heads and 4 key-value heads of these sizes over 4096 positions."""
     import jax
     import jax.numpy as jnp
-    from jax.experimental import topologies
 
     from cram_jax import kernels
+    from cram_jax.training import chips
 
-    topology = topologies.get_topology_desc(platform="cuda", topology_name="", topology="1x1x1", target_config=H100)
-    where = jax.sharding.SingleDeviceSharding(topology.devices[0])
+    where = jax.sharding.SingleDeviceSharding(chips.devices("h100:1")[0])
     array = lambda shape, kind: jax.ShapeDtypeStruct(shape, kind, sharding=where)
 
     def loss(q, k, v, routed):

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cram_jax.training import plan
+from cram_jax.training import chips, plan
 from cram_jax.training.costs import costs
 
 
@@ -115,7 +115,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 
 def test_chips_compute_their_part_and_send_as_often_as_a_loop_runs():
     pytest.importorskip("libtpu", reason="the TPU's compiler")
-    here = plan.devices("v5e:2x2")
+    here = chips.devices("v5e:2x2")
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,), devices=here)
     shape = lambda shape, *spec: jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, P(*spec)))
 
@@ -133,3 +133,33 @@ def test_chips_compute_their_part_and_send_as_often_as_a_loop_runs():
     scores = lambda q, k: jnp.einsum("bthd,bshd->bhts", q, k)
     of_heads = plan.compiled(jax.jit(scores).lower(*[shape((8, 64, 6, 32), "data")] * 2))
     assert costs(of_heads.as_text()).flops == 2 * (2 * 64 * 64 * 6 * 32) == of_heads.cost_analysis()["flops"]
+
+
+GPU = """
+%body (p: (s32[], bf16[64,128])) -> (s32[], bf16[64,128]) {
+  %p = (s32[], bf16[64,128]{1,0}) parameter(0)
+  %x = bf16[64,128]{1,0} get-tuple-element(%p), index=1
+  %w = bf16[128,32]{1,0} constant({...})
+  %gemm = (bf16[64,32]{1,0}, s8[4096]{0}) custom-call(%x, %w), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+  ROOT %out = (s32[], bf16[64,128]{1,0}) tuple(%p)
+}
+
+%until (p: (s32[], bf16[64,128])) -> pred[] {
+  %p = (s32[], bf16[64,128]{1,0}) parameter(0)
+  ROOT %less = pred[] fusion(%p), kind=kLoop, calls=%compared
+}
+
+%compared (p: s32[]) -> pred[] {
+  %p = s32[] parameter(0)
+  ROOT %c = pred[] compare(%p, %p), direction=LT
+}
+
+ENTRY %main (a: (s32[], bf16[64,128])) -> (s32[], bf16[64,128]) {
+  %a = (s32[], bf16[64,128]{1,0}) parameter(0)
+  ROOT %while = (s32[], bf16[64,128]{1,0}) while(%a), condition=%until, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+}
+"""  # noqa: E501
+
+
+def test_products_and_loops_as_the_compiler_of_gpus_writes_them():
+    assert costs(GPU).flops == 5 * 2 * 64 * 128 * 32
