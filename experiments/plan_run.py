@@ -1,10 +1,10 @@
-"""What a training needs on TPUs that are not here: memory, traffic, and the least time of a step.
+"""What a training needs on chips that are not here: memory, traffic, and the least time of a step.
 
 python experiments/plan_run.py --task=srcd --config=experiments/configs/srcd.py:paper --topology=v5e:4x4 --largest
 
-The real training step is compiled for these chips by their own compiler, which runs on Linux on x86 without a TPU
-(`pip install libtpu`). Nothing is trained. --config.run.batch=N sets the sequences of a whole batch. --largest doubles
-it until a chip cannot hold its part.
+The real training step is compiled for these chips by their own compiler, which runs on Linux on x86 without one
+(`pip install libtpu` for TPUs, `make .venv-aot-gpu/installed` for GPUs). Nothing is trained. --config.run.batch=N sets
+the sequences of a whole batch. --largest doubles it until a chip cannot hold its part.
 
 "memory" is what the compiler reserves on one chip. The times are what a chip takes at least, by the numbers that its
 maker states, if it does nothing else. At these rates a step takes the longest of them where they overlap in full, and
