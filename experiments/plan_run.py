@@ -109,15 +109,18 @@ def main(args) -> None:
             print(f"largest batch, by doubling: {largest(learner, run, here)} sequences")
         plans[topology] = data(found)
         if args.result:
-            keep(args, plans)
+            keep(args, plans, here[0].platform)
     if args.result:
         catalogue.leave(results.load(args.result, args.results), Path(args.results) / args.result)
 
 
-def keep(args, plans: dict[str, dict]) -> None:
+def keep(args, plans: dict[str, dict], platform: str) -> None:
     """Writes the result of the plans so far."""
-    made = gather.made_here(["Counted by the TPU's compiler, without a TPU. Nothing was trained or timed on one."])
-    made["versions"]["libtpu"] = version("libtpu")
+    made = gather.made_here(
+        ["Counted by the compiler of these chips, without one of them. Nothing was trained or timed."]
+    )
+    compiler = "libtpu" if platform == "tpu" else "jax-cuda12-plugin"
+    made["versions"][compiler] = version(compiler)
     command = f"python {shlex.join(sys.argv)}"
     found = gather.result(args.result, QUESTION, command, made, config=args.config, data=plans)
     results.write(Path(args.results) / args.result, found)
@@ -135,5 +138,5 @@ if __name__ == "__main__":
         largest=launch.Flag(False, "Also find the largest batch that fits, by doubling config.run.batch."),
         result=launch.Flag("", "Name of a result of all these plans; without one they are printed only."),
         results="runs",
-        takes="10 to 60 seconds for each batch that is compiled, one CPU core; 150 for a billion parameters",
+        takes="10 to 60 seconds for each batch that is compiled, one CPU core; a billion parameters 3 to 9 minutes",
     )

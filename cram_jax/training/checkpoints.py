@@ -212,11 +212,41 @@ class Checkpoints:
         return arrays
 
     def _restored(self, step: int, **what):
+        """Restores a part of a save. Where one of several processes cannot, none can."""
+        found, failed = None, None
         try:
-            return self.manager.restore(step, args=ocp.args.Composite(**what))
+            found = self._reader().restore(step, args=ocp.args.Composite(**what))
         except Exception as error:  # a damaged save makes orbax raise many kinds of errors
-            _touch(self.directory / str(step))  # raises OSError if the reason is the disk
-            raise Damaged(_line(error)) from error
+            if processes.lost(error):
+                raise
+            failed = self._why(step, error)
+        kinds = processes.gathered(np.asarray(sum(isinstance(failed, kind) for kind in (Exception, OSError))))
+        if failed is None and kinds.any():
+            failed = (OSError if kinds.max() > 1 else Damaged)("another process of this training cannot read it")
+        if failed is not None:
+            raise failed
+        return found
+
+    def _reader(self) -> ocp.CheckpointManager:
+        """What reads a save; of several processes each for itself, so that none waits for one that fails."""
+        if not processes.several():
+            return self.manager
+        own = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
+        options = ocp.CheckpointManagerOptions(read_only=True, create=False, multiprocessing_options=alone)
+        absl = logging.getLogger("absl")
+        with contextlib.ExitStack() as after:  # orbax warns that what only reads will not write
+            after.callback(absl.setLevel, absl.level)
+            absl.setLevel(logging.ERROR)
+            return ocp.CheckpointManager(self.directory, options=options)
+
+    def _why(self, step: int, error: Exception) -> "Damaged | OSError":
+        """What it means that a save cannot be restored."""
+        try:
+            _touch(self.directory / str(step))
+        except OSError as unread:
+            return OSError(*unread.args)
+        return Damaged(_line(error))
 
     def _check_model(self, step: int, found: dict[str, str], wanted: dict[str, str]) -> None:
         for path in [*wanted, *found]:

@@ -63,7 +63,7 @@ class Costs(NamedTuple):
     Attributes:
       flops: operations of matrix products.
       bytes: read from and written to the large memory.
-      sent: bytes that each kind of collective results in, by name.
+      sent: bytes that each kind of collective results in, by name; of a reduce-scatter those that go in.
     """
 
     flops: int
@@ -133,9 +133,17 @@ def _of_computation(program: dict, name: str, fused: bool = False) -> _Sum:
         sent, kind = {}, op.kind.removesuffix("-done")
         if kind in SENDS:
             channel = re.search(r"channel_id=(\d+)", op.rest)
-            sent = {channel[1] if channel else op.name: (kind, sum(array.bytes for array in op.results))}
+            sent = {channel[1] if channel else op.name: (kind, _sent(op, ops))}
         total = sum(parts, total) + _Sum(_products(op, ops), 0 if fused else _moved(op, ops, program), sent)
     return total
+
+
+def _sent(op: Op, ops: dict[str, Op]) -> int:
+    """Returns the bytes of a collective: of its results, but of a reduce-scatter what each chip has before it."""
+    if not op.kind.startswith("reduce-scatter"):
+        return sum(array.bytes for array in op.results)
+    begun = ops[op.operands[0]] if op.kind.endswith("-done") else op
+    return sum(array.bytes for name in begun.operands for array in ops[name].results)
 
 
 def _turns(program: dict, loop: Op) -> int:

@@ -44,6 +44,8 @@ class OptimizerConfig:
     def __post_init__(self):
         check_fields(self)
         check_at_least_one(self, "steps", "accumulate")
+        if self.steps % self.accumulate:
+            raise ValueError(f"accumulate must divide steps, got {self.accumulate} and {self.steps}")
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")

@@ -218,4 +218,10 @@ def over(devices: np.ndarray) -> Layout:
 def layout(text: str, batches: tuple[int, ...], lengths: tuple[int, ...] = ()) -> Layout:
     """Returns the layout of a training on the devices of this machine; arguments and errors as in `chosen`."""
     devices = chosen(text, batches, jax.devices(), lengths)
+    if without := set(range(jax.process_count())) - {device.process_index for device in devices.flat}:
+        sizes = " and ".join(map(str, batches))
+        raise ValueError(
+            f"run.mesh={text} with batches of {sizes} sequences leaves processes {sorted(without)} of "
+            f"{jax.process_count()} without a device; start fewer, or take batches that divide among all devices"
+        )
     return over(devices) if devices.size > 1 else Layout(None)

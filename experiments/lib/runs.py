@@ -232,6 +232,7 @@ def start(args: SimpleNamespace, learner: Learner, patterns: int = 0) -> Path:
       ValueError: if the directory holds a run with other settings or another start, or there is nothing to start from.
     """
     workdir, source = files.folder(args.workdir), args.warm_start
+    processes.check_alike(f"{args.workdir} {args.config.to_json()}", "a --workdir or settings")
     if processes.first():
         claim_workdir(workdir, args.config, looks=True, extend=args.extend)
     if not source:

@@ -11,7 +11,7 @@ from ..backends import SKIP_ATTENTION, Call, device_of
 from ..checks import check_kinds, check_shapes, check_whole
 from ..common import default_scale
 from ..containment import finite, spoilt_rows
-from ..meshes import SEQUENCE, automatic, divided, parts, varying_like
+from ..meshes import SEQUENCE, TENSOR, automatic, divided, own_heads, parts, varying_like
 from .buckets import in_buckets, in_smallest
 from .cache import read_cache, write_cache
 from .plan import SkipPlan, make_plan
@@ -142,11 +142,12 @@ def _backward(backend, scale, q, k, v, plan, o, lse, do):
     """(dq, dk, dv). Spoilt rows add nothing: a loss that takes one is NaN itself."""
     spoilt_BxCxHx1 = spoilt_rows(q, k, v, plan)[..., None]
     rows = [jnp.where(spoilt_BxCxHx1, 0, x) for x in (o, do)]
-    number = parts(q.shape[1])
+    # Devices share keys whose rows are on several of them, or the one head of keys that all heads look at
+    over = [SEQUENCE] * (parts(q.shape[1]) > 1) + [TENSOR] * (own_heads(q.shape[2]) and k.shape[2] == 1)
 
     def backward(q, k, v, plan, *rows):
         dq, dk, dv = SKIP_ATTENTION[backend].backward(*map(finite, (q, k, v)), plan, scale, *rows)
-        return (dq, dk, dv) if number == 1 else (dq, *jax.lax.psum((dk, dv), SEQUENCE))  # rows of all devices see keys
+        return (dq, *jax.lax.psum((dk, dv), over)) if over else (dq, dk, dv)
 
     arrays = q, k, v, plan, rows[0], lse, rows[1]
     return divided(backward, arrays, (ROWS, KEYS, KEYS, PLAN, ROWS, "BCH", ROWS), (ROWS, KEYS, KEYS))

@@ -54,6 +54,7 @@ def arguments() -> dict:
     return {
         "attention of few": (attend, [*heads, some, some]),
         "attention of late": (attend, [*heads, late, ~late]),
+        "attention with one head of keys": (attend, [heads[0], k[:, :, :1], heads[2][:, :, :1], some, some]),
         "read by few": (bucket, [x, w, some, some]),
         "read by all": (bucket, [x, w, some | True, some | True]),
         "gated scan": (lambda x, gap: gated(x, gap, None), [x, gap]),

@@ -95,6 +95,23 @@ def test_a_save_with_the_digest_of_earlier_versions_comes_back(tmp_path, monkeyp
         Checkpoints(tmp_path / "checkpoints").restore(state(0))
 
 
+@pytest.mark.parametrize(("kind", "said"), [(1, "checkpoint 2 is damaged (another process"), (2, "cannot be read")])
+def test_what_one_of_several_processes_cannot_read_none_takes(saved, monkeypatch, caplog, kind, said):
+    of_others = [kind, *[0] * 10] if kind == 1 else [kind] * 10
+
+    def gathered(number):
+        return np.stack([number, number * 0 + (of_others.pop(0) if number.ndim == 0 else 0)])
+
+    monkeypatch.setattr(checkpoints.processes, "gathered", gathered)
+    monkeypatch.setattr(checkpoints, "RETRIES", ())
+    if kind == 1:
+        step, restored = Checkpoints(saved).restore(state(0))
+        assert step == 1 and said in caplog.text
+        return same(restored, state(1))
+    with pytest.raises(OSError, match=said):
+        Checkpoints(saved).restore(state(0))
+
+
 def read_error(monkeypatch, where: str, times: int):
     """Files whose path has `where` in it cannot be read, so many times."""
     left, usual = [times], Path.open

@@ -161,5 +161,15 @@ ENTRY %main (a: (s32[], bf16[64,128])) -> (s32[], bf16[64,128]) {
 """  # noqa: E501
 
 
+def test_a_reduce_scatter_sends_what_goes_in():
+    program = """
+ENTRY %main (a: f32[1024]) -> f32[4] {
+  %a = f32[1024]{0} parameter(0)
+  ROOT %part = f32[4]{0} reduce-scatter(%a), channel_id=1, dimensions={0}, to_apply=%add
+}
+"""
+    assert costs(program).sent == {"reduce-scatter": 4096}
+
+
 def test_products_and_loops_as_the_compiler_of_gpus_writes_them():
     assert costs(GPU).flops == 5 * 2 * 64 * 128 * 32

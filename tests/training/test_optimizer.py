@@ -212,6 +212,11 @@ def test_without_groups_the_optimizer_holds_what_clipping_and_adamw_do():
     assert like(held) == like(plain.init(params))
 
 
+def test_steps_that_would_be_left_over_are_refused():
+    with pytest.raises(ValueError, match="accumulate must divide steps, got 3 and 20"):
+        OptimizerConfig(steps=20, accumulate=3)
+
+
 def test_accumulated_gradients_change_parameters_as_their_mean_does():
     params = filled(shapes(LEARNER.model))
     gradients = [filled(params, seed) for seed in range(1, 7)]

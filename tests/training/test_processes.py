@@ -48,7 +48,7 @@ def ended(started: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
 def test_four_processes_lose_one_two_go_on_and_one_ends_with_the_result_of_a_run_that_never_stopped(tmp_path):
     # Given four processes, one of which is killed at step 15
     run = tmp_path / "run"
-    four = start([run] * 4, "data:4", 1, KILL, "15", "1")
+    four = start([run] * 4, "data:2,fsdp:2", 1, KILL, "15", "1")
     four[1].wait(timeout=240)
     began = time.monotonic()
     for left in (0, 2, 3):
@@ -66,7 +66,7 @@ def test_four_processes_lose_one_two_go_on_and_one_ends_with_the_result_of_a_run
         )
 
     # When two go on from the save of step 10, and one of them gets SIGTERM, both stop at one step
-    two = ended(start([run] * 2, "data:2", 1, TERM, "12", "1"))
+    two = ended(start([run] * 2, "data:1,fsdp:2", 1, TERM, "12", "1"))
     assert [status for status, *_ in two] == [75, 75], two
     (stopped,) = {re.search(r"stopped by SIGTERM to one of the processes at step (\d+);", said)[1] for *_, said in two}
     assert 12 < int(stopped) < 20

@@ -2,7 +2,7 @@
 
 python tests/training/training_in_processes.py WORKDIR MESH PROCESS [SIGNAL STEP NUMBER]
 
-SIGNAL reaches the process of this NUMBER before that step. The first process leaves its last state in WORKDIR/last.npz.
+SIGNAL reaches the process of this NUMBER before that step. A process alone leaves its last state in WORKDIR/last.npz.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ def main(workdir: str, mesh: str, process: str, *signal: str) -> None:
     state, lines = loop.train(LEARNER, run, 0, Path(workdir), patterns=8)
     assert [line["step"] for line in lines] == [0, 10, 20]
     print("devices", run.layout().name, jax.device_count(), "of", jax.process_count(), "processes")
-    if processes.first():
+    if not processes.several():
         np.savez(Path(workdir) / "last.npz", **to_host(state))
 
 

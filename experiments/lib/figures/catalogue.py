@@ -45,7 +45,9 @@ FIGURES: dict[str, Drawer] = {
     "redundancy": redundancy.draw,
     "theorems": theorems.draw,
     "transfer": transfer.draw,
-    **dict.fromkeys(("streams", "streams_controls", "streams_controls_256", "streams_long", "streams_speeds"), streams.draw),
+    **dict.fromkeys(
+        ("streams", "streams_controls", "streams_controls_256", "streams_long", "streams_speeds"), streams.draw
+    ),
     **dict.fromkeys(("streams_change", "streams_change_controls"), streams.change),
     "plans": plans.draw,
     "streams_memory": streams.memory,
