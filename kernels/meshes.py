@@ -120,7 +120,8 @@ def parts(T: int) -> int:
 
 def in_parts(x_BxT, number: int):
     """Returns (B P T/P ...): the tokens of each of P devices."""
-    return constrained(x_BxT.reshape(x_BxT.shape[0], number, -1, *x_BxT.shape[2:]), "BT")
+    B, T, *others = x_BxT.shape
+    return constrained(x_BxT.reshape(B, number, T // number, *others), "BT")
 
 
 def constrained(x, shape: str):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from cram_jax.training import chips
+from cram_jax.training import chips, plan
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "v4": "v4:2x2x1", "v7x": "tpu7x:2x2x1"}
 ALL = bool(os.environ.get("TEST_ALL_TPUS"))  # also chips and sizes that add nothing new

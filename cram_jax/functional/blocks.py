@@ -139,7 +139,7 @@ def _asked(f, memory: Posterior, at: Place):
     for _ in range(at.block.ndim - 2):
         of_one = jax.vmap(of_one, in_axes=(each, 0, 0))
     found = of_one(memory._replace(sums=()), phi, block)
-    return found if number == 1 else jax.tree.map(lambda x: x.reshape(len(x), -1, *x.shape[3:]), found)
+    return found if number == 1 else jax.tree.map(lambda x: x.reshape(*at.phi.shape[:2], *x.shape[3:]), found)
 
 
 def _asked_tiles(f, memory: Posterior, phi_TxF, block_TxK):

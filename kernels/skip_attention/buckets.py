@@ -59,7 +59,7 @@ def _shorten(plan: SkipPlan, size: tuple) -> SkipPlan:
     number = parts(plan.rows_BxC.shape[1])  # each part of the rows becomes as short
     rows, slots = plan.rows_BxC.shape[1] // number, plan.slots_BxS.shape[1]
     C, S = whole_tiles(rows, size[0], min(ROWS, max(rows, 1))), whole_tiles(slots, size[1], keys_in_tile(slots))
-    cut = lambda x_BxC: x_BxC.reshape(len(x_BxC), number, rows)[..., :C].reshape(len(x_BxC), -1)
+    cut = lambda x_BxC: x_BxC.reshape(len(x_BxC), number, rows)[..., :C].reshape(len(x_BxC), number * C)
     return plan._replace(
         rows_BxC=cut(plan.rows_BxC),
         start_BxC=cut(plan.start_BxC),

@@ -60,7 +60,7 @@ class SkipPlan(NamedTuple):
         """(positions of the rows in their part of the tokens, a function that cuts an axis 1 in parts, its inverse)."""
         if (number := parts(T)) == 1:
             return self.rows_BxC, lambda x: x, lambda x: x
-        joined = lambda x: constrained(x.reshape(x.shape[0], -1, *x.shape[3:]), "BT")
+        joined = lambda x: constrained(x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:]), "BT")
         local = in_parts(self.rows_BxC, number) - jnp.arange(number)[:, None] * (T // number)
         return local, partial(in_parts, number=number), joined
 
