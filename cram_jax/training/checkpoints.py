@@ -10,6 +10,7 @@
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -215,7 +216,7 @@ class Checkpoints:
         """Restores a part of a save. Where one of several processes cannot, none can."""
         found, failed = None, None
         try:
-            found = self._reader().restore(step, args=ocp.args.Composite(**what))
+            found = self._reader.restore(step, args=ocp.args.Composite(**what))
         except Exception as error:  # a damaged save makes orbax raise many kinds of errors
             if processes.lost(error):
                 raise
@@ -227,6 +228,7 @@ class Checkpoints:
             raise failed
         return found
 
+    @functools.cached_property
     def _reader(self) -> ocp.CheckpointManager:
         """What reads a save; of several processes each for itself, so that none waits for one that fails."""
         if not processes.several():
@@ -245,7 +247,7 @@ class Checkpoints:
         try:
             _touch(self.directory / str(step))
         except OSError as unread:
-            return OSError(*unread.args)
+            return unread
         return Damaged(_line(error))
 
     def _check_model(self, step: int, found: dict[str, str], wanted: dict[str, str]) -> None:

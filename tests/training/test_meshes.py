@@ -91,3 +91,12 @@ def test_a_curriculum_counts_too():
     assert RunConfig(batch=4, curriculum=((10, 8, 32), (10, 16, 16))).batches == (4, 16, 32)
     with pytest.raises(ValueError, match="got 'data:-2'"):
         RunConfig(mesh="data:-2")
+
+
+def test_a_process_without_a_device_is_named(monkeypatch):
+    of_two = [SimpleNamespace(device_kind="TPU v5 lite", id=i, process_index=i // 4) for i in range(8)]
+    monkeypatch.setattr(sharding.jax, "devices", lambda: of_two)
+    monkeypatch.setattr(sharding.jax, "process_count", lambda: 2)
+    message = r"batches of 4 sequences leaves processes \[1\] of 2 without a device; start fewer"
+    with pytest.raises(ValueError, match=message):
+        sharding.layout.__wrapped__("data:-1", (4,))

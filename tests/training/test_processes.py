@@ -111,3 +111,10 @@ def test_a_process_alone_waits_for_no_other(monkeypatch, environment, several):
     monkeypatch.setattr(processes.jax.distributed, "initialize", lambda *how, **more: joined.append(how))
     processes.begin()
     assert joined == [(None, None, None)] * several
+
+
+def test_processes_with_other_settings_are_told_so(monkeypatch):
+    processes.check_alike("seed 0", "settings")
+    monkeypatch.setattr(processes, "gathered", lambda number: np.stack([number, number, number + 1]))
+    with pytest.raises(ValueError, match=r"processes \[2\] were started with settings other than those of process 0"):
+        processes.check_alike("seed 0", "settings")
